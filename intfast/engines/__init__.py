@@ -1,0 +1,1 @@
+"""The engines behind `intfast.rollout.Engine`: one module each, imported where chosen."""

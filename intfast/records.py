@@ -1,0 +1,114 @@
+"""The records that walk through the house, and the legend of shapes.
+
+Shapes: P problems, G samples per problem, N = P x G flat, S packed sequences, T packed tokens,
+D model width, F feed-forward width, H query heads, J key/value heads, K head width, V vocabulary.
+A tensor or nested list that crosses a function border ends in one letter per axis:
+`hidden_TD`, `completions_P_G`.
+
+Every record is one line of a JSONL file of the run folder, so a run can be read from it alone.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all records: immutable, strict about its fields."""
+
+
+class Problem(Record):
+    """One question that can be graded.
+
+    Example: Problem(id="omni-17", problem="What is 1 + 1?", answer="2",
+    reference="1 + 1 = 2, so the answer is \\boxed{2}.")
+    """
+
+    id: str
+    problem: str
+    answer: str
+    reference: str | None = None
+    """A correct worked solution. Interventions need it; RL and evaluation do not."""
+    source: str = ""
+    """Where the row came from, for a person: "train.jsonl:17"."""
+
+
+class Attempt(Record):
+    """One sampled solution of a problem, graded.
+
+    Example: Attempt(problem_id="omni-17", sample=0, prompt_ids=[1, 2], token_ids=[7, 8],
+    text="1 + 1 = 3", finish_reason="stop", grade="wrong", reason="wrong", policy_version=0)
+    """
+
+    problem_id: str
+    sample: int
+    prompt_ids: list[int]
+    token_ids: list[int]
+    text: str
+    finish_reason: str
+    grade: str
+    """"correct", "wrong" or "unscored"."""
+    reason: str
+    """The reason code of the grade, for example "wrong", "no_answer", "timeout"."""
+    policy_version: int
+
+
+class Intervention(Record):
+    """One candidate intervention for one wrong attempt; kept, or dropped at a named gate.
+
+    `prefix_ids` are the attempt's own token ids before the located step; `intervention_ids` are
+    the replacement step, tokenised once. `gate` is "kept" or the gate that dropped the candidate.
+    """
+
+    id: str
+    problem_id: str
+    attempt: int
+    sample: int
+    guided: str
+    reply: str
+    gate: str
+    reason: str = ""
+    location: int = 0
+    """The number of the first wrong step, counted from 1; 0 when the reply named none."""
+    content: str = ""
+    prefix_ids: list[int] = []
+    intervention_ids: list[int] = []
+    num_tokens: int = 0
+    """Tokens generated for this candidate (guided solve counted once, with sample 0)."""
+
+
+class Continuation(Record):
+    """One sampled completion of a partial answer, graded.
+
+    `start` says what was continued: "intervention" (prefix + intervention), "error" (prefix + the
+    original wrong step) or "prefix" (the prefix alone).
+    """
+
+    intervention_id: str
+    problem_id: str
+    start: str
+    sample: int
+    token_ids: list[int]
+    text: str
+    finish_reason: str
+    grade: str
+    reason: str
+
+
+class Example(Record):
+    """One training sequence: tokens, and what the loss does with each of them.
+
+    All lists are as long as `token_ids`; entry t speaks of predicting token t from those before
+    it, so entry 0 is never used. Prompt tokens have weight 0.
+    Example: Example(token_ids=[1, 2, 7, 8], weights=[0, 0, 1, 1])
+    """
+
+    token_ids: list[int]
+    weights: list[float]
+    advantages: list[float] | None = None
+    """Policy objective only: the advantage of each token."""
+    sampler_logprobs: list[float] | None = None
+    """Policy objective only: the log-prob under which each token was sampled (natural log)."""
+    problem_id: str = ""
+    kind: str = ""
+    """What the sequence is, for reports: "intervention", "rollout", ..."""

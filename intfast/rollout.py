@@ -1,0 +1,90 @@
+"""The Engine protocol: token ids in; token ids, log-probs and finish reasons out.
+
+An engine generates with the trainer's own parameters. No other module knows which engine runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from intfast.records import Record
+
+
+class Sampling(Record):
+    """How the tokens of one request are drawn. The defaults sample from the policy itself."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 switches the limit off."""
+    stop_ids: tuple[int, ...] = ()
+    """Token ids that end the completion; the token is kept as its last one."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the completion as soon as its decoded text contains one of them."""
+
+
+class Request(Record):
+    """One prompt and the seeds of the samples wanted from it: one prefill, `len(seeds)` samples.
+
+    The prompt may end anywhere inside an answer. A sample depends on its prompt, its sampling
+    settings and its seed, and not on what else is in the batch.
+    """
+
+    prompt_ids: Sequence[int]
+    seeds: Sequence[int]
+    sampling: Sampling
+
+
+class Completion(Record):
+    """One sample. `logprobs[t]` is the natural log-probability of `token_ids[t]` under the
+    distribution it was drawn from (after temperature, top-k and top-p)."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    """"stop" (a stop id or stop text) or "length"."""
+    policy_version: int
+
+
+class Engine(Protocol):
+    """What the trainer asks of an engine. Both engines pass tests/test_engine.py."""
+
+    policy_version: int
+    """How many weight updates the engine has been told of."""
+
+    def generate(
+        self,
+        requests_P: Sequence[Request],
+        on_finished: Callable[[int, int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """Completions_P_G in the order of the requests and their seeds.
+
+        `on_finished(num_finished, num_tokens)` is called as samples end, for progress bars.
+        """
+
+    def score(
+        self, sequences_P: Sequence[Sequence[int]], temperature: float = 1.0
+    ) -> list[list[float]]:
+        """Log-probs of tokens 1.. of each sequence given the tokens before; one less than tokens."""
+
+    def weights_changed(self) -> None:
+        """The parameters were updated in place: forget caches, count the policy version."""
+
+    def sleep(self) -> None:
+        """Give the KV memory back to the trainer."""
+
+    def wake(self) -> None:
+        """Take the KV memory again."""
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """A 63-bit seed for one named draw, so that adding a draw in one place moves no other.
+
+    Example: derive_seed(0, "attempts", problem.id, sample).
+    """
+    text = "/".join([str(seed), *map(str, names)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
