@@ -1,0 +1,556 @@
+"""Every setting of a run: one tree of frozen Structs; load, override, check, explain.
+
+`load("configs/x.toml", ["rl.steps=100"])` returns a checked `Config` or raises one `ValueError`
+that lists every mistake, each with its path, what was expected, and the nearest valid name.
+Defaults are the InT paper's and stand here (and in `settings.py`) and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import sys
+import textwrap
+import tomllib
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from intfast.settings import CreditConfig, OptimConfig, PolicyConfig, Settings
+
+
+class ModelConfig(Settings):
+    """The model that is trained, and that attempts, verifies and intervenes."""
+
+    path: str = "Qwen/Qwen3-4B-Instruct-2507"
+    """Hugging Face folder or hub name (config.json, safetensors, tokenizer.json)."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Storage of the weights; the optimizer always keeps fp32 masters."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """"auto" is CUDA where torch sees it, else the CPU; the choice is printed."""
+    activation_checkpointing: bool = False
+    """Recompute activations in backward: about a third more time for much less memory."""
+    threads: int | None = None
+    """CPU threads of torch; absent: torch's own choice."""
+
+    def check(self) -> list[str]:
+        return _at_least(self, threads=1)
+
+
+class DataConfig(Settings):
+    """Problems with answers and reference solutions."""
+
+    train: str | None = None
+    """Training problems: .jsonl, .json, .parquet, a dataset folder, or a hub name."""
+    test: str | None = None
+    """Held-out problems; absent: no evaluation."""
+    columns: dict[str, str] = {}
+    """Your column names where ours do not fit: {problem = "question_text"}."""
+    train_limit: int | None = None
+    """Use only the first so many training problems."""
+    test_limit: int | None = None
+    """Use only the first so many test problems."""
+
+    def check(self) -> list[str]:
+        return _at_least(self, train_limit=1, test_limit=1)
+
+
+class PromptConfig(Settings):
+    """What the model is asked, and how its text is cut into steps."""
+
+    style: Literal["chat", "compact"] = "chat"
+    """"chat": the two-turn conversation for instruction-tuned models; "compact": the quickstart's."""
+    instruction: str = ""
+    """Text added to every problem in the chat style, for example how to box the answer."""
+    separator: str = "\n\n"
+    """What ends a step. Steps keep their separator, so they join to the attempt byte for byte."""
+
+    def check(self) -> list[str]:
+        return [] if self.separator else ["separator must not be empty; the paper's is a blank line"]
+
+
+class GradeConfig(Settings):
+    """How the answer is found in a text and compared."""
+
+    mode: str = "boxed"
+    """"boxed": the last \\boxed{} (else after "Answer:"), compared as mathematics; "tail:WORD": the
+    text after the last WORD, compared as text."""
+    workers: int = 2
+    """Processes for answers that need a computer-algebra comparison."""
+    timeout_s: float = 10.0
+    """Seconds after which such a process is killed and the answer counted as unscored."""
+
+    def check(self) -> list[str]:
+        errors = _at_least(self, workers=1)
+        if self.mode != "boxed" and not self.mode.removeprefix("tail:") != self.mode:
+            errors.append(f'mode must be "boxed" or "tail:WORD", got "{self.mode}"')
+        return errors
+
+
+class RolloutConfig(Settings):
+    """The engine that generates."""
+
+    engine: Literal["native"] = "native"
+    """"native": the embedded engine on the trainer's own parameters."""
+    max_rows: int = 256
+    """Sequences decoded at once."""
+    cache_gib: float = 4.0
+    """Memory for keys and values, in GiB."""
+    chunk_samples: int = 4096
+    """Samples per call of the engine; records are written to disk after every call."""
+
+    def check(self) -> list[str]:
+        errors = _at_least(self, max_rows=1, chunk_samples=1)
+        return errors + ([] if self.cache_gib > 0 else ["cache_gib must be > 0"])
+
+
+class SamplingConfig(Settings):
+    """How tokens are drawn."""
+
+    temperature: float = 0.7
+    """0 is greedy."""
+    top_p: float = 0.8
+    """Smallest set of tokens with this probability; 1 switches it off."""
+    top_k: int = 20
+    """This many most likely tokens; 0 switches it off."""
+    max_new_tokens: int = 16384
+    """Longest completion, in tokens."""
+
+    def check(self) -> list[str]:
+        errors = _at_least(self, temperature=0, top_k=0, max_new_tokens=1)
+        if not 0 < self.top_p <= 1:
+            errors.append(f"top_p must be in (0, 1], got {self.top_p}")
+        return errors
+
+
+class AttemptConfig(Settings):
+    """Stage 1: the model's own solutions."""
+
+    samples: int = 4
+    """Attempts per problem."""
+    unsolved_only: bool = False
+    """Keep only problems that no attempt solved (the paper's pool: none of 64)."""
+    max_problems: int | None = None
+    """Stop selecting after so many problems."""
+    wrong_per_problem: int = 4
+    """Wrong attempts per problem that go on to verification."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How attempts are drawn."""
+
+    def check(self) -> list[str]:
+        errors = _at_least(self, samples=1, wrong_per_problem=1, max_problems=1)
+        if self.wrong_per_problem > self.samples:
+            errors.append(
+                f"wrong_per_problem ({self.wrong_per_problem}) must be <= samples ({self.samples})"
+            )
+        return errors
+
+
+class InterveneConfig(Settings):
+    """Stage 2: verify, intervene, continue, keep."""
+
+    guided_solve: bool = True
+    """Chat style: first let the model solve the problem along the reference, as in the paper."""
+    samples: int = 4
+    """Verifications per wrong attempt; the first that passes the gates is used."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How guided solutions and verifications are drawn."""
+    leak_gate: bool = True
+    """Drop interventions that give the answer away."""
+    continuations: int = 32
+    """Continuations from prefix + intervention, per intervention."""
+    wave: int = 8
+    """Continuations per wave; the stop rule looks between waves."""
+    stop: Literal["never", "first_success"] = "never"
+    """"never": all continuations, as in the paper; "first_success": no wave after a right one."""
+    min_correct: int = 1
+    """Right continuations that an intervention needs to be kept."""
+    baselines: bool = False
+    """Also continue from prefix + wrong step and from the prefix alone, for the report."""
+    continuation: SamplingConfig = SamplingConfig()
+    """How continuations are drawn."""
+
+    def check(self) -> list[str]:
+        errors = _at_least(self, samples=1, continuations=0, wave=1, min_correct=1)
+        if 0 < self.continuations < self.min_correct:
+            errors.append(
+                f"continuations ({self.continuations}) must be >= min_correct ({self.min_correct})"
+            )
+        if self.stop == "first_success" and self.min_correct > 1:
+            errors.append('stop = "first_success" cannot reach min_correct > 1; use stop = "never"')
+        return errors
+
+
+class SftConfig(Settings):
+    """Stage 3: fine-tuning on prefix + intervention."""
+
+    epochs: int = 4
+    """Passes over the examples; 0 skips the stage."""
+    batch_size: int = 64
+    """Examples per optimizer step."""
+    loss_on: Literal["prefix+intervention", "intervention"] = "prefix+intervention"
+    """Which tokens carry loss; the paper trains both."""
+    suffix: bool = False
+    """Append a right continuation to the target (an ablation; the paper advises against it)."""
+    filter: bool = True
+    """Only interventions with enough right continuations; false keeps all that passed the gates."""
+    rows: Literal["all", "one"] = "all"
+    """Every kept intervention, or one per problem (the one with the most right continuations)."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer and schedule."""
+
+    def check(self) -> list[str]:
+        return _at_least(self, epochs=0, batch_size=1)
+
+
+class RlConfig(Settings):
+    """Stage 4: reinforcement learning on the outcome."""
+
+    steps: int = 400
+    """Rollout steps; 0 skips the stage."""
+    problems_per_step: int = 32
+    """Groups per step."""
+    group_size: int = 8
+    """Rollouts per problem."""
+    minibatches: int = 2
+    """Optimizer steps per rollout step."""
+    problems: Literal["selected", "unlocked"] = "unlocked"
+    """"selected": all problems of stage 1; "unlocked": those with a kept intervention (the paper)."""
+    refill: int = 0
+    """Dynamic sampling: extra rounds that replace groups without variance, at most so many."""
+    sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0)
+    """How rollouts are drawn; importance correction needs the full distribution."""
+    policy: PolicyConfig = PolicyConfig()
+    """The objective."""
+    credit: CreditConfig = CreditConfig()
+    """From rewards to per-token advantages and weights."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer and schedule."""
+    checkpoint_every: int = 20
+    """Steps between checkpoints."""
+    evaluate_every: int | None = None
+    """Steps between evaluations on the test problems; absent: only at the end."""
+    from_base: bool = False
+    """Also run the same RL from the base model, for comparison."""
+
+    def check(self) -> list[str]:
+        errors = _at_least(
+            self,
+            steps=0,
+            problems_per_step=1,
+            group_size=2,
+            minibatches=1,
+            refill=0,
+            checkpoint_every=1,
+            evaluate_every=1,
+        )
+        rollouts = self.problems_per_step * self.group_size
+        if rollouts % self.minibatches:
+            errors.append(
+                f"minibatches ({self.minibatches}) must divide problems_per_step x group_size "
+                f"({self.problems_per_step} x {self.group_size} = {rollouts})"
+            )
+        truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
+        if truncated and self.policy.correction != "off":
+            errors.append(
+                "policy.correction needs the full distribution: set sampling.top_p = 1 and "
+                'sampling.top_k = 0, or policy.correction = "off"'
+            )
+        if self.sampling.temperature == 0:
+            errors.append("sampling.temperature must be > 0: greedy rollouts of a group are equal")
+        return errors
+
+
+class EvaluateConfig(Settings):
+    """Accuracy and pass@k on the test problems."""
+
+    samples: int = 128
+    """Samples per problem."""
+    ks: list[int] = [1, 8, 32]
+    """k of pass@k; each at most `samples`."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How test answers are drawn."""
+
+    def check(self) -> list[str]:
+        errors = _at_least(self, samples=1)
+        if bad := [k for k in self.ks if not 1 <= k <= self.samples]:
+            errors.append(f"ks must lie in 1..samples ({self.samples}), got {bad}")
+        return errors
+
+
+class TrainConfig(Settings):
+    """What every optimizer step shares."""
+
+    micro_batch_tokens: int = 20480
+    """Packed tokens per forward and backward; sets the activation memory."""
+
+    def check(self) -> list[str]:
+        return _at_least(self, micro_batch_tokens=1)
+
+
+class Config(Settings):
+    """A whole run: problems in, trained, evaluated and exported model out."""
+
+    run: str = "runs/int"
+    """The run folder. The same command continues an interrupted run."""
+    seed: int = 0
+    """Drives sampling and data order through named streams."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    grade: GradeConfig = GradeConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    attempts: AttemptConfig = AttemptConfig()
+    intervene: InterveneConfig = InterveneConfig()
+    train: TrainConfig = TrainConfig()
+    sft: SftConfig = SftConfig()
+    rl: RlConfig = RlConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def check(self) -> list[str]:
+        """Combinations that cannot work, or settings that would have no effect."""
+        errors = []
+        if self.data.train is None:
+            errors.append('data.train is missing; name a problem file: data.train = "my.jsonl"')
+        if not self.sft.epochs and not self.rl.steps:
+            errors.append("sft.epochs = 0 and rl.steps = 0: nothing would be trained")
+        if self.sft.filter and self.sft.epochs and not self.intervene.continuations:
+            errors.append(
+                "sft.filter = true needs intervene.continuations > 0 (or set sft.filter = false)"
+            )
+        if self.sft.suffix and not self.intervene.continuations:
+            errors.append("sft.suffix = true needs intervene.continuations > 0")
+        if self.intervene.baselines and not self.intervene.continuations:
+            errors.append("intervene.baselines = true needs intervene.continuations > 0")
+        if not self.sft.epochs and self.rl.problems == "unlocked":
+            errors.append('rl.problems = "unlocked" needs sft.epochs > 0; use "selected"')
+        if not self.sft.epochs and self.rl.from_base:
+            errors.append("rl.from_base repeats plain RL when sft.epochs = 0; set it to false")
+        if self.rl.from_base and not self.rl.steps:
+            errors.append("rl.from_base = true has no effect while rl.steps = 0")
+        if self.rl.evaluate_every and self.data.test is None:
+            errors.append("rl.evaluate_every has no effect without data.test")
+        return errors
+
+
+# --- load ------------------------------------------------------------------------------------
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The checked config of a TOML file with `key.sub=value` texts on top.
+
+    Raises ValueError with all mistakes at once; a missing file names its neighbours.
+    """
+    tree = _read_toml(Path(path)) if path is not None else {}
+    errors = [error for text in overrides if (error := _override(tree, text))]
+    config = _build(Config, tree, "", errors)
+    if not errors:
+        errors = list(_check_all(config, ""))
+    if errors:
+        where = f"{path}: " if path is not None else ""
+        count = f"{len(errors)} error" + ("s" if len(errors) > 1 else "")
+        raise ValueError("\n".join([f"{where}{count} in the configuration", *errors]))
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        near = sorted(str(p) for p in folder.glob("*.toml"))
+        raise ValueError(
+            f"no config file {path}; there are: {', '.join(near) or 'no .toml files in ' + str(folder)}"
+        )
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+
+
+def _override(tree: dict[str, Any], text: str) -> str | None:
+    """Put one `key.sub=value` into the tree; the message of a mistake, or None."""
+    key, equals, value = text.removeprefix("--").partition("=")
+    if not equals:
+        return f'  "{text}": expected key=value, for example rl.steps=100'
+    kind: Any = Config
+    *parents, leaf = key.split(".")
+    node = tree
+    for part in parents:
+        kind = _field_types(kind).get(part) if _is_struct(kind) else None
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            return f"  {key}: {part} is not a section"
+    kind = _field_types(kind).get(leaf) if _is_struct(kind) else None
+    node[leaf] = value if kind is None else _from_text(value, kind)
+    return None
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    """A command-line text as the value of a field; left as text where it does not fit."""
+    if kind is str:
+        return text
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _build(kind: type, tree: Any, path: str, errors: list[str]) -> Any:
+    """A Struct from a nested dict, collecting every mistake under its dotted path."""
+    types = _field_types(kind)
+    values = {}
+    if not isinstance(tree, dict):
+        errors.append(f"  {path}: expected a section, got {tree!r}")
+        return kind()
+    for name, value in tree.items():
+        dotted = f"{path}.{name}" if path else name
+        if name not in types:
+            errors.append(f"  {dotted}: unknown setting{_suggest(dotted, name, types)}")
+        elif _is_struct(types[name]):
+            values[name] = _build(types[name], value, dotted, errors)
+        else:
+            try:
+                values[name] = msgspec.convert(value, types[name])
+            except msgspec.ValidationError:
+                expected = _type_text(types[name])
+                errors.append(f"  {dotted}: expected {expected}, got {value!r}")
+    return _default_of(kind, path, values)
+
+
+def _default_of(kind: type, path: str, values: dict[str, Any]) -> Any:
+    """`kind(**values)` on top of the defaults that the parent gives this section."""
+    base: Any = Config()
+    for part in path.split(".") if path else []:
+        base = getattr(base, part)
+    return msgspec.structs.replace(base, **values)
+
+
+def _suggest(dotted: str, name: str, types: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, types, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {dotted.removesuffix(name)}{near[0]}?"
+    elsewhere = [path for path, *_ in walk() if path.rsplit(".", 1)[-1] == name]
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere[:3])}?"
+    return f"; known here: {', '.join(types)}"
+
+
+def _check_all(config: Any, path: str) -> Iterator[str]:
+    for message in config.check():
+        yield f"  {path}.{message}" if path else f"  {message}"
+    for name, kind in _field_types(type(config)).items():
+        if _is_struct(kind):
+            yield from _check_all(getattr(config, name), f"{path}.{name}" if path else name)
+
+
+# --- explain ---------------------------------------------------------------------------------
+
+
+def walk(kind: type = Config, path: str = "", base: Any = None) -> Iterator[tuple[str, str, Any, str]]:
+    """(dotted path, type, default, explanation) of every setting, in the order of the tree."""
+    base = Config() if base is None else base
+    documents = _field_docs(kind)
+    for name, field_type in _field_types(kind).items():
+        dotted = f"{path}.{name}" if path else name
+        value = getattr(base, name)
+        if _is_struct(field_type):
+            yield from walk(field_type, dotted, value)
+        else:
+            yield dotted, _type_text(field_type), value, documents.get(name, "")
+
+
+def explain() -> str:
+    """The text behind `--help`: every setting with its type, default and meaning."""
+    lines, section = [], ""
+    for path, kind, default, text in walk():
+        head = path.rpartition(".")[0]
+        if head != section:
+            section = head
+            lines += ["", f"[{head}]"]
+        shown = "absent" if default is None else msgspec.json.encode(default).decode()
+        lines.append(f"  {path} = {shown}   ({kind})")
+        lines += textwrap.wrap(text, 92, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines).strip("\n")
+
+
+def differences(config: Config, other: Config | None = None) -> dict[str, tuple[Any, Any]]:
+    """Dotted path -> (value in `other`, value in `config`) where they differ; default: Config()."""
+    old = {path: value for path, _, value, _ in walk(base=other or Config())}
+    new = {path: value for path, _, value, _ in walk(base=config)}
+    return {path: (old[path], new[path]) for path in new if old[path] != new[path]}
+
+
+def to_toml(config: Config) -> str:
+    """The resolved config as a TOML file that `load` reads back to an equal Config."""
+    lines, section = [], ""
+    rows = sorted(walk(base=config), key=lambda row: row[0].rpartition(".")[0])
+    for path, _, value, _ in rows:
+        head, _, name = path.rpartition(".")
+        if value is None:
+            continue
+        if head != section:
+            section = head
+            lines += ["", f"[{head}]"]
+        lines.append(f"{name} = {_toml_value(value)}")
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    # JSON and TOML write booleans, numbers and basic strings the same way.
+    return msgspec.json.encode(value).decode()
+
+
+# --- what the Structs say of themselves --------------------------------------------------------
+
+
+def _at_least(section: Settings, **bounds: float) -> list[str]:
+    """A message for each field below its bound; absent values pass."""
+    return [
+        f"{name} must be >= {bound}, got {value}"
+        for name, bound in bounds.items()
+        if (value := getattr(section, name)) is not None and value < bound
+    ]
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _field_types(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _type_text(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(f'"{choice}"' for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is None and kind is not None and isinstance(kind, type):
+        names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+        return names.get(kind, kind.__name__)
+    arguments = [a for a in typing.get_args(kind) if a is not type(None)]
+    if typing.get_origin(kind) is list:
+        return f"list of {_type_text(arguments[0])}s"
+    if typing.get_origin(kind) is dict:
+        return "table of texts"
+    return " or ".join(map(_type_text, arguments))
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    """The string that follows each field in the source: the one place where it is explained."""
+    source = inspect.getsource(sys.modules[kind.__module__])
+    (definition,) = (
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == kind.__name__
+    )
+    documents = {}
+    for field, text in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            documents[field.target.id] = " ".join(ast.literal_eval(text.value).split())
+    return documents
