@@ -70,7 +70,9 @@ class PromptConfig(Settings):
     """What ends a step. Steps keep their separator, so they join to the attempt byte for byte."""
 
     def check(self) -> list[str]:
-        return [] if self.separator else ["separator must not be empty; the paper's is a blank line"]
+        return (
+            [] if self.separator else ["separator must not be empty; the paper's is a blank line"]
+        )
 
 
 class GradeConfig(Settings):
@@ -449,7 +451,9 @@ def _check_all(config: Any, path: str) -> Iterator[str]:
 # --- explain ---------------------------------------------------------------------------------
 
 
-def walk(kind: type = Config, path: str = "", base: Any = None) -> Iterator[tuple[str, str, Any, str]]:
+def walk(
+    kind: type = Config, path: str = "", base: Any = None
+) -> Iterator[tuple[str, str, Any, str]]:
     """(dotted path, type, default, explanation) of every setting, in the order of the tree."""
     base = Config() if base is None else base
     documents = _field_docs(kind)
@@ -500,7 +504,9 @@ def to_toml(config: Config) -> str:
 
 def _toml_value(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+        return (
+            "{" + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     # JSON and TOML write booleans, numbers and basic strings the same way.

@@ -149,7 +149,9 @@ the replacement step
 
 If no substep is critically wrong, write <location>none</location> and leave the intervention empty."""
 
-_OUR_TAGS = re.compile(r"<(?=/?(?:attempt|location|intervention|problem|reference)\b)", re.IGNORECASE)
+_OUR_TAGS = re.compile(
+    r"<(?=/?(?:attempt|location|intervention|problem|reference)\b)", re.IGNORECASE
+)
 _LOCATION = re.compile(r"<location>(.*?)</location>", re.DOTALL)
 _INTERVENTION = re.compile(r"<intervention>(.*?)</intervention>", re.DOTALL)
 
@@ -195,10 +197,11 @@ class ChatStyle:
             return Verdict(reason="unparsed")
         if not 1 <= int(place) <= len(steps):
             return Verdict(location=int(place), content=content, reason="bad_location")
-        # Within a step the separator of steps cannot occur, so lines become steps of their own.
-        lines = [line.rstrip() for line in content.splitlines() if line.strip()]
         separator = self.config.separator
-        return Verdict(location=int(place), content=separator.join(lines) + separator)
+        if not separator.strip("\n"):
+            # As in the paper: every line of the replacement becomes a step of its own.
+            content = re.sub(r"\s*\n\s*", separator, content)
+        return Verdict(location=int(place), content=content + separator)
 
     def _question(self, problem: Problem) -> str:
         instruction = self.config.instruction
@@ -221,3 +224,54 @@ class ChatStyle:
 def _fence(step: str) -> str:
     """A step of the attempt with our own tags made harmless, so that it cannot close the quote."""
     return _OUR_TAGS.sub("< ", step.strip("\n"))
+
+
+# --- the compact style -------------------------------------------------------------------------
+
+
+class CompactStyle:
+    """The word-level dialect of the quickstart task; `intfast.quickstart.task` has its grammar."""
+
+    def __init__(self, config: PromptConfig, tokenizer: Any) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.stop_ids = (tokenizer.eos_token_id,)
+
+    def solve(self, problem: Problem) -> list[int]:
+        return encode(self.tokenizer, f"<solve> {problem.problem}")
+
+    def guided(self, problem: Problem) -> list[int] | None:
+        return None
+
+    def verify(self, problem: Problem, steps: Sequence[str], guided: str) -> list[int]:
+        attempt = "".join(steps).strip()
+        text = f"<check> {problem.problem} <sol> {attempt} <ref> {problem.reference} <out>"
+        return encode(self.tokenizer, text)
+
+    def read(self, reply: str, steps: Sequence[str]) -> Verdict:
+        """Walk the reply along the attempt's own steps, four words each.
+
+        `name value reference-value ok` for an agreeing step, `... bad <fix> STEP` at the first
+        difference, `<none>` after the last; anything else is "unparsed".
+        """
+        end = self.config.separator.strip()
+        words = reply.split()
+        walked = [step.split() for step in steps if step.rstrip().endswith(end)]
+        for location, step in enumerate(walked, 1):
+            row, words = words[:4], words[4:]
+            if len(row) < 4 or len(step) < 3 or row[:2] != [step[0], step[-2]]:
+                return Verdict(reason="unparsed")
+            if row[3] != ("ok" if row[2] == row[1] else "bad"):
+                return Verdict(reason="unparsed")
+            if row[3] == "bad":
+                fix = words[1:]
+                well_formed = (
+                    words[:1] == ["<fix>"]
+                    and fix[:1] == [step[0]]
+                    and fix.count(end) == 1
+                    and fix[-1] == end
+                )
+                if not well_formed:
+                    return Verdict(reason="unparsed")
+                return Verdict(location=location, content=" " + " ".join(fix))
+        return Verdict(reason="no_error" if words == ["<none>"] else "unparsed")

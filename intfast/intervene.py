@@ -1,0 +1,328 @@
+"""Wrong attempts -> verified -> intervention -> continuations -> kept Examples.
+
+Every candidate is recorded with the gate that it reached, in this order:
+
+    too_long      the verification prompt does not fit the context
+    unparsed      the reply is not in the asked form
+    no_error      the reply finds nothing wrong
+    bad_location  the location is not a step of the attempt
+    leak          the replacement gives the answer away
+    duplicate     an earlier candidate of the same attempt has passed
+    passed        all of the above passed; its continuations are not yet counted
+    unsolved      too few right continuations
+    kept          all gates passed
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from intfast.config import InterveneConfig, SftConfig
+from intfast.prompts import cut, encode, split_steps
+from intfast.records import Attempt, Continuation, Example, Intervention, Problem
+from intfast.rollout import derive_seed
+from intfast.runfolder import Journal
+from intfast.solve import Solver, Start, chunks
+
+GATES = (
+    *("too_long", "unparsed", "no_error", "bad_location", "leak", "duplicate"),
+    *("passed", "unsolved", "kept"),
+)
+REACHED_CONTINUATION = ("passed", "unsolved", "kept")
+OnFinished = Callable[[int, int], None]
+
+
+# --- verify and intervene ----------------------------------------------------------------------
+
+
+def propose(
+    solver: Solver,
+    wrong: Sequence[tuple[Problem, Attempt]],
+    config: InterveneConfig,
+    separator: str,
+    seed: int,
+    on_finished: OnFinished | None = None,
+) -> list[Intervention]:
+    """`config.samples` candidates for every wrong attempt, each with the gate it reached.
+
+    Two turns of the same model: a guided solution along the reference (where the prompt style has
+    that turn), then the verification, which names the first wrong step and writes its replacement.
+    """
+    guided = _guided_solutions(solver, wrong, config, seed, on_finished)
+    requests, asked, out = [], [], []
+    for (problem, attempt), (text, num_guided) in zip(wrong, guided, strict=True):
+        steps = split_steps(attempt.text, separator)
+        prompt = solver.style.verify(problem, steps, text)
+        drafts = [
+            Intervention(
+                id=f"{problem.id}/{attempt.sample}/{sample}",
+                problem_id=problem.id,
+                attempt=attempt.sample,
+                sample=sample,
+                guided="" if sample else text,
+                reply="",
+                gate="too_long",
+                num_tokens=0 if sample else num_guided,
+            )
+            for sample in range(config.samples)
+        ]
+        if solver.fits(len(prompt), config.sampling):
+            seeds = [derive_seed(seed, "verify", draft.id) for draft in drafts]
+            requests.append(solver.request(prompt, seeds, config.sampling))
+            asked.append((problem, attempt, steps, drafts))
+        else:
+            out += drafts
+    replies = solver.engine.generate(requests, on_finished) if requests else []
+    for (problem, attempt, steps, drafts), completions in zip(asked, replies, strict=True):
+        has_passed = False
+        for draft, completion in zip(drafts, completions, strict=True):
+            reply = solver.text(completion)
+            found = _read_reply(solver, reply, steps, attempt)
+            if found["gate"] == "passed" and config.leak_gate:
+                found["gate"] = "leak" if leaks(found["content"], problem.answer) else "passed"
+            if found["gate"] == "passed" and has_passed:
+                found["gate"] = "duplicate"
+            has_passed = has_passed or found["gate"] == "passed"
+            num_tokens = draft.num_tokens + len(completion.token_ids)
+            out.append(msgspec.structs.replace(draft, reply=reply, num_tokens=num_tokens, **found))
+    return out
+
+
+def _guided_solutions(
+    solver: Solver,
+    wrong: Sequence[tuple[Problem, Attempt]],
+    config: InterveneConfig,
+    seed: int,
+    on_finished: OnFinished | None,
+) -> list[tuple[str, int]]:
+    """(text, number of tokens) of one guided solution per attempt; ("", 0) where there is none."""
+    requests: dict[int, Any] = {}
+    for row, (problem, attempt) in enumerate(wrong):
+        prompt = solver.style.guided(problem) if config.guided_solve else None
+        if prompt is not None and solver.fits(len(prompt), config.sampling):
+            seeds = [derive_seed(seed, "guided", problem.id, attempt.sample)]
+            requests[row] = solver.request(prompt, seeds, config.sampling)
+    found = [("", 0)] * len(wrong)
+    groups = solver.engine.generate(list(requests.values()), on_finished) if requests else []
+    for row, (completion,) in zip(requests, groups, strict=True):
+        found[row] = (solver.text(completion), len(completion.token_ids))
+    return found
+
+
+def _read_reply(
+    solver: Solver, reply: str, steps: Sequence[str], attempt: Attempt
+) -> dict[str, Any]:
+    """The fields that a reply gives an Intervention: gate, location, content, the two id lists.
+
+    The prefix is the attempt's own sampled ids; only the replacement is tokenised, once.
+    """
+    verdict = solver.style.read(reply, steps)
+    found = {"gate": verdict.reason, "location": verdict.location, "content": verdict.content}
+    if verdict.reason:
+        return found
+    end = sum(len(step) for step in steps[: verdict.location - 1])
+    num_kept, between = cut(solver.tokenizer, attempt.token_ids, attempt.text, end)
+    return found | {
+        "gate": "passed",
+        "prefix_ids": attempt.token_ids[:num_kept],
+        "intervention_ids": encode(solver.tokenizer, between + verdict.content),
+    }
+
+
+def leaks(content: str, answer: str) -> bool:
+    """Whether a replacement step states the final answer.
+
+    An answer of three or more characters must occur as a whole word. A shorter one ("2") occurs in
+    most steps by chance, so it counts only inside \\boxed{} or after "answer is" or "answer:".
+    """
+    answer = " ".join(answer.split())
+    text = " ".join(content.split())
+    exact = re.escape(answer)
+    if re.search(rf"\\boxed\s*\{{\s*{exact}\s*\}}", text):
+        return True
+    if len(answer) < 3:
+        pattern = rf"answer\s*(?:is|:|=)\s*\$?\s*{exact}(?![\w.])"
+        return re.search(pattern, text, re.IGNORECASE) is not None
+    return re.search(rf"(?<![\w.]){exact}(?!\w|\.\d)", text) is not None
+
+
+# --- continue ----------------------------------------------------------------------------------
+
+
+def continue_all(
+    solver: Solver,
+    passed: Sequence[tuple[Problem, Attempt, Intervention]],
+    journal: Journal[Continuation],
+    config: InterveneConfig,
+    separator: str,
+    seed: int,
+    on_wave: Callable[[int], OnFinished],
+    chunk_samples: int,
+) -> None:
+    """Draw the missing continuations into the journal, in waves, until the stop rule is met.
+
+    With `config.baselines` the prefix + wrong step and the prefix alone are continued as well,
+    as often as the rule allows at most. Work that the journal already holds is not repeated.
+    """
+    starts = ("intervention", "error", "prefix") if config.baselines else ("intervention",)
+    done: dict[tuple[str, str], dict[int, bool]] = defaultdict(dict)
+    for record in journal.records:
+        done[record.intervention_id, record.start][record.sample] = record.grade == "correct"
+    while True:
+        todo = [
+            (problem, attempt, intervention, start, missing)
+            for problem, attempt, intervention in passed
+            for start in starts
+            if (missing := next_wave(done[intervention.id, start], config, start))
+        ]
+        if not todo:
+            return
+        on_finished = on_wave(sum(len(missing) for *_, missing in todo))
+        for chunk in chunks(todo, chunk_samples, size=lambda item: len(item[-1])):
+            records = _continue(solver, chunk, config, separator, seed, on_finished)
+            journal.append(records)
+            for record in records:
+                correct = record.grade == "correct"
+                done[record.intervention_id, record.start][record.sample] = correct
+
+
+def next_wave(done: Mapping[int, bool], config: InterveneConfig, start: str) -> list[int]:
+    """The samples to draw next, given which were right; empty when the stop rule is met."""
+    for begin in range(0, config.continuations, config.wave):
+        wave = range(begin, min(begin + config.wave, config.continuations))
+        if missing := [sample for sample in wave if sample not in done]:
+            return missing
+        solved = any(done[sample] for sample in range(wave.stop))
+        if config.stop == "first_success" and start == "intervention" and solved:
+            return []
+    return []
+
+
+def _continue(
+    solver: Solver,
+    todo: Sequence[tuple[Problem, Attempt, Intervention, str, list[int]]],
+    config: InterveneConfig,
+    separator: str,
+    seed: int,
+    on_finished: OnFinished,
+) -> list[Continuation]:
+    starts = [
+        Start(
+            problem,
+            [derive_seed(seed, "continue", intervention.id, start, n) for n in samples],
+            answer_so_far(solver.tokenizer, attempt, intervention, start, separator),
+        )
+        for problem, attempt, intervention, start, samples in todo
+    ]
+    graded_P_G = solver.solve(starts, config.continuation, on_finished)
+    return [
+        Continuation(
+            intervention_id=intervention.id,
+            problem_id=problem.id,
+            start=start,
+            sample=sample,
+            token_ids=graded.completion.token_ids,
+            text=graded.text,
+            finish_reason=graded.completion.finish_reason,
+            grade=graded.grade.status,
+            reason=graded.grade.reason,
+        )
+        for (problem, _, intervention, start, samples), group in zip(todo, graded_P_G, strict=True)
+        for sample, graded in zip(samples, group, strict=True)
+    ]
+
+
+def answer_so_far(
+    tokenizer: Any, attempt: Attempt, intervention: Intervention, start: str, separator: str
+) -> list[int]:
+    """The ids from which a continuation starts: see records.Continuation for the three starts."""
+    if start == "intervention":
+        return [*intervention.prefix_ids, *intervention.intervention_ids]
+    if start == "prefix":
+        return list(intervention.prefix_ids)
+    steps = split_steps(attempt.text, separator)
+    end = sum(len(step) for step in steps[: intervention.location])
+    num_kept, _ = cut(tokenizer, attempt.token_ids, attempt.text, end)
+    return attempt.token_ids[:num_kept]
+
+
+# --- keep --------------------------------------------------------------------------------------
+
+
+def judge(
+    candidates: Sequence[Intervention],
+    continuations: Sequence[Continuation],
+    config: InterveneConfig,
+) -> list[Intervention]:
+    """The candidates with their final gate: "kept" or "unsolved" for those that were continued."""
+    if not config.continuations:
+        return list(candidates)
+    correct = correct_counts(continuations)
+    return [
+        msgspec.structs.replace(
+            candidate, gate="kept" if correct[candidate.id] >= config.min_correct else "unsolved"
+        )
+        if candidate.gate in REACHED_CONTINUATION
+        else candidate
+        for candidate in candidates
+    ]
+
+
+def correct_counts(
+    continuations: Sequence[Continuation], start: str = "intervention"
+) -> dict[str, int]:
+    """Intervention id -> number of right continuations from `start`."""
+    counts: dict[str, int] = defaultdict(int)
+    for record in continuations:
+        counts[record.intervention_id] += record.start == start and record.grade == "correct"
+    return counts
+
+
+def build_examples(
+    solver: Solver,
+    problems: Mapping[str, Problem],
+    judged: Sequence[Intervention],
+    continuations: Sequence[Continuation],
+    config: SftConfig,
+) -> list[Example]:
+    """Prompt + prefix + intervention as training sequences; no suffix and no end token.
+
+    The options of `SftConfig` are the paper's ablations: loss on the intervention alone, a right
+    continuation appended, no outcome filter, one row per problem.
+    """
+    correct = correct_counts(continuations)
+    gates = ("kept",) if config.filter else REACHED_CONTINUATION
+    chosen = [record for record in judged if record.gate in gates]
+    if config.rows == "one":
+        best: dict[str, Intervention] = {}
+        for record in chosen:
+            held = best.get(record.problem_id)
+            if held is None or correct[record.id] > correct[held.id]:
+                best[record.problem_id] = record
+        chosen = list(best.values())
+    suffixes: dict[str, list[int]] = {}
+    if config.suffix:
+        for record in continuations:
+            if record.start == "intervention" and record.grade == "correct":
+                suffixes.setdefault(record.intervention_id, record.token_ids)
+    examples = []
+    for record in chosen:
+        prompt = solver.prompt(problems[record.problem_id])
+        suffix = suffixes.get(record.id, [])
+        on_prefix = 1.0 if config.loss_on == "prefix+intervention" else 0.0
+        weights = [0.0] * len(prompt) + [on_prefix] * len(record.prefix_ids)
+        weights += [1.0] * (len(record.intervention_ids) + len(suffix))
+        examples.append(
+            Example(
+                token_ids=[*prompt, *record.prefix_ids, *record.intervention_ids, *suffix],
+                weights=weights,
+                problem_id=record.problem_id,
+                kind="intervention",
+            )
+        )
+    return examples

@@ -1,0 +1,137 @@
+"""The run folder: one writer, append-only journals that survive a torn line, atomic JSON files.
+
+Everything a run did can be read from its folder. Stages ask their journal what is already there
+and compute only what is missing, so the same command continues an interrupted run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from intfast import config as configs
+from intfast.config import Config
+
+T = TypeVar("T")
+
+
+class Journal(Generic[T]):
+    """A JSONL file of records of one type, append-only.
+
+    Opening reads what is there; a last line without its line end (a write that was cut off) is
+    removed. A damaged line elsewhere raises ValueError with file and line number.
+    """
+
+    def __init__(self, path: Path, kind: type[T]) -> None:
+        self.path = path
+        self.kind = kind
+        self.records: list[T] = []
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                self.records.append(msgspec.json.decode(line, type=kind))
+            except msgspec.DecodeError as error:
+                raise ValueError(
+                    f"{path}:{number} is not a {kind.__name__} record ({error}); "
+                    "restore the file, or delete it to repeat its stage"
+                ) from error
+
+    def append(self, records: Iterable[T]) -> None:
+        """Add records; they are on the disk when this returns."""
+        records = list(records)
+        if not records:
+            return
+        data = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+        with self.path.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self.records += records
+
+    def replace(self, records: Iterable[T]) -> None:
+        """Put these records in place of all, atomically."""
+        self.records = list(records)
+        data = b"".join(msgspec.json.encode(record) + b"\n" for record in self.records)
+        write_atomic(self.path, data)
+
+
+class RunFolder:
+    """The folder of one run, locked against a second writer while open.
+
+    Raises ValueError when the folder holds a run of another config (the differing keys are
+    listed), or RuntimeError when another process is writing to it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.path = Path(config.run)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RuntimeError(
+                f"another process is writing to {self.path}; wait for it, or use another run=FOLDER"
+            ) from error
+        self.resumed = self._keep_config(config)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.close()
+
+    def journal(self, name: str, kind: type[T]) -> Journal[T]:
+        """The journal `name`.jsonl of this run."""
+        return Journal(self.path / f"{name}.jsonl", kind)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run, atomically."""
+        data = msgspec.json.format(msgspec.json.encode(value), indent=2)
+        write_atomic(self.path / name, data + b"\n")
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file of the run, or None where it does not exist."""
+        path = self.path / name
+        return msgspec.json.decode(path.read_bytes()) if path.exists() else None
+
+    def _keep_config(self, config: Config) -> bool:
+        """Store the resolved config, or compare with the stored one; whether one was there."""
+        path = self.path / "config.toml"
+        if path.exists():
+            stored = configs.load(path)
+            if changed := configs.differences(config, stored):
+                rows = [f"  {key}: was {old!r}, is {new!r}" for key, (old, new) in changed.items()]
+                raise ValueError(
+                    "\n".join(
+                        [f"{self.path} holds a run with another config; differing keys:", *rows]
+                        + ["use another run=FOLDER, or the old values to continue it"]
+                    )
+                )
+            return True
+        write_atomic(path, configs.to_toml(config).encode())
+        return False
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
