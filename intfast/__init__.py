@@ -1,3 +1,3 @@
-"""Intervention Training and outcome-reward RL. Importing this package loads neither torch nor vLLM."""
+"""Intervention Training and outcome-reward RL. Importing this loads neither torch nor vLLM."""
 
 __version__ = "0.1.0"

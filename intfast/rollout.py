@@ -69,7 +69,7 @@ class Engine(Protocol):
     def score(
         self, sequences_P: Sequence[Sequence[int]], temperature: float = 1.0
     ) -> list[list[float]]:
-        """Log-probs of tokens 1.. of each sequence given the tokens before; one less than tokens."""
+        """Log-probs of tokens 1.. of each sequence given those before: one fewer than tokens."""
 
     def weights_changed(self) -> None:
         """The parameters were updated in place: forget caches, count the policy version."""

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from intfast import config as configs
+from intfast import config_io
 from intfast.config import Config
 
 T = TypeVar("T")
@@ -108,17 +108,15 @@ class RunFolder:
         """Store the resolved config, or compare with the stored one; whether one was there."""
         path = self.path / "config.toml"
         if path.exists():
-            stored = configs.load(path)
-            if changed := configs.differences(config, stored):
-                rows = [f"  {key}: was {old!r}, is {new!r}" for key, (old, new) in changed.items()]
+            stored = config_io.load(path)
+            if changed := config_io.differences(config, stored):
+                rows = "".join(f"\n  {k}: was {a!r}, is {b!r}" for k, (a, b) in changed.items())
                 raise ValueError(
-                    "\n".join(
-                        [f"{self.path} holds a run with another config; differing keys:", *rows]
-                        + ["use another run=FOLDER, or the old values to continue it"]
-                    )
+                    f"{self.path} holds a run with another config; differing keys:{rows}\n"
+                    "use another run=FOLDER, or the old values to continue it"
                 )
             return True
-        write_atomic(path, configs.to_toml(config).encode())
+        write_atomic(path, config_io.to_toml(config).encode())
         return False
 
 

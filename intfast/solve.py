@@ -15,7 +15,6 @@ from intfast.prompts import Style, decode
 from intfast.records import Problem
 from intfast.rollout import Completion, Engine, Request, Sampling
 
-
 Item = TypeVar("Item")
 
 
