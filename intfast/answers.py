@@ -1,0 +1,247 @@
+"""Texts and answers: find the answer in a text, and compare answers where arithmetic suffices.
+
+| reason           | status   | meaning                                                            |
+| ---------------- | -------- | ------------------------------------------------------------------ |
+| correct          | correct  | equal to the gold answer                                           |
+| wrong            | wrong    | a readable answer, not equal                                       |
+| no_answer        | wrong    | the text names no answer                                           |
+| truncated        | wrong    | no answer, and the text was cut at the token limit                 |
+| too_long         | wrong    | more than MAX_CHARS characters                                     |
+| bad_characters   | wrong    | characters that no answer needs                                    |
+| too_complex      | wrong    | a power tower or factorial that would not finish                   |
+| unparseable      | wrong    | not mathematics that the parser knows                              |
+| timeout          | unscored | the comparison passed the deadline; its worker was killed          |
+| crash            | unscored | the worker died (memory, recursion, parser fault)                  |
+| gold_unparseable | unscored | the gold answer itself cannot be compared: drop the problem        |
+
+What the model did not answer readably is wrong; what *we* could not decide is unscored, and an
+unscored sample belongs in neither a reward nor a baseline.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from fractions import Fraction
+
+MAX_CHARS = 300
+"""Longest answer that is compared, in characters."""
+
+
+class Status(StrEnum):
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNSCORED = "unscored"
+
+
+class Reason(StrEnum):
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"
+    TRUNCATED = "truncated"
+    TOO_LONG = "too_long"
+    BAD_CHARACTERS = "bad_characters"
+    TOO_COMPLEX = "too_complex"
+    UNPARSEABLE = "unparseable"
+    TIMEOUT = "timeout"
+    CRASH = "crash"
+    GOLD_UNPARSEABLE = "gold_unparseable"
+
+    @property
+    def status(self) -> Status:
+        if self is Reason.CORRECT:
+            return Status.CORRECT
+        return Status.UNSCORED if self in _UNSCORED else Status.WRONG
+
+
+_UNSCORED = (Reason.TIMEOUT, Reason.CRASH, Reason.GOLD_UNPARSEABLE)
+
+
+# A run of backslashes, then what it may escape. Possessive, so linear on hostile text.
+_BRACE = re.compile(r"(?<!\\)(\\*+)(boxed\s*+\{|[{}])")
+_ANSWER_LINE = re.compile(r"answer\s{0,3}:([^\n]*)", re.IGNORECASE)
+
+
+def last_boxed(text: str) -> str | None:
+    """The content of the last balanced, non-empty \\boxed{...}, or None. Linear in the text."""
+    open_at: list[int | None] = []
+    best_start, best = -1, None
+    for match in _BRACE.finditer(text):
+        slashes, token = match.groups()
+        if token.startswith("boxed"):
+            open_at.append(match.end() if slashes else None)
+        elif len(slashes) % 2:
+            continue
+        elif token == "{":
+            open_at.append(None)
+        elif open_at:
+            start = open_at.pop()
+            if start is None or start < best_start:
+                continue
+            content = text[start : match.start(2)].strip()
+            if content:
+                best_start, best = start, content
+    return best
+
+
+def extract(text: str, mode: str) -> str | None:
+    """The answer that a text names, or None.
+
+    mode "boxed": the last balanced \\boxed{...}, else the rest of the line after the last
+    "Answer:". mode "tail:WORD": the words after the last occurrence of WORD, single-spaced.
+    Raises ValueError for another mode.
+    """
+    if mode == "boxed":
+        answer = last_boxed(text)
+        if answer is None:
+            lines = _ANSWER_LINE.findall(text)
+            answer = lines[-1].strip().strip("*").strip() if lines else None
+        return answer or None
+    kind, _, marker = mode.partition(":")
+    if kind != "tail" or not marker or marker.split() != [marker]:
+        raise ValueError(f'grading mode must be "boxed" or "tail:WORD", got {mode!r}')
+    words = text.split()
+    if marker not in words:
+        return None
+    start = len(words) - words[::-1].index(marker)
+    return " ".join(words[start:]) or None
+
+
+_SYMBOLS = str.maketrans(
+    {
+        "\u2212": "-",
+        "\u2013": "-",
+        "\u00d7": r"\times ",
+        "\u00b7": r"\cdot ",
+        "\u03c0": r"\pi ",
+        "\u221e": r"\infty ",
+        "\u2264": r"\le ",
+        "\u2265": r"\ge ",
+        "\u00b0": r"^\circ",
+        "\u222a": r"\cup ",
+        "\u00b1": r"\pm ",
+    }
+)
+_SPACING = re.compile(r"\\[,;:! ]|\\q?quad\b|\\(?:left|right)(?![a-z])|~")
+_SPACES = re.compile(r"(?<=\W)\s+|\s+(?=\W)")
+_WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\{([^{}\\$]*)\}")
+_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
+_ALLOWED = re.compile(r"[A-Za-z0-9\s+\-*/=<>^_{}()\[\]\\,.:;|!%&~'?$]*")
+
+
+def normalise(text: str) -> str:
+    """One spelling for what LaTeX writes in many; equal results mean equal answers."""
+    text = text.strip().translate(_SYMBOLS)
+    for left, right in _DELIMITERS:
+        if text.startswith(left) and text.endswith(right) and len(text) >= len(left + right):
+            text = text[len(left) : -len(right)].strip()
+    text = text.replace("{,}", ",").replace(r"\%", "%").replace(r"\$", "").rstrip(".")
+    text = re.sub(r"\\[dtc]frac\b", r"\\frac", text)
+    text = _SPACES.sub("", _SPACING.sub(" ", text).strip())
+    text = re.sub(r"\^(\\circ|\{\\circ\})$", "", text)
+    wrapped = _WRAPPED.fullmatch(text)
+    return wrapped[1].strip() if wrapped else text
+
+
+_DECIMAL = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_FRACTION = re.compile(r"([+-]?)(?:\\frac\{([+-]?\d+)\}\{(\d+)\}|\\frac(\d)(\d)|(\d+)/(\d+))")
+
+
+def number(normalised: str) -> Fraction | None:
+    """The exact value of an integer, decimal or fraction of integers, else None."""
+    if _THOUSANDS.fullmatch(normalised):
+        normalised = normalised.replace(",", "")
+    if _DECIMAL.fullmatch(normalised):
+        return Fraction(normalised.rstrip("."))
+    match = _FRACTION.fullmatch(normalised)
+    if not match:
+        return None
+    top, bottom = (int(group) for group in match.groups()[1:] if group is not None)
+    if bottom == 0:
+        return None
+    return Fraction(-top if match[1] == "-" else top, bottom)
+
+
+# Factorials of large integers, powers or factorials; stacked superscripts; giant exponents.
+_EXPLOSIVE = re.compile(
+    r"\d{5,}[\s})]*!|!\s*[})][\s})]*!|\^[\s{(]*\d+[\s})]*[})]\s*!|\^\s*\w+\s*\^|\^[\s{(]*\d{8,}"
+    r"|\\[dt]?binom[\s{(]*\d{6,}"
+)
+_NUMBER_TOWER = re.compile(r"\^[\s{(]*(\d+)\s*\^[\s{(]*(\d+)")
+MAX_EXPONENT_DIGITS = 5
+MAX_TOWER = 2
+MAX_NESTING = 20
+
+
+def is_explosive(text: str) -> bool:
+    """Whether parsing or evaluating the expression could not be expected to finish."""
+    if _EXPLOSIVE.search(text):
+        return True
+    for base, exponent in _NUMBER_TOWER.findall(text):
+        if len(exponent) > 3 or int(exponent) * len(base) > MAX_EXPONENT_DIGITS:
+            return True
+    height, open_groups = 0, []
+    for match in re.finditer(r"\^\s*[{(]?|[{(]|[)}]", text):
+        token = match[0]
+        if token[0] in ")}":
+            height -= open_groups.pop() if open_groups else 0
+            continue
+        is_power = token[0] == "^"
+        if (is_power and height >= MAX_TOWER) or len(open_groups) >= MAX_NESTING:
+            return True
+        if token[-1] in "{(":
+            open_groups.append(int(is_power))
+            height += int(is_power)
+    return False
+
+
+def _inadmissible(text: str) -> Reason | None:
+    """Why a text must not reach the parser, or None."""
+    if len(text) > MAX_CHARS:
+        return Reason.TOO_LONG
+    if not _ALLOWED.fullmatch(text.translate(_SYMBOLS)) or "__" in text:
+        return Reason.BAD_CHARACTERS
+    return Reason.TOO_COMPLEX if is_explosive(text) else None
+
+
+def compare_numbers(gold: str, answer: str) -> Reason | None:
+    """The verdict on two normalised texts when arithmetic on plain numbers settles it."""
+    chain = {value for part in answer.split("=") if (value := number(part)) is not None}
+    if len(chain) > 1 and "=" not in gold:
+        # "6=5": math-verify would read the last side only.
+        return Reason.WRONG
+    gold_value = number(gold)
+    answer_value = number(re.sub(r"^[A-Za-z]=", "", answer))
+    if gold_value is None or answer_value is None:
+        return None
+    if gold_value == answer_value:
+        return Reason.CORRECT
+    # A decimal may be a rounding of the gold value; how close is close enough is math-verify's.
+    is_decimal = "." in gold or "." in answer
+    if is_decimal and abs(gold_value - answer_value) <= abs(gold_value) / 100:
+        return None
+    return Reason.WRONG
+
+
+def compare_quickly(gold: str, answer: str) -> Reason | None:
+    """The verdict when it needs no mathematics parser, else None."""
+    if gold.strip() == answer.strip():
+        return Reason.CORRECT
+    if _inadmissible(gold):
+        # Spelling variants of an ungradable gold are still equal to it.
+        same = len(gold) <= MAX_CHARS >= len(answer) and normalise(gold) == normalise(answer)
+        return Reason.CORRECT if same else Reason.GOLD_UNPARSEABLE
+    gold_text = normalise(gold)
+    if not gold_text:
+        return Reason.GOLD_UNPARSEABLE
+    refusal = _inadmissible(answer)
+    if refusal:
+        return refusal
+    answer_text = normalise(answer)
+    if "$" in answer_text:
+        # Several formulas in one answer would be read as whichever matches.
+        return Reason.UNPARSEABLE
+    if gold_text == answer_text:
+        return Reason.CORRECT
+    return compare_numbers(gold_text, answer_text)

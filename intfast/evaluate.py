@@ -1,0 +1,237 @@
+"""Statistics of graded samples: accuracy, pass@k, coverage, each with an interval over problems.
+
+Only counts come in; sampling and grading happen elsewhere. Unscored samples (see answers.py) count
+in neither numerator nor denominator, and their share is reported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from intfast.records import Record
+
+
+class Estimate(Record):
+    """A mean over problems and its interval. Example: Estimate(value=0.5, low=0.4, high=0.6,
+    num_problems=30)."""
+
+    value: float
+    low: float
+    high: float
+    num_problems: int
+
+
+class ProblemCounts(Record):
+    """What became of the samples of one problem.
+
+    Example: ProblemCounts(problem_id="aime-1", correct=1, wrong=2, unscored=1, truncated=0,
+    reasons={"correct": 1, "wrong": 2, "timeout": 1}, mean_tokens=512.0)
+    """
+
+    problem_id: str
+    correct: int
+    wrong: int
+    unscored: int
+    truncated: int
+    """Samples cut at the token limit, whatever their grade."""
+    reasons: dict[str, int]
+    mean_tokens: float
+
+    @property
+    def scored(self) -> int:
+        return self.correct + self.wrong
+
+    @property
+    def samples(self) -> int:
+        return self.scored + self.unscored
+
+
+class Summary(Record):
+    """The figures of one evaluation; shares are of all samples, scored or not."""
+
+    num_problems: int
+    num_samples: int
+    accuracy: Estimate
+    pass_at_k: dict[int, Estimate]
+    coverage: Estimate
+    truncated: float
+    unscored: float
+    mean_tokens: float
+    reasons: dict[str, int]
+
+
+def count_samples(
+    problem_id: str,
+    grades: Sequence[str],
+    reasons: Sequence[str],
+    finish_reasons: Sequence[str],
+    num_tokens: Sequence[int],
+) -> ProblemCounts:
+    """The counts of one problem; all sequences have one entry per sample."""
+    if not len(grades) == len(reasons) == len(finish_reasons) == len(num_tokens) > 0:
+        raise ValueError(
+            f"problem {problem_id!r}: expected one grade, reason, finish reason and length per "
+            f"sample and at least one sample, got {len(grades)}, {len(reasons)}, "
+            f"{len(finish_reasons)} and {len(num_tokens)}"
+        )
+    by_grade = Counter(map(str, grades))
+    unknown = by_grade.keys() - {"correct", "wrong", "unscored"}
+    if unknown:
+        raise ValueError(f"problem {problem_id!r}: unknown grades {sorted(unknown)}")
+    return ProblemCounts(
+        problem_id=problem_id,
+        correct=by_grade["correct"],
+        wrong=by_grade["wrong"],
+        unscored=by_grade["unscored"],
+        truncated=sum(reason == "length" for reason in finish_reasons),
+        reasons=dict(Counter(map(str, reasons))),
+        mean_tokens=sum(num_tokens) / len(num_tokens),
+    )
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate that at least one of k samples is right, from c right ones of n.
+
+    1 - C(n - c, k) / C(n, k), as a product of ratios; arXiv:2107.03374.
+    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
+    if n - c < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
+
+
+def mean_pass_at_k(counts_P: Sequence[tuple[int, int]], k: int) -> float:
+    """Mean of pass@k over problems given as (n, c)."""
+    if not counts_P:
+        raise ValueError("pass@k needs at least one problem")
+    return sum(pass_at_k(n, c, k) for n, c in counts_P) / len(counts_P)
+
+
+def bootstrap(
+    values_P: Sequence[float], seed: int, num: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean when problems are drawn again with replacement.
+
+    It has no width when all values are equal: it then says nothing about unseen problems.
+    """
+    values = np.asarray(values_P, dtype=np.float64)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"bootstrap needs finite values of at least one problem, got {values_P}")
+    if num < 1 or not 0 < level < 1:
+        raise ValueError(f"bootstrap needs num >= 1 and 0 < level < 1, got {num} and {level}")
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(num)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_difference(
+    values_P: Sequence[float],
+    baseline_P: Sequence[float],
+    seed: int,
+    num: int = 2000,
+    level: float = 0.95,
+) -> Estimate:
+    """Mean of value - baseline over the same problems in the same order, with its interval.
+
+    Pairing removes the spread between problems, which is larger than that between methods.
+    """
+    if len(values_P) != len(baseline_P):
+        raise ValueError(
+            f"paired values are of the same problems, got {len(values_P)} and {len(baseline_P)}"
+        )
+    difference_P = [a - b for a, b in zip(values_P, baseline_P, strict=True)]
+    return _estimate(difference_P, seed, num, level)
+
+
+def wilson(successes: int, num: int, level: float = 0.95) -> tuple[float, float]:
+    """Score interval of a share of `num` problems; it keeps its width at 0 and 1."""
+    if not 0 <= successes <= num or num < 1:
+        raise ValueError(f"expected 0 <= successes <= num and num >= 1, got {successes} of {num}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, z2_n = successes / num, z * z / num
+    centre = share + z2_n / 2
+    half = z * math.sqrt(share * (1 - share) / num + z2_n / (4 * num))
+    return max(0.0, (centre - half) / (1 + z2_n)), min(1.0, (centre + half) / (1 + z2_n))
+
+
+def coverage(counts_P: Sequence[tuple[int, int]], level: float = 0.95) -> Estimate:
+    """Share of problems, given as (n, c), with at least one right sample."""
+    solved = sum(c > 0 for _, c in counts_P)
+    low, high = wilson(solved, len(counts_P), level)
+    return Estimate(value=solved / len(counts_P), low=low, high=high, num_problems=len(counts_P))
+
+
+class Evaluation(Record):
+    """The counts of one evaluation, by problem. `name` says of which model on which problems."""
+
+    name: str
+    seed: int
+    """Seed of the intervals."""
+    problems: list[ProblemCounts]
+
+    def accuracies(self) -> dict[str, float]:
+        """Share of right samples of each problem that has scored ones: avg@n by problem id."""
+        return {p.problem_id: p.correct / p.scored for p in self.problems if p.scored}
+
+    def summary(self, ks: Sequence[int], num: int = 2000, level: float = 0.95) -> Summary:
+        """All figures. A problem with fewer than k scored samples is left out of pass@k, which
+        says how many problems it stands for.
+
+        Raises ValueError without problems, without scored samples, or when k is above the
+        samples of every problem.
+        """
+        counts_P = [(p.scored, p.correct) for p in self.problems if p.scored]
+        if not counts_P:
+            raise ValueError(f"evaluation {self.name!r} has no scored sample")
+        samples = sum(p.samples for p in self.problems)
+        reasons: Counter[str] = Counter()
+        for problem in self.problems:
+            reasons.update(problem.reasons)
+        return Summary(
+            num_problems=len(self.problems),
+            num_samples=samples,
+            accuracy=_estimate(list(self.accuracies().values()), self.seed, num, level),
+            pass_at_k={k: self._pass_at_k(counts_P, k, num, level) for k in ks},
+            coverage=coverage(counts_P, level),
+            truncated=sum(p.truncated for p in self.problems) / samples,
+            unscored=sum(p.unscored for p in self.problems) / samples,
+            mean_tokens=sum(p.mean_tokens * p.samples for p in self.problems) / samples,
+            reasons=dict(reasons),
+        )
+
+    def _pass_at_k(
+        self, counts_P: Sequence[tuple[int, int]], k: int, num: int, level: float
+    ) -> Estimate:
+        values_P = [pass_at_k(n, c, k) for n, c in counts_P if n >= k]
+        if not values_P:
+            most = max(n for n, _ in counts_P)
+            raise ValueError(f"pass@{k} needs {k} scored samples of a problem, the most is {most}")
+        return _estimate(values_P, self.seed, num, level)
+
+
+def compare(
+    run: Evaluation, baseline: Evaluation, num: int = 2000, level: float = 0.95
+) -> Estimate:
+    """Accuracy of `run` minus that of `baseline` over the problems scored in both, paired."""
+    ours, theirs = run.accuracies(), baseline.accuracies()
+    shared = [problem_id for problem_id in ours if problem_id in theirs]
+    if not shared:
+        raise ValueError(f"{run.name!r} and {baseline.name!r} have no scored problem in common")
+    return bootstrap_difference(
+        [ours[i] for i in shared], [theirs[i] for i in shared], run.seed, num, level
+    )
+
+
+def _estimate(values_P: Sequence[float], seed: int, num: int, level: float) -> Estimate:
+    low, high = bootstrap(values_P, seed, num, level)
+    return Estimate(
+        value=math.fsum(values_P) / len(values_P), low=low, high=high, num_problems=len(values_P)
+    )

@@ -1,0 +1,317 @@
+"""Submissions -> Grades, with every comparison that needs a parser in a process that can be killed.
+
+The reasons and what they count as are tabulated in answers.py. `python -m intfast.grade FILE`
+grades stored rows again without generating anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from intfast.answers import Reason, Status, compare_quickly, extract
+from intfast.records import Problem, Record
+
+WORKER_START_S = 120.0
+WORKER_MEMORY_BYTES = 2 << 30
+MAX_CACHED = 100_000
+
+_READY = b"R"
+_VERDICTS = {
+    b"C": Reason.CORRECT,
+    b"W": Reason.WRONG,
+    b"U": Reason.UNPARSEABLE,
+    b"G": Reason.GOLD_UNPARSEABLE,
+    b"": Reason.CRASH,
+}
+
+
+class Grade(Record):
+    """Example: Grade(status="wrong", reason="no_answer")."""
+
+    status: Status
+    reason: Reason
+
+
+class Submission(NamedTuple):
+    """One text to grade against one gold answer. `finish_reason` is that of the completion."""
+
+    gold: str
+    text: str
+    finish_reason: str = "stop"
+
+
+class _Worker:
+    """One child process: starting, then idle or busy with one job until its deadline."""
+
+    def __init__(self, timeout_s: float) -> None:
+        script = Path(__file__).with_name("grade_worker.py")
+        limits = [str(int(timeout_s) + 2), str(WORKER_MEMORY_BYTES)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(script), *limits],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_worker_environment(),
+            bufsize=0,
+            start_new_session=True,
+        )
+        self.verdict_fd = self.process.stdout.fileno()
+        self.timeout_s = timeout_s
+        self.job: tuple[str, str] | None = None
+        self.ready = False
+        self.deadline = time.monotonic() + WORKER_START_S
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.job is None
+
+    def give(self, job: tuple[str, str]) -> None:
+        """Start one (gold, answer) comparison; a dead worker shows when its verdict is read."""
+        self.job = job
+        self.deadline = time.monotonic() + self.timeout_s
+        line = json.dumps(job).encode() + b"\n"
+        try:
+            self.process.stdin.write(line)
+        except BrokenPipeError:
+            self.process.kill()
+
+    def read(self) -> bytes:
+        """The next byte, b"" when the process has died. A first READY ends the start."""
+        byte = os.read(self.verdict_fd, 1)
+        if self.ready:
+            return byte
+        if byte != _READY:
+            message = self.process.stderr.read(4000).decode(errors="replace").strip()
+            raise RuntimeError(f"a grading worker did not start; its last words:\n{message}")
+        self.process.stderr.close()
+        self.ready = True
+        return byte
+
+    def close(self) -> None:
+        """End the process group now and reap it. A worker holds nothing worth saving."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            stream.close()
+
+
+def _worker_environment() -> dict[str, str]:
+    """Nothing of the parent's but where Python finds its modules."""
+    return {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        # With gmpy2 one big-number call cannot be interrupted, and verdicts would depend on it.
+        "SYMPY_GROUND_TYPES": "python",
+    }
+
+
+class Grader:
+    """Grades submissions; use as a context manager, from one thread.
+
+    Workers start when the first comparison needs one, and are killed and replaced when it passes
+    `timeout_s`. Verdicts are cached per (gold, extracted answer).
+    """
+
+    def __init__(self, mode: str = "boxed", workers: int = 2, timeout_s: float = 10.0) -> None:
+        extract("", mode)
+        if workers < 1 or timeout_s <= 0:
+            raise ValueError(
+                f"a grader needs workers >= 1 and timeout_s > 0, got {workers} and {timeout_s}"
+            )
+        self.mode = mode
+        self.num_workers = workers
+        self.timeout_s = timeout_s
+        self._workers: list[_Worker] = []
+        self._cache: dict[tuple[str, str], Reason] = {}
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers."""
+        while self._workers:
+            self._workers.pop().close()
+
+    def grade_many(
+        self, submissions: Iterable[Submission | tuple[str, str] | tuple[str, str, str]]
+    ) -> list[Grade]:
+        """One Grade per (gold, text[, finish_reason]), in order.
+
+        Raises RuntimeError when a worker cannot be started.
+        """
+        rows = [Submission(*submission) for submission in submissions]
+        answers = [extract(row.text, self.mode) for row in rows]
+        reasons = [
+            self._without_worker(row, answer) for row, answer in zip(rows, answers, strict=True)
+        ]
+        jobs = {
+            (row.gold, answer): None
+            for row, answer, reason in zip(rows, answers, reasons, strict=True)
+            if reason is None
+        }
+        verdicts = self._judge(list(jobs))
+        final = [
+            verdicts[row.gold, answer] if reason is None else reason
+            for row, answer, reason in zip(rows, answers, reasons, strict=True)
+        ]
+        return [Grade(status=reason.status, reason=reason) for reason in final]
+
+    def check_golds(self, golds: Sequence[str]) -> list[bool]:
+        """Whether each gold answer can be graded against, so that no rollout is spent on it."""
+        if self.mode != "boxed":
+            return [bool(gold.split()) for gold in golds]
+        # An answer that differs from the gold without being decidable by arithmetic.
+        quick = [compare_quickly(gold, r"\text{?}") for gold in golds]
+        verdicts = self._judge([(g, g) for g, r in zip(golds, quick, strict=True) if r is None])
+        return [
+            (verdicts[g, g] if r is None else r).status is not Status.UNSCORED
+            for g, r in zip(golds, quick, strict=True)
+        ]
+
+    def _without_worker(self, row: Submission, answer: str | None) -> Reason | None:
+        if answer is None:
+            return Reason.TRUNCATED if row.finish_reason == "length" else Reason.NO_ANSWER
+        if self.mode == "boxed":
+            return compare_quickly(row.gold, answer)
+        return Reason.CORRECT if answer == " ".join(row.gold.split()) else Reason.WRONG
+
+    def _judge(self, jobs: list[tuple[str, str]]) -> dict[tuple[str, str], Reason]:
+        """Verdicts of the jobs, from the cache or from workers."""
+        verdicts = {job: self._cache[job] for job in jobs if job in self._cache}
+        queue = deque(job for job in jobs if job not in verdicts)
+        num_open = len(queue)
+        try:
+            while num_open:
+                for _ in range(len(self._workers), min(self.num_workers, num_open)):
+                    self._workers.append(_Worker(self.timeout_s))
+                for worker in self._workers:
+                    if worker.idle and queue:
+                        worker.give(queue.popleft())
+                for job, reason in self._collect():
+                    verdicts[job] = reason
+                    num_open -= 1
+        except BaseException:
+            # A verdict still on its way must never be read as that of a later job.
+            self.close()
+            raise
+        if len(self._cache) + len(verdicts) > MAX_CACHED:
+            self._cache.clear()
+        self._cache.update((j, r) for j, r in verdicts.items() if r is not Reason.CRASH)
+        return verdicts
+
+    def _collect(self) -> Iterator[tuple[tuple[str, str], Reason]]:
+        """Wait for the next verdicts or the next deadline; dead and late workers are removed."""
+        waiting = [worker for worker in self._workers if not worker.idle]
+        next_deadline = min(worker.deadline for worker in waiting)
+        ready_fds = wait(
+            [worker.verdict_fd for worker in waiting], max(0.0, next_deadline - time.monotonic())
+        )
+        now = time.monotonic()
+        for worker in waiting:
+            job = worker.job
+            if worker.verdict_fd in ready_fds:
+                verdict = worker.read()
+                worker.job = None
+                if not verdict:
+                    self._remove(worker)
+                if job is not None:
+                    yield job, _VERDICTS[verdict]
+            elif now >= worker.deadline:
+                self._remove(worker)
+                if job is None:
+                    raise RuntimeError(f"a grading worker did not start in {WORKER_START_S} s")
+                yield job, Reason.TIMEOUT
+
+    def _remove(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.close()
+
+
+# ---- grading stored rows again
+
+
+class _StoredRow(msgspec.Struct):
+    text: str
+    answer: str | None = None
+    problem_id: str = ""
+    finish_reason: str = "stop"
+    grade: str = ""
+
+
+def read_jsonl(path: Path, kind: type) -> list:
+    """Decoded lines. Raises ValueError naming the first line that is not a `kind`."""
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            rows.append(msgspec.json.decode(line, type=kind))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+    return rows
+
+
+def regrade(path: Path, problems: Path, grader: Grader) -> str:
+    """A report on the stored rows of a JSONL file: counts per reason, changed verdicts.
+
+    Rows have `text` and `answer`, or `text` and a `problem_id` of the problems file.
+    """
+    rows: list[_StoredRow] = read_jsonl(path, _StoredRow)
+    golds: dict[str, str] = {}
+    if any(row.answer is None for row in rows):
+        if not problems.is_file():
+            raise ValueError(f"{path} has rows without `answer`; name its problems: --problems")
+        golds = {p.id: p.answer for p in read_jsonl(problems, Problem)}
+    missing = {r.problem_id for r in rows if r.answer is None} - golds.keys()
+    if missing:
+        raise ValueError(f"{problems} lacks {len(missing)} problems, one is {min(missing)!r}")
+    grades = grader.grade_many(
+        (golds[row.problem_id] if row.answer is None else row.answer, row.text, row.finish_reason)
+        for row in rows
+    )
+    counts = Counter(grade.reason.value for grade in grades)
+    lines = [f"{len(rows)} rows", *(f"{n:8d}  {reason}" for reason, n in counts.most_common())]
+    changed = [
+        f"{path}:{number}: was {row.grade}, is {grade.status} ({grade.reason})"
+        for number, (row, grade) in enumerate(zip(rows, grades, strict=True), 1)
+        if row.grade and row.grade != grade.status
+    ]
+    lines.append(f"{len(changed)} rows with another verdict than the stored one")
+    return "\n".join(lines + changed[:20])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; prints the report of `regrade`."""
+    parser = argparse.ArgumentParser(prog="python -m intfast.grade", description=main.__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--problems", type=Path, help="default: problems.jsonl beside FILE")
+    parser.add_argument("--mode", default="boxed")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--timeout-s", type=float, default=10.0)
+    options = parser.parse_args(argv)
+    problems = options.problems or options.file.with_name("problems.jsonl")
+    try:
+        with Grader(options.mode, options.workers, options.timeout_s) as grader:
+            print(regrade(options.file, problems, grader))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The child process of grade.py: one JSON line (gold, answer) in, one verdict byte out.
+
+Run as a script, never imported: model output is parsed here and nowhere else. The process has a
+minimal environment and memory, CPU and file limits. Only a verdict byte leaves it: parsed
+expressions are never printed or converted to text, because that alone can run forever.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+
+READY, CORRECT, WRONG, UNPARSEABLE, GOLD_UNPARSEABLE = b"R", b"C", b"W", b"U", b"G"
+
+# What sympy's evaluating parser may see: one number, as latex2sympy hands it over.
+_ONE_NUMBER = re.compile(r"\s*-?\s*(Integer|Float)\s*\(\s*'?[0-9.eE+-]+'?\s*\)\s*")
+
+
+def set_limits(memory_bytes: int) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+
+
+def limit_cpu(seconds: int) -> None:
+    """Let this process use `seconds` more CPU seconds, should the parent be unable to kill it."""
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used_s = int(usage.ru_utime + usage.ru_stime) + 1
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (used_s + seconds, hard))
+
+
+def restrict_eval() -> None:
+    """Refuse everything but single numbers at the one place where sympy evaluates text."""
+    from sympy.parsing import sympy_parser
+
+    evaluate = sympy_parser.eval_expr
+
+    def guarded(code, local_dict, global_dict):
+        if not _ONE_NUMBER.fullmatch(code):
+            raise ValueError("text other than one number reached the evaluating parser")
+        return evaluate(code, local_dict, global_dict)
+
+    sympy_parser.eval_expr = guarded
+
+
+def judge(gold: str, answer: str) -> bytes:
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    def parsed(text: str) -> list:
+        # The plain-expression extractor hands text to an evaluating parser, so only LaTeX.
+        return parse(
+            f"${text}$",
+            extraction_config=[LatexExtractionConfig()],
+            fallback_mode="no_fallback",
+            extraction_mode="first_match",
+            parsing_timeout=None,
+        )
+
+    gold_parsed = parsed(gold)
+    if not gold_parsed:
+        return GOLD_UNPARSEABLE
+    answer_parsed = parsed(answer)
+    if not answer_parsed:
+        return UNPARSEABLE
+    # Time-outs are the parent's: alarms miss C code and cost their exception to broad handlers.
+    return CORRECT if verify(gold_parsed, answer_parsed, timeout_seconds=None) else WRONG
+
+
+def main() -> None:
+    """Arguments: CPU seconds for one answer, bytes of address space."""
+    cpu_s, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
+    verdict_fd = os.dup(1)
+    null_fd = os.open(os.devnull, os.O_RDWR)
+    restrict_eval()
+    # The first call builds the parser's tables; do it before any deadline runs.
+    assert judge("1", "1.0") == CORRECT
+    # Nothing that a library prints may reach the verdict pipe.
+    logging.disable()
+    for fd in (1, 2):
+        os.dup2(null_fd, fd)
+    sys.dont_write_bytecode = True
+    set_limits(memory_bytes)
+    os.write(verdict_fd, READY)
+    for line in sys.stdin.buffer:
+        limit_cpu(cpu_s)
+        gold, answer = json.loads(line)
+        try:
+            verdict = judge(gold, answer)
+        except MemoryError:
+            os._exit(1)
+        except Exception:
+            verdict = UNPARSEABLE
+        os.write(verdict_fd, verdict)
+
+
+if __name__ == "__main__":
+    main()
