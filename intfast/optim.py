@@ -1,0 +1,250 @@
+"""AdamW on fp32 master weights that writes the model's own storage in place.
+
+A bf16 or fp16 parameter gets an fp32 master, and its gradients of all micro-batches are added up in
+fp32; an fp32 parameter is its own master. The storage that the engine reads never moves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from intfast.settings import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStats:
+    """What one step did."""
+
+    lr: float
+    grad_norm: float
+    """Global norm before clipping; not finite when the step was skipped."""
+    skipped: bool
+    update_to_weight: float | None = None
+    """Norm of the change over norm of the masters; only when asked for, 0 when skipped."""
+
+
+def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
+    """Learning rate of step 0, 1, ...; the peak at the end of the warm-up, the floor after all."""
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    if config.schedule == "constant":
+        return config.lr
+    shape = (1 + math.cos(math.pi * progress)) / 2 if config.schedule == "cosine" else 1 - progress
+    return config.lr * (config.floor + (1 - config.floor) * shape)
+
+
+class Optimizer:
+    """One update of all trainable parameters per `step`, after any number of `backward` calls.
+
+    A step with a non-finite gradient changes no weight and no moment, but counts in the schedule.
+    Call `close` before another Optimizer takes the same parameters.
+    """
+
+    def __init__(
+        self, parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, total_steps: int
+    ) -> None:
+        """parameters: as of `named_parameters()`; those that need no gradient are left alone.
+
+        Raises ValueError on an impossible config, no or repeated parameters, total_steps < 1.
+        """
+        if faults := config.check():
+            raise ValueError("optimizer config: " + "; ".join(faults))
+        if total_steps < 1:
+            raise ValueError(
+                f"total_steps: expected an integer >= 1, got {total_steps}; "
+                "check epochs, steps and batch size"
+            )
+        self.config = config
+        self.total_steps = total_steps
+        self.num_steps = 0
+        self.num_skipped = 0
+        self._skipped_in_a_row = 0
+        self._parameters = _trainable(parameters)
+        self._masters = {name: _master(p) for name, p in self._parameters.items()}
+        self._narrow = [n for n, p in self._parameters.items() if self._masters[n] is not p]
+        self._hooks = [
+            self._parameters[name].register_post_accumulate_grad_hook(_add_to(self._masters[name]))
+            for name in self._narrow
+        ]
+        self._adamw = self._make_adamw()
+
+    def _make_adamw(self) -> torch.optim.AdamW:
+        decayed, free = [], []
+        for master in self._masters.values():
+            (decayed if master.ndim > 1 or self.config.decay_vectors else free).append(master)
+        groups = [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ]
+        config = self.config
+        fused = all(m.device.type in ("cpu", "cuda") for m in self._masters.values())
+        adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=fused,
+        )
+        # Made now and not at the first step, so that memory and the saved names never change.
+        for master in self._masters.values():
+            device = master.device if fused else "cpu"
+            adamw.state[master] = {
+                "step": torch.zeros((), dtype=torch.float32, device=device),
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+            }
+        return adamw
+
+    @torch.no_grad()
+    def step(self, *, measure_update: bool = False) -> StepStats:
+        """Clip, update the masters, write the parameters in place, and free the gradients.
+
+        measure_update  keeps a copy of the masters for the duration of the step
+        raises          RuntimeError after config.max_skipped non-finite gradients in a row;
+                        ValueError without any gradient
+        """
+        grads = [m.grad for m in self._masters.values() if m.grad is not None]
+        if not grads:
+            raise ValueError("step: expected gradients, got none; call backward before step")
+        lr = learning_rate(self.num_steps, self.total_steps, self.config)
+        norm = nn.utils.get_total_norm(grads)
+        grad_norm = norm.item()
+        self.num_steps += 1
+        if not math.isfinite(grad_norm):
+            self._skip(grad_norm)
+            zero = 0.0 if measure_update else None
+            return StepStats(lr=lr, grad_norm=grad_norm, skipped=True, update_to_weight=zero)
+        self._skipped_in_a_row = 0
+        if grad_norm > self.config.max_grad_norm > 0:
+            torch._foreach_mul_(grads, self.config.max_grad_norm / grad_norm)
+        for group in self._adamw.param_groups:
+            group["lr"] = lr
+        masters = list(self._masters.values())
+        before = [m.clone() for m in masters] if measure_update else None
+        self._adamw.step()
+        self._write_parameters()
+        self.zero_grad()
+        ratio = _relative_change(before, masters) if before else None
+        return StepStats(lr=lr, grad_norm=grad_norm, skipped=False, update_to_weight=ratio)
+
+    def _skip(self, grad_norm: float) -> None:
+        self.num_skipped += 1
+        self._skipped_in_a_row += 1
+        self.zero_grad()
+        if self._skipped_in_a_row >= self.config.max_skipped:
+            raise RuntimeError(
+                f"step {self.num_steps - 1}: gradient norm {grad_norm} for "
+                f"{self._skipped_in_a_row} steps in a row; the weights are those before them. "
+                "Resume from the last checkpoint with a lower lr or max_grad_norm"
+            )
+
+    def _write_parameters(self) -> None:
+        if self._narrow:
+            torch._foreach_copy_(
+                [self._parameters[name].data for name in self._narrow],
+                [self._masters[name] for name in self._narrow],
+            )
+
+    def zero_grad(self) -> None:
+        """Drop all gradients, and their memory."""
+        for name, parameter in self._parameters.items():
+            parameter.grad = None
+            self._masters[name].grad = None
+
+    def close(self) -> None:
+        """Take the hooks off the parameters; the optimizer cannot be used afterwards."""
+        for hook in self._hooks:
+            hook.remove()
+        self.zero_grad()
+        self._hooks, self._parameters, self._masters = [], {}, {}
+
+    def state_tensors(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """(tensors by name, counters): all that an exact resume needs besides the fp32 weights.
+
+        The tensors are the live ones, not copies; the counters are plain JSON.
+        """
+        tensors = {f"master.{name}": self._masters[name] for name in self._narrow}
+        for name, master in self._masters.items():
+            state = self._adamw.state[master]
+            tensors |= {f"{key}.{name}": state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        return tensors, {
+            "num_steps": self.num_steps,
+            "num_skipped": self.num_skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
+        }
+
+    @torch.no_grad()
+    def load_state_tensors(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
+        """Continue from what `state_tensors` gave; also writes the parameters that have a master.
+
+        Raises ValueError, before any change, when names, shapes or dtypes differ.
+        """
+        own, own_counters = self.state_tensors()
+        wrong = sorted(own.keys() ^ tensors.keys()) + sorted(own_counters.keys() ^ counters.keys())
+        wrong += [
+            name
+            for name in sorted(own.keys() & tensors.keys())
+            if (own[name].shape, own[name].dtype) != (tensors[name].shape, tensors[name].dtype)
+        ]
+        if wrong:
+            raise ValueError(
+                f"optimizer state: expected {len(own)} tensors of this model, got {len(tensors)}; "
+                f"{len(wrong)} names are missing, unknown or of another shape or dtype, first "
+                f"{wrong[:3]}; resume with the model and dtype of the checkpoint"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+        self.num_steps = counters["num_steps"]
+        self.num_skipped = counters["num_skipped"]
+        self._skipped_in_a_row = counters["skipped_in_a_row"]
+        self._write_parameters()
+
+
+def _trainable(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:
+    found: dict[str, nn.Parameter] = {}
+    names: dict[int, str] = {}
+    for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        if name in found or id(parameter) in names:
+            raise ValueError(
+                f"parameters: expected each once, got {name!r} again (first as "
+                f"{names.get(id(parameter), name)!r}); list tied weights once"
+            )
+        found[name] = parameter
+        names[id(parameter)] = name
+    if not found:
+        raise ValueError(
+            "parameters: expected one that requires a gradient, got none; unfreeze the model"
+        )
+    return found
+
+
+def _master(parameter: nn.Parameter) -> Tensor:
+    wide = parameter.dtype in (torch.float32, torch.float64)
+    return parameter if wide else parameter.detach().float().clone()
+
+
+def _add_to(master: Tensor):
+    """A hook that moves a parameter's gradient into its master's fp32 one."""
+
+    def add(parameter: Tensor) -> None:
+        if master.grad is None:
+            master.grad = parameter.grad.float()
+        else:
+            master.grad.add_(parameter.grad)
+        parameter.grad = None
+
+    return add
+
+
+def _relative_change(before: list[Tensor], after: list[Tensor]) -> float:
+    change = nn.utils.get_total_norm(torch._foreach_sub(after, before))
+    return (change / nn.utils.get_total_norm(before).clamp_min(1e-30)).item()
