@@ -299,7 +299,7 @@ class Config(Settings):
     rollout: RolloutConfig = RolloutConfig()
     attempts: AttemptConfig = AttemptConfig()
     intervene: InterveneConfig = InterveneConfig()
-    batch: BatchConfig = BatchConfig()
+    batch: BatchConfig = BatchConfig(max_tokens=20480)
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -311,6 +311,12 @@ class Config(Settings):
             errors.append('data.train is missing; name a problem file: data.train = "my.jsonl"')
         if not self.sft.epochs and not self.rl.steps:
             errors.append("sft.epochs = 0 and rl.steps = 0: nothing would be trained")
+        longest = self.rl.sampling.max_new_tokens
+        if self.rl.steps and self.batch.too_long == "error" and self.batch.max_tokens < longest:
+            errors.append(
+                f"batch.max_tokens ({self.batch.max_tokens}) must hold a prompt and "
+                f"rl.sampling.max_new_tokens ({longest})"
+            )
         if self.sft.filter and self.sft.epochs and not self.intervene.continuations:
             errors.append(
                 "sft.filter = true needs intervene.continuations > 0 (or set sft.filter = false)"

@@ -18,21 +18,16 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from intfast.config import InterveneConfig, SftConfig
+from intfast.config import InterveneConfig, SamplingConfig, SftConfig
 from intfast.prompts import cut, encode, split_steps
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.rollout import derive_seed
-from intfast.runfolder import Journal
-from intfast.solve import Solver, Start, chunks
+from intfast.solve import Solver, Start
 
-GATES = (
-    *("too_long", "unparsed", "no_error", "bad_location", "leak", "duplicate"),
-    *("passed", "unsolved", "kept"),
-)
 REACHED_CONTINUATION = ("passed", "unsolved", "kept")
 OnFinished = Callable[[int, int], None]
 
@@ -77,7 +72,7 @@ def propose(
             asked.append((problem, attempt, steps, drafts))
         else:
             out += drafts
-    replies = solver.engine.generate(requests, on_finished) if requests else []
+    replies = solver.complete(requests, on_finished)
     for (problem, attempt, steps, drafts), completions in zip(asked, replies, strict=True):
         has_passed = False
         for draft, completion in zip(drafts, completions, strict=True):
@@ -108,7 +103,7 @@ def _guided_solutions(
             seeds = [derive_seed(seed, "guided", problem.id, attempt.sample)]
             requests[row] = solver.request(prompt, seeds, config.sampling)
     found = [("", 0)] * len(wrong)
-    groups = solver.engine.generate(list(requests.values()), on_finished) if requests else []
+    groups = solver.complete(list(requests.values()), on_finished)
     for row, (completion,) in zip(requests, groups, strict=True):
         found[row] = (solver.text(completion), len(completion.token_ids))
     return found
@@ -154,77 +149,83 @@ def leaks(content: str, answer: str) -> bool:
 # --- continue ----------------------------------------------------------------------------------
 
 
-def continue_all(
+class Todo(NamedTuple):
+    """Continuations to draw: which samples, from which start of which intervention."""
+
+    problem: Problem
+    intervention: Intervention
+    start: str
+    samples: list[int]
+    answer_ids: list[int]
+
+
+def missing(
     solver: Solver,
     passed: Sequence[tuple[Problem, Attempt, Intervention]],
-    journal: Journal[Continuation],
+    records: Sequence[Continuation],
     config: InterveneConfig,
     separator: str,
-    seed: int,
-    on_wave: Callable[[int], OnFinished],
-    chunk_samples: int,
-) -> None:
-    """Draw the missing continuations into the journal, in waves, until the stop rule is met.
+) -> list[Todo]:
+    """The next wave of continuations, given those drawn; empty when the stop rule is met for all.
 
     With `config.baselines` the prefix + wrong step and the prefix alone are continued as well,
-    as often as the rule allows at most. Work that the journal already holds is not repeated.
+    as often as the rule allows at most.
     """
     starts = ("intervention", "error", "prefix") if config.baselines else ("intervention",)
     done: dict[tuple[str, str], dict[int, bool]] = defaultdict(dict)
-    for record in journal.records:
+    for record in records:
         done[record.intervention_id, record.start][record.sample] = record.grade == "correct"
-    while True:
-        todo = [
-            (problem, attempt, intervention, start, missing)
-            for problem, attempt, intervention in passed
-            for start in starts
-            if (missing := next_wave(done[intervention.id, start], config, start))
-        ]
-        if not todo:
-            return
-        on_finished = on_wave(sum(len(missing) for *_, missing in todo))
-        for chunk in chunks(todo, chunk_samples, size=lambda item: len(item[-1])):
-            records = _continue(solver, chunk, config, separator, seed, on_finished)
-            journal.append(records)
-            for record in records:
-                correct = record.grade == "correct"
-                done[record.intervention_id, record.start][record.sample] = correct
+    return [
+        Todo(
+            problem,
+            intervention,
+            start,
+            samples,
+            answer_so_far(solver.tokenizer, attempt, intervention, start, separator),
+        )
+        for problem, attempt, intervention in passed
+        for start in starts
+        if (samples := next_wave(done[intervention.id, start], config, start))
+    ]
 
 
 def next_wave(done: Mapping[int, bool], config: InterveneConfig, start: str) -> list[int]:
     """The samples to draw next, given which were right; empty when the stop rule is met."""
     for begin in range(0, config.continuations, config.wave):
         wave = range(begin, min(begin + config.wave, config.continuations))
-        if missing := [sample for sample in wave if sample not in done]:
-            return missing
+        if undrawn := [sample for sample in wave if sample not in done]:
+            return undrawn
         solved = any(done[sample] for sample in range(wave.stop))
         if config.stop == "first_success" and start == "intervention" and solved:
             return []
     return []
 
 
-def _continue(
+def continue_from(
     solver: Solver,
-    todo: Sequence[tuple[Problem, Attempt, Intervention, str, list[int]]],
-    config: InterveneConfig,
-    separator: str,
+    todo: Sequence[Todo],
+    sampling: SamplingConfig,
     seed: int,
-    on_finished: OnFinished,
+    on_finished: OnFinished | None = None,
 ) -> list[Continuation]:
+    """Draw and grade these continuations."""
     starts = [
         Start(
-            problem,
-            [derive_seed(seed, "continue", intervention.id, start, n) for n in samples],
-            answer_so_far(solver.tokenizer, attempt, intervention, start, separator),
+            item.problem,
+            [
+                derive_seed(seed, "continue", item.intervention.id, item.start, n)
+                for n in item.samples
+            ],
+            item.answer_ids,
         )
-        for problem, attempt, intervention, start, samples in todo
+        for item in todo
     ]
-    graded_P_G = solver.solve(starts, config.continuation, on_finished)
+    graded_P_G = solver.solve(starts, sampling, on_finished)
     return [
         Continuation(
-            intervention_id=intervention.id,
-            problem_id=problem.id,
-            start=start,
+            intervention_id=item.intervention.id,
+            problem_id=item.problem.id,
+            start=item.start,
             sample=sample,
             token_ids=graded.completion.token_ids,
             text=graded.text,
@@ -232,8 +233,8 @@ def _continue(
             grade=graded.grade.status,
             reason=graded.grade.reason,
         )
-        for (problem, _, intervention, start, samples), group in zip(todo, graded_P_G, strict=True)
-        for sample, graded in zip(samples, group, strict=True)
+        for item, group in zip(todo, graded_P_G, strict=True)
+        for sample, graded in zip(item.samples, group, strict=True)
     ]
 
 

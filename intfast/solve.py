@@ -7,6 +7,7 @@ of an answer, seeds; then the engine completes and the grader reads the whole an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 from intfast.config import SamplingConfig
@@ -16,6 +17,8 @@ from intfast.records import Problem
 from intfast.rollout import Completion, Engine, Request, Sampling
 
 Item = TypeVar("Item")
+MIN_ROOM = 1024
+"""Tokens that must be left for a completion, where the limit is not lower."""
 
 
 class Start(NamedTuple):
@@ -41,7 +44,13 @@ class Solver:
     """An engine, a prompt style and a grader, put together."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Any, style: Style, grader: Grader, context: int
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        style: Style,
+        grader: Grader,
+        context: int,
+        phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
@@ -49,6 +58,8 @@ class Solver:
         self.grader = grader
         self.context = context
         """Longest sequence of the model, in tokens."""
+        self.phase = phase
+        """Counts the seconds inside under a name; metrics.Metrics.phase."""
         self._prompts: dict[str, list[int]] = {}
 
     def prompt(self, problem: Problem) -> list[int]:
@@ -58,18 +69,21 @@ class Solver:
         return self._prompts[problem.id]
 
     def fits(self, num_tokens: int, sampling: SamplingConfig) -> bool:
-        """Whether a prompt of so many tokens leaves room for the longest completion."""
-        return num_tokens + sampling.max_new_tokens <= self.context
+        """Whether a prompt of so many tokens leaves room to answer: it is never cut."""
+        return self.context - num_tokens >= min(sampling.max_new_tokens, MIN_ROOM)
 
     def request(
         self, prompt_ids: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig
     ) -> Request:
-        """An engine request that ends where an answer of this prompt style ends."""
+        """An engine request that ends where an answer of this prompt style ends.
+
+        A completion is bounded by `max_new_tokens` and by the context; both give "length".
+        """
         return Request(
             prompt_ids=prompt_ids,
             seeds=seeds,
             sampling=Sampling(
-                max_new_tokens=sampling.max_new_tokens,
+                max_new_tokens=min(sampling.max_new_tokens, self.context - len(prompt_ids)),
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
@@ -79,10 +93,21 @@ class Solver:
 
     def text(self, completion: Completion, answer_ids: Sequence[int] = ()) -> str:
         """The text of an answer's beginning and its completion, without the stop token."""
+        return decode(self.tokenizer, [*answer_ids, *self.without_stop(completion)])
+
+    def without_stop(self, completion: Completion) -> list[int]:
+        """The token ids of a completion, without the token that stopped it."""
         ids = completion.token_ids
-        if ids and ids[-1] in self.style.stop_ids:
-            ids = ids[:-1]
-        return decode(self.tokenizer, [*answer_ids, *ids])
+        return ids[:-1] if ids and ids[-1] in self.style.stop_ids else ids
+
+    def complete(
+        self, requests_P: Sequence[Request], on_finished: Callable[[int, int], None] | None = None
+    ) -> list[list[Completion]]:
+        """Completions_P_G of the requests, ungraded."""
+        if not requests_P:
+            return []
+        with self.phase("generate"):
+            return self.engine.generate(requests_P, on_finished)
 
     def solve(
         self,
@@ -95,7 +120,7 @@ class Solver:
             self.request([*self.prompt(s.problem), *s.answer_ids], s.seeds, sampling)
             for s in starts_P
         ]
-        completions_P_G = self.engine.generate(requests, on_finished)
+        completions_P_G = self.complete(requests, on_finished)
         answers = [
             (
                 start.problem.answer,
@@ -105,7 +130,8 @@ class Solver:
             for start, group in zip(starts_P, completions_P_G, strict=True)
             for completion in group
         ]
-        grades = iter(self.grader.grade_many(answers))
+        with self.phase("grade"):
+            grades = iter(self.grader.grade_many(answers))
         return [[Graded(c, self.text(c), next(grades)) for c in group] for group in completions_P_G]
 
 

@@ -1,0 +1,344 @@
+"""The stages that train: SFT on prefix + intervention, and RL on the outcome."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from intfast import checkpoint, credit, loss, stages
+from intfast.batch import Batch, Packed, pack, split
+from intfast.model import Decoder, PackedAttention
+from intfast.optim import Optimizer, StepStats
+from intfast.parts import Parts
+from intfast.records import Example, Problem
+from intfast.rollout import derive_seed
+from intfast.settings import OptimConfig
+from intfast.solve import Graded, Start
+
+LossOf = Callable[[Tensor, Batch, int], tuple[Tensor, loss.Stats]]
+"""(hidden_TD, batch, its place in the update) -> (loss sum, statistics)."""
+
+
+# --- one update --------------------------------------------------------------------------------
+
+
+def hidden_states(decoder: Decoder, batch: Batch, device: torch.device) -> Tensor:
+    """hidden_TD of a packed batch."""
+    attend = PackedAttention(batch.lengths, device)
+    return decoder(batch.token_ids_T, batch.position_ids_T, attend)
+
+
+def update(
+    parts: Parts, optimizer: Optimizer, packed: Packed, divisor: float, loss_of: LossOf
+) -> tuple[dict[str, float], StepStats]:
+    """One optimizer step on the micro-batches of `packed`; the engine is told of it.
+
+    The loss of every micro-batch is divided by the same count, taken over all of them.
+    """
+    total: loss.Stats | None = None
+    for index, batch in enumerate(packed.batches):
+        batch = batch.to(parts.device)
+        loss_sum, stats = loss_of(hidden_states(parts.decoder, batch, parts.device), batch, index)
+        (loss_sum / divisor).backward()
+        total = loss.merge_stats(total, stats)
+    assert total is not None
+    stepped = optimizer.step()
+    parts.solver.engine.weights_changed()
+    values = loss.read_stats(total)
+    values["loss"] = values.pop("loss_sum") / divisor
+    return values, stepped
+
+
+def _save(parts: Parts, name: str, step: int, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    tensors, scalars = optimizer.state_tensors()
+    model = {f"model.{key}": p for key, p in parts.decoder.named_parameters()}
+    optim = {f"optim.{key}": tensor for key, tensor in tensors.items()}
+    state = state | {"optim": scalars}
+    with parts.metrics.phase("save"):
+        checkpoint.save(parts.stage_folder(name), step, model | optim, state)
+
+
+def _resume(
+    parts: Parts, name: str, start: str, config: OptimConfig, total_steps: int
+) -> tuple[int, Optimizer, dict[str, Any]]:
+    """(finished steps, optimizer, state) of a stage: from its checkpoint, or from `start`."""
+    found = checkpoint.latest(parts.stage_folder(name), parts.metrics.say)
+    if found is None:
+        parts.hold(start)
+    else:
+        parts.restore(found[1])
+    parts.changed(f"{name} in training")
+    optimizer = Optimizer(parts.decoder.named_parameters(), config, total_steps)
+    if found is None:
+        parts.metrics.forget_after(name, 0)
+        return 0, optimizer, {}
+    step, tensors, state = found
+    optim = {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
+    optimizer.load_state_tensors(optim, state["optim"])
+    parts.metrics.forget_after(name, step)
+    parts.metrics.say(f"{name}: continues after step {step} of {total_steps}")
+    return step, optimizer, state
+
+
+def finished(parts: Parts, name: str) -> bool:
+    """Whether a training stage is done: its last checkpoint says so."""
+    found = checkpoint.latest(parts.stage_folder(name), parts.metrics.say)
+    return found is not None and found[2]["finished"]
+
+
+# --- supervised --------------------------------------------------------------------------------
+
+
+def sft(parts: Parts, name: str, examples: Sequence[Example]) -> None:
+    """Fine-tune the base model on the examples; the result is the weights `name`."""
+    config = parts.config.sft
+    if finished(parts, name):
+        return
+    if not examples:
+        raise ValueError(
+            "no intervention passed the gates, so there is nothing to fine-tune on; read the gates "
+            "in interventions.jsonl, then give the model more attempts or continuations, set "
+            "sft.filter = false, or use a stronger base model"
+        )
+    steps_per_epoch = -(-len(examples) // config.batch_size)
+    total_steps = config.epochs * steps_per_epoch
+    done, optimizer, _ = _resume(parts, name, "base", config.optim, total_steps)
+
+    def loss_of(hidden_TD: Tensor, batch: Batch, index: int) -> tuple[Tensor, loss.Stats]:
+        return loss.sft_loss(hidden_TD, parts.decoder.head_weight_VD, batch)
+
+    with parts.metrics.progress(name, total_steps) as advance:
+        for step in range(done, total_steps):
+            epoch, place = divmod(step, steps_per_epoch)
+            order = _shuffled(len(examples), derive_seed(parts.config.seed, "sft", epoch))
+            chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
+            with parts.metrics.phase("train"):
+                packed = pack([examples[i] for i in chosen], parts.config.batch)
+                values, stepped = update(parts, optimizer, packed, packed.weight_sum, loss_of)
+            advance(1, packed.num_tokens)
+            skipped = "  SKIPPED: the gradient is not finite" if stepped.skipped else ""
+            line = f"{name} {step + 1}/{total_steps}  nll {values['nll_mean']:.4f}{skipped}"
+            parts.metrics.row(name, step + 1, values | _stepped(stepped), line)
+            # A checkpoint an epoch: SFT is short beside the stages around it.
+            if place == steps_per_epoch - 1:
+                last = step + 1 == total_steps
+                _save(parts, name, step + 1, optimizer, {"finished": last})
+    optimizer.close()
+    parts.changed(name)
+
+
+def _shuffled(count: int, seed: int) -> list[int]:
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def _stepped(stepped: StepStats) -> dict[str, float]:
+    return {"lr": stepped.lr, "grad_norm": stepped.grad_norm, "skipped": int(stepped.skipped)}
+
+
+# --- reinforcement -----------------------------------------------------------------------------
+
+
+class Rollouts(NamedTuple):
+    """The groups that one step learns from, where the stream of problems stands, and counts."""
+
+    problems_P: list[Problem]
+    groups_P_G: list[list[Graded]]
+    cursor: int
+    drawn: dict[str, float]
+
+
+def rl(parts: Parts, name: str, start: str, problems: Sequence[Problem]) -> None:
+    """GRPO on the outcome from the weights `start`; the result is the weights `name`."""
+    config = parts.config.rl
+    if finished(parts, name):
+        return
+    if not problems:
+        raise ValueError(
+            'rl.problems = "unlocked" leaves no problem: no intervention was kept; '
+            'use rl.problems = "selected"'
+        )
+    reference = None
+    if config.policy.kl:
+        parts.hold(start)
+        reference = copy.deepcopy(parts.decoder).requires_grad_(False)
+    total_steps = config.steps * config.minibatches
+    done, optimizer, state = _resume(parts, name, start, config.optim, total_steps)
+    cursor = state.get("cursor", 0)
+    for step in range(done + 1, config.steps + 1):
+        rollouts = draw(parts, name, problems, cursor)
+        cursor = rollouts.cursor
+        values = rollouts.drawn | learn(parts, optimizer, rollouts, step, reference)
+        parts.metrics.row(name, step, values, _line(name, step, config.steps, values))
+        if config.evaluate_every and step < config.steps and step % config.evaluate_every == 0:
+            stages.evaluation(parts, name, step)
+        if step == config.steps or step % config.checkpoint_every == 0:
+            kept = {"finished": step == config.steps, "cursor": cursor}
+            _save(parts, name, step, optimizer, kept)
+    optimizer.close()
+    parts.changed(name)
+
+
+def _line(name: str, step: int, total: int, values: dict[str, float]) -> str:
+    line = (
+        f"{name} {step}/{total}  reward {values['reward']:.3f}  "
+        f"zero-advantage {values['zero_advantage']:.2f} (all wrong {values['all_wrong']:.2f}, "
+        f"all right {values['all_right']:.2f})  length {values['length']:.0f}"
+    )
+    if not values["updates"]:
+        return line + "  no update: no group has variance"
+    skipped = "  SKIPPED: the gradient is not finite" if values["skipped"] else ""
+    return line + f"  entropy {values['entropy_mean']:.3f}{skipped}"
+
+
+def draw(parts: Parts, name: str, problems: Sequence[Problem], cursor: int) -> Rollouts:
+    """Rollouts of the next problems of the stream, which repeats in a new order every epoch.
+
+    Dynamic sampling (`rl.refill`): groups without variance are replaced by those of the next
+    problems, for at most so many rounds; what is still missing then is missing in the step.
+    """
+    config = parts.config.rl
+    problems_P: list[Problem] = []
+    groups_P_G: list[list[Graded]] = []
+    drawn_P_G: list[list[Graded]] = []
+    for _ in range(1 + config.refill):
+        wanted = config.problems_per_step - len(problems_P)
+        chosen = [(place, _nth(parts, problems, place)) for place in range(cursor, cursor + wanted)]
+        cursor += wanted
+        starts = [
+            Start(
+                problem,
+                [
+                    derive_seed(parts.config.seed, "rl", place, problem.id, sample)
+                    for sample in range(config.group_size)
+                ],
+            )
+            for place, problem in chosen
+        ]
+        with parts.metrics.progress(f"{name} rollouts", wanted * config.group_size) as advance:
+            new_P_G = parts.solver.solve(starts, config.sampling, advance)
+        drawn_P_G += new_P_G
+        for (_, problem), group in zip(chosen, new_P_G, strict=True):
+            if not config.refill or _has_variance(group):
+                problems_P.append(problem)
+                groups_P_G.append(group)
+        if len(problems_P) == config.problems_per_step:
+            break
+    return Rollouts(problems_P, groups_P_G, cursor, _counts(parts, drawn_P_G))
+
+
+def _nth(parts: Parts, problems: Sequence[Problem], place: int) -> Problem:
+    """The problem at a place of the endless stream."""
+    epoch, index = divmod(place, len(problems))
+    order = _shuffled(len(problems), derive_seed(parts.config.seed, "rl-order", epoch))
+    return problems[order[index]]
+
+
+def _rewards(groups_P_G: Sequence[Sequence[Graded]]) -> list[list[float | None]]:
+    return [[credit.REWARDS[graded.grade.status] for graded in group] for group in groups_P_G]
+
+
+def _has_variance(group: Sequence[Graded]) -> bool:
+    scored = {reward for reward in _rewards([group])[0] if reward is not None}
+    return len(scored) > 1
+
+
+def _counts(parts: Parts, drawn_P_G: Sequence[Sequence[Graded]]) -> dict[str, float]:
+    """What a step drew, groups that were replaced included."""
+    rewards_P_G = _rewards(drawn_P_G)
+    found = credit.group_advantages(rewards_P_G, parts.config.rl.credit)
+    scored = [reward for group in rewards_P_G for reward in group if reward is not None]
+    flat = [graded for group in drawn_P_G for graded in group]
+    lengths = [len(graded.completion.token_ids) for graded in flat]
+    groups = max(1, found.num_active + found.num_all_wrong + found.num_all_right)
+    return {
+        "reward": sum(scored) / max(1, len(scored)),
+        "groups": len(drawn_P_G),
+        "zero_advantage": found.zero_advantage_share,
+        "all_wrong": found.num_all_wrong / groups,
+        "all_right": found.num_all_right / groups,
+        "unscored": found.num_unscored / len(flat),
+        "truncated": sum(g.completion.finish_reason == "length" for g in flat) / len(flat),
+        "length": sum(lengths) / len(lengths),
+        "sampled_tokens": sum(lengths),
+    }
+
+
+def learn(
+    parts: Parts,
+    optimizer: Optimizer,
+    rollouts: Rollouts,
+    step: int,
+    reference: Decoder | None = None,
+) -> dict[str, float]:
+    """The updates of one step, one per minibatch; the statistics are means over them."""
+    config = parts.config.rl
+    with parts.metrics.phase("prepare"):
+        jobs = _minibatches(parts, rollouts, step)
+    if not jobs:
+        return {"updates": 0}
+    policy, temperature = config.policy, config.sampling.temperature
+    head_VD = parts.decoder.head_weight_VD
+    rows = []
+    with parts.metrics.phase("train"):
+        # One update per step: the current log-probs are the old ones, and need no extra pass.
+        old = [_scores(parts, parts.decoder, p) if len(jobs) > 1 else None for p, _ in jobs]
+        pinned = [_scores(parts, reference, p) if reference else None for p, _ in jobs]
+        for (packed, divisor), old_B, reference_B in zip(jobs, old, pinned, strict=True):
+
+            def loss_of(
+                hidden_TD: Tensor, batch: Batch, index: int, old_B=old_B, reference_B=reference_B
+            ) -> tuple[Tensor, loss.Stats]:
+                return loss.policy_loss(
+                    hidden_TD,
+                    head_VD,
+                    batch,
+                    old_B[index] if old_B else None,
+                    policy,
+                    reference_logprob_N=reference_B[index] if reference_B else None,
+                    temperature=temperature,
+                )
+
+            values, stepped = update(parts, optimizer, packed, divisor, loss_of)
+            rows.append(values | _stepped(stepped))
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} | {
+        "updates": len(rows)
+    }
+
+
+def _minibatches(parts: Parts, rollouts: Rollouts, step: int) -> list[tuple[Packed, float]]:
+    """(packed, divisor) of each update of a step; minibatches without gradient are left out."""
+    config = parts.config.rl
+    found = credit.group_advantages(_rewards(rollouts.groups_P_G), config.credit)
+    made = credit.examples(
+        [parts.solver.prompt(problem) for problem in rollouts.problems_P],
+        [[graded.completion for graded in group] for group in rollouts.groups_P_G],
+        found.advantages_P_G,
+        config.credit,
+        [problem.id for problem in rollouts.problems_P],
+    )
+    jobs = []
+    seed = derive_seed(parts.config.seed, "minibatches", step)
+    for part in split(made, config.minibatches, seed) if made else []:
+        divisor = credit.divisor(part, config.credit, config.sampling.max_new_tokens)
+        if kept := credit.with_gradient(part, config.policy):
+            jobs.append((pack(kept, parts.config.batch), divisor))
+    return jobs
+
+
+@torch.no_grad()
+def _scores(parts: Parts, decoder: Decoder, packed: Packed) -> list[Tensor]:
+    """logprob_N of every micro-batch under a decoder."""
+    temperature = parts.config.rl.sampling.temperature
+    scores = []
+    for batch in packed.batches:
+        batch = batch.to(parts.device)
+        hidden_TD = hidden_states(decoder, batch, parts.device)
+        scores.append(loss.row_logprob(hidden_TD, decoder.head_weight_VD, batch, temperature))
+    return scores

@@ -1,0 +1,127 @@
+"""One JSONL row a step, one console line, one progress bar a long phase, seconds per phase."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from intfast.runfolder import Journal
+
+Row = dict[str, Any]
+PLAIN_EVERY_S = 30.0
+"""Seconds between progress lines where there is no terminal."""
+
+
+class Metrics:
+    """The metrics journal of a run and its console.
+
+    Phases add up seconds until the next row, which carries them as `seconds_<phase>`; so the rows
+    of a run, summed, say where its time went, across interruptions too.
+    """
+
+    def __init__(self, journal: Journal[Row], console: Console | None = None) -> None:
+        self.journal = journal
+        self.console = console or Console()
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    def row(self, stage: str, step: int, values: Row, line: str = "") -> None:
+        """Write one row; print `line` where given."""
+        seconds = {f"seconds_{name}": round(value, 3) for name, value in self._seconds.items()}
+        self._seconds.clear()
+        self.journal.append([{"stage": stage, "step": step} | values | seconds])
+        if line:
+            self.say(line)
+
+    def rows(self, stage: str) -> list[Row]:
+        """The rows of a stage so far."""
+        return [row for row in self.journal.records if row["stage"] == stage]
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop rows of steps that an interrupted run did, but did not save."""
+        kept = [r for r in self.journal.records if r["stage"] != stage or r["step"] <= step]
+        if len(kept) < len(self.journal.records):
+            self.journal.replace(kept)
+
+    def seconds(self) -> dict[str, dict[str, float]]:
+        """Stage -> phase -> seconds, over all rows."""
+        total: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for row in self.journal.records:
+            for name, value in row.items():
+                if name.startswith("seconds_"):
+                    total[row["stage"]][name.removeprefix("seconds_")] += value
+        return {stage: dict(phases) for stage, phases in total.items()}
+
+    def say(self, text: str) -> None:
+        """Print one line as it is; brackets in it are not markup."""
+        self.console.print(text, markup=False, highlight=False)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the seconds inside under `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - start
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int, int], None]]:
+        """A bar over `total` samples; `advance(num_finished, num_tokens)` adds to it.
+
+        Without a terminal: a line at most every PLAIN_EVERY_S seconds.
+        """
+        if self.console.is_terminal:
+            with Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            ) as bar:
+                task = bar.add_task(title, total=total, rate="")
+                counter = _Counter(total)
+
+                def advance(num_finished: int, num_tokens: int) -> None:
+                    counter.add(num_finished, num_tokens)
+                    bar.update(task, advance=num_finished, rate=counter.rate())
+
+                yield advance
+            return
+        counter = _Counter(total)
+
+        def advance(num_finished: int, num_tokens: int) -> None:
+            counter.add(num_finished, num_tokens)
+            if counter.is_due():
+                self.say(f"{title}: {counter.finished}/{total}, {counter.rate()}")
+
+        yield advance
+
+
+class _Counter:
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.finished = 0
+        self.tokens = 0
+        self.start = self.last = time.perf_counter()
+
+    def add(self, num_finished: int, num_tokens: int) -> None:
+        self.finished += num_finished
+        self.tokens += num_tokens
+
+    def rate(self) -> str:
+        return f"{self.tokens / max(1e-9, time.perf_counter() - self.start):,.0f} tokens/s"
+
+    def is_due(self) -> bool:
+        now = time.perf_counter()
+        if now - self.last < PLAIN_EVERY_S:
+            return False
+        self.last = now
+        return True

@@ -1,0 +1,206 @@
+"""The parts of a run, built once: problems, model, engine, grader, metrics."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import intfast
+from intfast import checkpoint, data, weights
+from intfast.config import Config
+from intfast.engines.native import NativeEngine
+from intfast.grade import Grader
+from intfast.metrics import Metrics, Row
+from intfast.model import Decoder
+from intfast.prompts import style_of
+from intfast.records import Problem
+from intfast.runfolder import RunFolder
+from intfast.solve import Solver
+
+
+@dataclass
+class Parts:
+    """What the stages work with. One decoder, whose weights change place by place."""
+
+    config: Config
+    folder: RunFolder
+    metrics: Metrics
+    problems: list[Problem]
+    tests: list[Problem]
+    model_path: Path
+    hf_config: dict[str, Any]
+    decoder: Decoder
+    solver: Solver
+    holds: str = "base"
+    """Which weights the decoder holds: "base", or the name of a trained stage."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.decoder.head_weight_VD.device
+
+    def stage_folder(self, name: str) -> Path:
+        """The checkpoints of a trained stage."""
+        return self.folder.path / "checkpoints" / name
+
+    def hold(self, name: str) -> None:
+        """Put the weights of "base" or of a finished stage into the decoder, in place."""
+        if self.holds == name:
+            return
+        if name == "base":
+            weights.load_into(self.decoder, self.model_path)
+        else:
+            found = checkpoint.latest(self.stage_folder(name), self.metrics.say)
+            assert found is not None, f"stage {name} has no checkpoint"
+            self.restore(found[1])
+        self.changed(name)
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Copy the model tensors of a checkpoint into the parameters."""
+        with torch.no_grad():
+            for name, parameter in self.decoder.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+
+    def changed(self, name: str) -> None:
+        """The decoder now holds the weights of `name`: tell the engine."""
+        self.holds = name
+        self.solver.engine.weights_changed()
+
+
+@contextmanager
+def build(config: Config, console: Console) -> Iterator[Parts]:
+    """All parts of a run, closed at the end. Bad input raises ValueError before any work."""
+    problems, tests = load_data(config, console)
+    path = weights.resolve(config.model.path)
+    device = pick_device(config)
+    tokenizer = load_tokenizer(path)
+    style = style_of(config.prompt, tokenizer)
+    if config.model.threads:
+        torch.set_num_threads(config.model.threads)
+    decoder, hf_config = weights.load(path, dtype=DTYPES[config.model.dtype], device=device)
+    decoder.activation_checkpointing = config.model.activation_checkpointing
+    engine = NativeEngine(
+        decoder,
+        tokenizer,
+        max_rows=config.rollout.max_rows,
+        max_cache_bytes=int(config.rollout.cache_gib * 2**30),
+    )
+    grade = config.grade
+    with (
+        RunFolder(config) as folder,
+        Grader(mode=grade.mode, workers=grade.workers, timeout_s=grade.timeout_s) as grader,
+    ):
+        metrics = Metrics(folder.journal("metrics", Row), console)
+        context = decoder.config.max_position_embeddings
+        parts = Parts(
+            config=config,
+            folder=folder,
+            metrics=metrics,
+            problems=problems,
+            tests=tests,
+            model_path=path,
+            hf_config=hf_config,
+            decoder=decoder,
+            solver=Solver(engine, tokenizer, style, grader, context, metrics.phase),
+        )
+        folder.write_json("manifest.json", manifest(parts))
+        yield parts
+
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def pick_device(config: Config) -> torch.device:
+    """The device of the model. Raises RuntimeError when CUDA is asked for and absent."""
+    name = config.model.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            'model.device = "cuda", but torch sees no CUDA device; use model.device=cpu'
+        )
+    return torch.device(name)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a model folder; no code from the folder is run."""
+    from transformers import AutoTokenizer
+
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise ValueError(
+            f"{path} has no tokenizer.json; copy the tokenizer files of the model into its folder"
+        )
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def load_data(config: Config, console: Console) -> tuple[list[Problem], list[Problem]]:
+    """(training problems, test problems), with the report of each on the console."""
+    settings = config.data
+    assert settings.train is not None
+    problems, report = data.load_problems(
+        settings.train, purpose="train", columns=settings.columns, limit=settings.train_limit
+    )
+    console.print(str(report), markup=False, highlight=False)
+    tests: list[Problem] = []
+    if settings.test is not None:
+        tests, report = data.load_problems(
+            settings.test, purpose="test", columns=settings.columns, limit=settings.test_limit
+        )
+        console.print(str(report), markup=False, highlight=False)
+        if shared := data.overlap(problems, tests):
+            raise ValueError(
+                f"{shared} test problems are also training problems; remove them from one file"
+            )
+    if config.sft.epochs and not any(problem.reference for problem in problems):
+        raise ValueError(
+            f"{settings.train}: no problem has a reference solution, which interventions need; "
+            "add a column reference_solution, or set sft.epochs = 0 for plain RL"
+        )
+    return problems, tests
+
+
+def manifest(parts: Parts) -> dict[str, Any]:
+    """What a reader needs to place the numbers of a run: versions, hardware, data, seed."""
+    packages = ("torch", "triton", "transformers", "safetensors", "msgspec", "math-verify", "vllm")
+    installed = {d.name.lower(): d.version for d in metadata.distributions() if d.name}
+    cuda = parts.device.type == "cuda"
+    return {
+        "intfast": intfast.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: installed[name] for name in packages if name in installed},
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "cpu": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "engine": parts.config.rollout.engine,
+        "seed": parts.config.seed,
+        "model": str(parts.config.model.path),
+        "num_parameters": sum(p.numel() for p in parts.decoder.parameters()),
+        "train": {"problems": len(parts.problems), "hash": data.fingerprint(parts.problems)},
+        "test": {"problems": len(parts.tests), "hash": data.fingerprint(parts.tests)},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from; None outside one."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    result = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or None

@@ -1,0 +1,222 @@
+"""What a run found, in numbers: the tables on the console, `summary.json`, the exported model."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from rich.table import Table
+
+from intfast import intervene, weights
+from intfast.evaluate import Estimate, Evaluation, bootstrap, compare, coverage
+from intfast.parts import Parts
+from intfast.records import Attempt, Continuation, Example, Intervention, Problem
+
+ARMS = {"base": "base", "base_rl": "RL", "int": "InT", "int_rl": "InT + RL"}
+"""Stored name of an evaluation -> its row in the table, in this order."""
+STARTS = {
+    "intervention": "prefix + intervention",
+    "error": "prefix + wrong step",
+    "prefix": "prefix alone",
+}
+
+
+@dataclass
+class Found:
+    """What the InT stage brought to light."""
+
+    selected: list[Problem]
+    wrong: list[tuple[Problem, Attempt]] = field(default_factory=list)
+    interventions: list[Intervention] = field(default_factory=list)
+    continuations: list[Continuation] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+
+    def rl_problems(self, which: str) -> list[Problem]:
+        """The problems of RL: all selected ones, or those with a kept intervention."""
+        if which == "selected":
+            return self.selected
+        unlocked = {r.problem_id for r in self.interventions if r.gate == "kept"}
+        return [problem for problem in self.selected if problem.id in unlocked]
+
+
+def intervention_figures(parts: Parts, found: Found) -> dict[str, Any]:
+    """Counts of the gates, and accuracy and coverage of continuing from each start.
+
+    Attempts are the unit that is continued; a problem is covered when any of its attempts is.
+    """
+    gates = Counter(record.gate for record in found.interventions)
+    continued = [r for r in found.interventions if r.gate in intervene.REACHED_CONTINUATION]
+    starts = {}
+    for start in STARTS:
+        drawn = [record for record in found.continuations if record.start == start]
+        if drawn:
+            starts[start] = _start_figures(continued, drawn, parts.config.seed)
+    tokens = {
+        "verify": sum(record.num_tokens for record in found.interventions),
+        "continue": sum(len(r.token_ids) for r in found.continuations if r.start == "intervention"),
+    }
+    unlocked = len({r.problem_id for r in found.interventions if r.gate == "kept"})
+    return {
+        "problems": len(found.selected),
+        "wrong_attempts": len(found.wrong),
+        "candidates": len(found.interventions),
+        "gates": dict(gates),
+        "continued_from": starts,
+        "generated_tokens": tokens,
+        "unlocked_problems": unlocked,
+        "tokens_per_unlocked_problem": sum(tokens.values()) / unlocked if unlocked else None,
+        "examples": len(found.examples),
+        "loss_tokens": sum(w != 0 for e in found.examples for w in e.weights),
+    }
+
+
+def _start_figures(
+    continued: Sequence[Intervention], drawn: Sequence[Continuation], seed: int
+) -> dict[str, Any]:
+    by_attempt: dict[str, list[bool]] = defaultdict(list)
+    for record in drawn:
+        if record.grade != "unscored":
+            by_attempt[record.intervention_id].append(record.grade == "correct")
+    counts = {key: (len(right), sum(right)) for key, right in by_attempt.items()}
+    by_problem: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for record in continued:
+        if record.id in counts:
+            by_problem[record.problem_id].append(counts[record.id])
+    problems = [tuple(map(sum, zip(*rows, strict=True))) for rows in by_problem.values()]
+    shares = [correct / num for num, correct in problems]
+    low, high = bootstrap(shares, seed)
+    return {
+        "continuations": len(drawn),
+        "per_attempt": len(drawn) / max(1, len(counts)),
+        "accuracy": Estimate(
+            value=sum(shares) / len(shares), low=low, high=high, num_problems=len(shares)
+        ),
+        "attempt_coverage": coverage(list(counts.values())),
+        "problem_coverage": coverage(problems),
+    }
+
+
+def say_intervention(parts: Parts, found: Found) -> None:
+    """The InT stage as a table: accuracy and coverage from each start, with their counts."""
+    figures = intervention_figures(parts, found)
+    table = Table(title="Continuing the model's wrong attempts", title_justify="left")
+    for column in ("start", "accuracy", "attempts covered", "problems covered", "continuations"):
+        table.add_column(column, justify="left" if column == "start" else "right")
+    for start, row in figures["continued_from"].items():
+        table.add_row(
+            STARTS[start],
+            _interval(row["accuracy"], 2),
+            _share(row["attempt_coverage"]),
+            _share(row["problem_coverage"]),
+            f"{row['continuations']} ({row['per_attempt']:.0f} per attempt)",
+        )
+    parts.metrics.console.print(table)
+    cost = figures["tokens_per_unlocked_problem"]
+    parts.metrics.say(
+        f"{figures['unlocked_problems']} of {figures['problems']} problems unlocked"
+        + (f" at {cost:,.0f} generated tokens each" if cost else "")
+        + f"; {figures['examples']} examples with {figures['loss_tokens']} loss tokens"
+    )
+
+
+def export(parts: Parts, name: str) -> None:
+    """Write the named weights as a Hugging Face folder, `export/` in the run folder."""
+    target = parts.folder.path / "export"
+    if not target.exists():  # it appears only when complete
+        parts.hold(name)
+        weights.save(parts.decoder, parts.model_path, target)
+    parts.metrics.say(f"exported {ARMS.get(name, name)} to {target}")
+
+
+def write(parts: Parts, found: Found, seconds: float) -> dict[str, Any]:
+    """Print the final tables and write summary.json; returns its content."""
+    stored = parts.folder.read_json("evaluations.json") or {}
+    evaluations = {
+        name: msgspec.convert(stored[name], Evaluation) for name in ARMS if name in stored
+    }
+    ks = parts.config.evaluate.ks
+    rows = {name: evaluation.summary(ks) for name, evaluation in evaluations.items()}
+    result = {
+        "evaluations": rows,
+        "differences": {
+            f"int_rl - {name}": compare(evaluations["int_rl"], evaluations[name])
+            for name in ("base_rl", "int", "base")
+            if name in evaluations and "int_rl" in evaluations
+        },
+        "intervention": intervention_figures(parts, found) if found.interventions else None,
+        "rl": {name: _rl_figures(parts, name) for name in ARMS if parts.metrics.rows(name)},
+        "seconds": parts.metrics.seconds(),
+        "seconds_last_process": seconds,
+    }
+    parts.folder.write_json("summary.json", result)
+    if rows:
+        parts.metrics.console.print(_table(parts, rows, result["rl"]))
+    _say_seconds(parts, result["seconds"])
+    parts.metrics.say(f"everything is in {parts.folder.path}")
+    return result
+
+
+def _rl_figures(parts: Parts, name: str) -> dict[str, Any]:
+    rows = [row for row in parts.metrics.rows(name) if "reward" in row]
+    if not rows:
+        return {}
+    keys = ("reward", "zero_advantage", "all_wrong", "all_right")
+    quarter = max(1, len(rows) // 4)
+    return {
+        "steps": len(rows),
+        "sampled_tokens": sum(row["sampled_tokens"] for row in rows),
+        "first_quarter": {k: sum(r[k] for r in rows[:quarter]) / quarter for k in keys},
+        "last_quarter": {k: sum(r[k] for r in rows[-quarter:]) / quarter for k in keys},
+    }
+
+
+def _table(parts: Parts, rows: dict[str, Any], rl: dict[str, Any]) -> Table:
+    config = parts.config.evaluate
+    table = Table(
+        title=f"Held-out problems: {len(parts.tests)}, {config.samples} samples each, "
+        "95 % intervals (bootstrap over problems)",
+        title_justify="left",
+    )
+    table.add_column("weights")
+    table.add_column("accuracy %", justify="right")
+    for k in config.ks:
+        if k > 1:
+            table.add_column(f"pass@{k} %", justify="right")
+    table.add_column("zero-advantage, first -> last quarter of RL", justify="right")
+    for name, summary in rows.items():
+        figures = rl.get(name) or {}
+        shares = (
+            f"{figures['first_quarter']['zero_advantage']:.2f} -> "
+            f"{figures['last_quarter']['zero_advantage']:.2f}"
+            if figures
+            else ""
+        )
+        estimates = [summary.pass_at_k[k] for k in config.ks if k > 1]
+        table.add_row(
+            ARMS[name], *(_interval(e, 1) for e in (summary.accuracy, *estimates)), shares
+        )
+    return table
+
+
+def _say_seconds(parts: Parts, seconds: dict[str, dict[str, float]]) -> None:
+    table = Table(title="Seconds", title_justify="left")
+    phases = sorted({phase for split in seconds.values() for phase in split})
+    table.add_column("stage")
+    for phase in (*phases, "all"):
+        table.add_column(phase, justify="right")
+    for stage, split in seconds.items():
+        cells = [f"{split[phase]:.1f}" if phase in split else "" for phase in phases]
+        table.add_row(stage, *cells, f"{sum(split.values()):.1f}")
+    parts.metrics.console.print(table)
+
+
+def _interval(estimate: Estimate, digits: int) -> str:
+    value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{round(estimate.value * estimate.num_problems)} of {estimate.num_problems}"
