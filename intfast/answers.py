@@ -165,7 +165,7 @@ def number(normalised: str) -> Fraction | None:
 
 # Factorials of large integers, powers or factorials; stacked superscripts; giant exponents.
 _EXPLOSIVE = re.compile(
-    r"\d{5,}[\s})]*!|!\s*[})][\s})]*!|\^[\s{(]*\d+[\s})]*[})]\s*!|\^\s*\w+\s*\^|\^[\s{(]*\d{8,}"
+    r"\d{5,}[\s})]*!|!\s*[})][\s})]*!|\^[\s{(]*\d+[\s})]*[})]\s*!|\^\s*\d+\s*\^|\^[\s{(]*\d{8,}"
     r"|\\[dt]?binom[\s{(]*\d{6,}"
 )
 _NUMBER_TOWER = re.compile(r"\^[\s{(]*(\d+)\s*\^[\s{(]*(\d+)")

@@ -1,0 +1,513 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from intfast import grade as grading
+from intfast.answers import Reason, Status, compare_quickly, extract, is_explosive, last_boxed
+from intfast.grade import Grader, regrade
+
+RIGHT = r"""
+17 | 17
+17 | 017
+17 | +17
+17 | 17.
+17 | 17.0
+17 | $17$
+17 | \(17\)
+17 | $$17$$
+17 | x=17
+17 | x = 17
+17 | \text{17}
+17 | \mathrm{17}
+17 | 8+9
+17 | \frac{34}{2}
+17 | {17}
+17 | 17\text{ cm}
+17 | 17 \text{ apples}
+17 | \$17
+17 | 17^\circ
+17 | 17^{\circ}
+17 | \{17\}
+17 | \boxed{17}
+-3 | -3
+-3 | - 3
+1000 | 1,000
+1000 | 1{,}000
+1,000 | 1000
+1234567 | 1,234,567
+10^6 | 1000000
+10^6 | 1,000,000
+2^{10} | 1024
+2^{-3} | 1/8
+10! | 3628800
+1/2 | 0.5
+1/2 | .5
+1/2 | \frac{1}{2}
+1/2 | \frac12
+1/2 | \dfrac{1}{2}
+1/2 | \tfrac 12
+1/2 | 2/4
+1/2 | 50\%
+\frac{1}{2} | \frac{-1}{-2}
+-\frac{1}{2} | \frac{-1}{2}
+-1/2 | -0.5
+7/2 | 3\frac{1}{2}
+0.333333 | 1/3
+0.10 | 10\%
+10\% | 0.1
+\frac{\sqrt{3}}{2} | \dfrac{\sqrt{3}}{2}
+\frac{\sqrt{3}}{2} | \sqrt{3}/2
+\sqrt{12} | 2\sqrt{3}
+\frac{1}{\sqrt{2}} | \frac{\sqrt{2}}{2}
+\pi/2 | \frac{\pi}{2}
+e^{2} | e^2
+x^2+2x+1 | (x+1)^2
+x^2-1 | (x-1)(x+1)
+k(k+1)/2 | \frac{k^2+k}{2}
+a+b | b+a
+f(x)=2x | 2x
+3+4i | 4i+3
+\binom{5}{2} | 10
+\log_2 8 | 3
+\sin(\pi/6) | 1/2
+2.5\times 10^3 | 2500
+{1,2} | 1,2
+1,2 | \{1,2\}
+\{1,2\} | 2,1
+1, 2, 3 | \{3,1,2\}
+\pm 2 | \{2,-2\}
+(1,2) | (1, 2)
+(1,2) | \left(1,2\right)
+(1/2,3) | (0.5,3)
+(0,1) | x\in(0,1)
+[0,1) | [0, 1)
+x>3 | (3,\infty)
+(-\infty,2)\cup(3,\infty) | (3,\infty)\cup(-\infty,2)
+\emptyset | \{\}
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{bmatrix}1&2\\3&4\end{bmatrix}
+\text{yes} | yes
+yes | \text{Yes}
+\text{no solution} | \text{no solution}
+\text{A} | A
+C | \textbf{C}
+x=1,y=2 | (1,2)
+12:30 | 12:30
+2^{2^{2021}}-1 | 2^{2^{2021}}-1
+2^{2^{2021}}-1 | 2^{2^{2021}} - 1
+"""
+
+RIGHT_UNICODE = [
+    ("17", "17\xb0"),
+    ("-3", "\u22123"),
+    ("2\u03c0", "2\\pi"),
+    ("\\infty", "\u221e"),
+    ("2.5 \xd7 10^3", "2500"),
+    ("(-\\infty,2)\\cup(3,\\infty)", "(-\u221e,2)\u222a(3,\u221e)"),
+    ("\u732b", "\u732b"),
+]
+
+WRONG = r"""
+17 | 16
+17 | -17
+17 | 170
+17 | 1 7
+17 | 17.5
+17 | 16.99
+17 | 17/2
+17 | 17x
+17 | x
+17 | 6=17
+17 | 17=6
+17 | 1=2=17
+17 | 17,18
+17 | \{16,17\}
+17 | 17 \text{ or } 18
+17 | 18 \text{ or } 17
+17 | x\ne 17
+17 | x\ge 17
+17 | x>16
+17 | 16 < x < 18
+17 | \text{seventeen}
+17 | $16$ or $17$
+17 | \frac{17}{0}
+17 | \infty
+1/2 | 1/3
+1/2 | 0.51
+1/3 | 0.33
+1/2 | -1/2
+\sqrt{2} | 1.41
+\sqrt{2} | \sqrt{3}
+\pi | 3.14
+x^2 | x^3
+2x | 2y
+(1,2) | (2,1)
+(1,2) | [1,2]
+[0,1) | [0,1]
+x>3 | x\ge 3
+\infty | -\infty
+\{1,2\} | \{1,2,3\}
+\{1,2\} | 1
+100,200 | 100,300
+10\% | 0.2
+\text{yes} | \text{no}
+\text{yes} | \text{yes or no}
+A | B
+A | A, B
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{pmatrix}1&2\\4&3\end{pmatrix}
+"""
+
+
+def pairs(table: str) -> list[tuple[str, str]]:
+    return [tuple(line.split(" | ")) for line in table.strip().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with Grader(workers=2, timeout_s=20) as grader:
+        yield grader
+
+
+def boxed(table: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(gold, rf"So the answer is \boxed{{{answer}}}.") for gold, answer in table]
+
+
+def test_table_of_right_and_wrong_answers(grader):
+    right, wrong = pairs(RIGHT) + RIGHT_UNICODE, pairs(WRONG)
+    assert len(right) + len(wrong) >= 140
+    grades = grader.grade_many(boxed(right + wrong))
+    verdicts = dict(zip(right + wrong, (g.status for g in grades), strict=True))
+    assert {p: v for p, v in verdicts.items() if p in right and v is not Status.CORRECT} == {}
+    assert {p: v for p, v in verdicts.items() if p in wrong and v is not Status.WRONG} == {}
+
+
+def test_arithmetic_agrees_with_the_parser(grader):
+    """Where both decide, they say the same, but for chains and texts the parser cannot read."""
+    quick = {pair: compare_quickly(*pair) for pair in pairs(RIGHT) + pairs(WRONG)}
+    both = [pair for pair, r in quick.items() if r in (Reason.CORRECT, Reason.WRONG)]
+    parsed = grader._judge(both)
+    known = {("17", "6=17"), ("17", "1=2=17"), ("1/2", r"\frac{-1}{-2}")}
+    decided = (Reason.CORRECT, Reason.WRONG)
+    differ = {p for p in both if parsed[p] in decided and parsed[p] is not quick[p]}
+    assert differ <= known, differ
+    assert len(both) > 50
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{5}", "5"),
+        (r"first \boxed{5}, then \boxed{6}", "6"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
+        (r"\boxed{\begin{matrix}1\\2\\\end{matrix}}", r"\begin{matrix}1\\2\\\end{matrix}"),
+        (r"\boxed {7}", "7"),
+        (r"\\boxed{7}", "7"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"{ \boxed{5} and \boxed{6", "5"),
+        (r"} \boxed{5} \boxed{}", "5"),
+        (r"\boxed{12", None),
+        (r"\boxed{}", None),
+        ("boxed{5}", None),
+        ("", None),
+        ("Answer: 12", "12"),
+        ("Answer: 1\nwait\n**Answer:** 12 \nbye", "12"),
+        ("Answer: 12, so \\boxed{13}", "13"),
+        ("Answer:", None),
+        ("the answer is 12", None),
+    ],
+)
+def test_extract_boxed(text, answer):
+    assert extract(text, "boxed") == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("d 7 # 3 ; ans d 4  c 5", "d 4 c 5"),
+        ("ans 1 ans\n2", "2"),
+        ("answer 1", None),
+        ("1 ans", None),
+        ("", None),
+    ],
+)
+def test_extract_tail(text, answer):
+    assert extract(text, "tail:ans") == answer
+
+
+@pytest.mark.parametrize("mode", ["", "box", "tail", "tail:", "tail:a b", "boxed:x"])
+def test_unknown_mode_is_refused(mode):
+    with pytest.raises(ValueError, match="grading mode"):
+        Grader(mode=mode)
+
+
+def test_extraction_is_linear_on_hostile_text():
+    start = time.monotonic()
+    million = 1_000_000
+    for piece in (
+        "\\",
+        "{",
+        "}",
+        "\\boxed{",
+        "answer:",
+        "\\boxed{}",
+        "\\boxed ",
+        " ",
+        "\n",
+        "answer ",
+    ):
+        extract(piece * (million // len(piece)), "boxed")
+    assert time.monotonic() - start < 15
+
+
+def test_no_answer_and_truncated():
+    with Grader() as grader:
+        grades = grader.grade_many(
+            [
+                ("5", "hm"),
+                ("5", "hm", "stop"),
+                ("5", r"\boxed{", "length"),
+                ("5", r"\boxed{5} and", "length"),
+            ]
+        )
+        assert [g.reason for g in grades] == ["no_answer", "no_answer", "truncated", "correct"]
+        assert [g.status for g in grades] == ["wrong", "wrong", "wrong", "correct"]
+        assert grader._workers == []
+
+
+def test_tail_mode_compares_text_and_never_starts_a_worker():
+    with Grader(mode="tail:ans") as grader:
+        texts = ["x ans d 4 c 5", "ans  d 4\nc 5 ", "ans d 04 c 5", "d 4 c 5", "ans d 4", "ans 8/2"]
+        grades = grader.grade_many([("d 4 c 5", text) for text in texts])
+        assert [g.status == "correct" for g in grades] == [True, True, *[False] * 4]
+        assert grader._workers == []
+
+
+HOSTILE = {
+    r"9^{9^{9^{9}}}": "too_complex",
+    r"9^{9^{9}}": "too_complex",
+    r"9^9^9^9": "too_complex",
+    r"x^{y^{z^{w}}}": "too_complex",
+    r"10^{999999999}": "too_complex",
+    r"100000!": "too_complex",
+    r"(10^8)!": "too_complex",
+    r"((9!)!)!": "too_complex",
+    r"\binom{1000000000}{500000000}": "too_complex",
+    "{" * 100 + "1" + "}" * 100: "too_complex",
+    "(" * 140 + "1" + ")" * 140: "too_complex",
+    "1" * 301: "too_long",
+    "9" * 1_000_000: "too_long",
+    r"\frac{" * 200_000: "no_answer",
+    '__import__("os").system("touch pwned")': "bad_characters",
+    "__import__('os').system('touch pwned')": "bad_characters",
+    "().__class__": "bad_characters",
+    "5\x00": "bad_characters",
+    "5\x1b[2J": "bad_characters",
+    "5\u200b6": "bad_characters",
+    "\u202e5": "bad_characters",
+    "\uff15": "bad_characters",
+    "`5`": "bad_characters",
+    "5;6@7": "bad_characters",
+    r"16$ or $17": "unparseable",
+    r"\undefinedmacro": None,
+    "lambda: 5": None,
+    "eval(5)": None,
+    "os.system(5)": None,
+    "exec('5')": None,
+    r"\sqrt" * 60: None,
+    "-" * 300: None,
+    "!" * 300: None,
+    r"\int_0^1 \int_0^1": None,
+    r"\input{/etc/passwd}": None,
+}
+
+
+def test_hostile_answers_are_wrong_with_a_reason(grader, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    grades = grader.grade_many([("17", rf"\boxed{{{answer}}}") for answer in HOSTILE])
+    assert time.monotonic() - start < 20
+    for (answer, reason), grade in zip(HOSTILE.items(), grades, strict=True):
+        assert grade.status == "wrong", (answer[:50], grade)
+        assert reason in (None, grade.reason), (answer[:50], grade)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ordinary_powers_are_not_explosive():
+    for text in (
+        r"2^{2^{5}}",
+        "x^2y^2z^2",
+        "x^{2^n}",
+        "5!+4!",
+        "n!!",
+        "1000!",
+        "10^{10}",
+        "e^{x^2}",
+    ):
+        assert not is_explosive(text), text
+
+
+SLOW = r"\sum_{i=1}^{99999}\sum_{j=1}^{99999} \sin(i\cdot j)"
+
+
+def test_late_worker_is_killed_and_replaced():
+    with Grader(workers=1, timeout_s=2) as grader:
+        assert grader.grade_many(boxed([("x+1", "1+x")]))[0].reason == "correct"
+        first = grader._workers[0].process
+        start = time.monotonic()
+        grades = grader.grade_many(boxed([("17", SLOW), ("a+b", "b+a"), ("a+b", "b-a")]))
+        assert [g.reason for g in grades] == ["timeout", "correct", "wrong"]
+        assert grades[0].status == "unscored"
+        assert time.monotonic() - start < 15
+        assert first.returncode == -signal.SIGKILL
+        assert grader._workers[0].process.pid != first.pid
+
+
+def test_crash_is_unscored_and_the_next_answer_is_graded():
+    with Grader(workers=1, timeout_s=20) as grader:
+        grader.grade_many(boxed([("x+1", "1+x")]))
+        os.kill(grader._workers[0].process.pid, signal.SIGKILL)
+        grader._workers[0].process.wait()
+        job, after = boxed([("a+b", "b+a"), ("a+c", "c+a")])
+        assert grader.grade_many([job])[0] == grading.Grade(status="unscored", reason="crash")
+        # A crash may be nobody's fault, so it is not remembered.
+        assert [g.reason for g in grader.grade_many([job, after])] == ["correct", "correct"]
+
+
+def test_interrupted_grading_leaves_no_verdict_behind(monkeypatch):
+    with Grader(workers=1, timeout_s=20) as grader:
+        grader.grade_many(boxed([("x+1", "1+x")]))
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(grading, "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            grader.grade_many(boxed([("a+b", "b+a")]))
+        monkeypatch.undo()
+        assert grader.grade_many(boxed([("a+b", "b-a")]))[0].reason == "wrong"
+
+
+def process_exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_worker_is_bare_and_ends_with_the_grader(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "sesame-17")
+    with Grader(workers=2, timeout_s=20) as grader:
+        grader.grade_many(boxed([("x+1", "1+x"), ("x+2", "2+x"), ("x+3", "3+x")]))
+        pids = [worker.process.pid for worker in grader._workers]
+        assert len(pids) == 2
+        if sys.platform == "linux":
+            for pid in pids:
+                environment = Path(f"/proc/{pid}/environ").read_bytes()
+                assert b"PYTHONPATH" in environment
+                assert b"sesame-17" not in environment and b"HF_TOKEN" not in environment
+                # Its own session, no modules of the trainer, no files but pipes and /dev/null.
+                assert os.getsid(pid) == pid
+                assert b"libtorch" not in Path(f"/proc/{pid}/maps").read_bytes()
+                files = [os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir()]
+                assert all(f.startswith("pipe:") or f == "/dev/null" for f in files), files
+                limits = Path(f"/proc/{pid}/limits").read_text()
+                assert str(grading.WORKER_MEMORY_BYTES) in limits
+    assert not any(process_exists(pid) for pid in pids)
+
+
+def test_worker_that_cannot_start_says_why(monkeypatch):
+    monkeypatch.setattr(
+        grading, "_worker_environment", lambda: {"PYTHONPATH": "", "PYTHONHOME": "/nowhere"}
+    )
+    with Grader(workers=1) as grader, pytest.raises(RuntimeError, match="did not start"):
+        grader.grade_many(boxed([("x+1", "1+x")]))
+    assert grader._workers == []
+
+
+def test_evaluating_parser_is_closed_to_expressions():
+    program = (
+        "import runpy, sympy\n"
+        f"runpy.run_path({grading.__file__.replace('grade.py', 'grade_worker.py')!r})"
+        "['restrict_eval']()\n"
+        "print(sympy.sympify('5') + sympy.sympify('x'), flush=True)\n"
+        "print(sympy.sympify('open(0)'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "x + 5\n"), done.stderr
+
+
+def test_verdicts_are_cached_and_order_is_kept(grader, monkeypatch):
+    table = [("y+1", "1+y"), ("y+1", "y"), ("17", "16"), ("y+1", "1+y"), ("17", "17")]
+    expected = ["correct", "wrong", "wrong", "correct", "correct"]
+    assert [g.reason for g in grader.grade_many(boxed(table))] == expected
+    monkeypatch.setattr(grading._Worker, "give", None)
+    assert [g.reason for g in grader.grade_many(boxed(table))] == expected
+    assert [g.reason for g in grader.grade_many(boxed(table[::-1]))] == expected[::-1]
+
+
+def test_ungradable_golds(grader):
+    golds = ["17", r"\frac12", r"\text{yes}", "x>3", "2^{2^{2021}}-1", " ", "1" * 400, "\u732b"]
+    assert grader.check_golds(golds) == [True] * 4 + [False] * 4
+    grades = grader.grade_many(boxed([(gold, "17") for gold in golds[4:]]))
+    assert {(g.status, g.reason) for g in grades} == {("unscored", "gold_unparseable")}
+
+
+def test_reason_decides_the_status():
+    unscored = {reason.value for reason in Reason if reason.status is Status.UNSCORED}
+    assert unscored == {"timeout", "crash", "gold_unparseable"}
+    assert [reason for reason in Reason if reason.status is Status.CORRECT] == ["correct"]
+
+
+def test_last_boxed_ignores_escaped_braces_only():
+    assert last_boxed(r"\boxed{a\}b}") == r"a\}b"
+    assert last_boxed(r"\boxed{a\\}b}") == r"a\\"
+
+
+def write_lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_regrade_counts_reasons_and_lists_changes(tmp_path, capsys):
+    rows = [
+        {"text": r"\boxed{5}", "answer": "5", "grade": "wrong", "token_ids": [1]},
+        {"text": r"\boxed{4}", "answer": "5", "grade": "wrong"},
+        {"text": "", "answer": "5", "finish_reason": "length"},
+    ]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    grading.main([str(path)])
+    printed = capsys.readouterr().out
+    assert "3 rows" in printed and "1 rows with another verdict" in printed
+    assert "rows.jsonl:1: was wrong, is correct (correct)" in printed
+    assert Counter(printed.split())["truncated"] == 1
+
+
+def test_regrade_reads_the_problems_of_a_run_folder(tmp_path):
+    problem = {"id": "p1", "problem": "?", "answer": "5"}
+    problems = write_lines(tmp_path / "problems.jsonl", [problem])
+    rows = [{"problem_id": "p1", "text": r"\boxed{5}", "grade": "correct"}]
+    path = write_lines(tmp_path / "attempts.jsonl", rows)
+    with Grader() as grader:
+        assert "0 rows with another verdict" in regrade(path, problems, grader)
+        with pytest.raises(ValueError, match="--problems"):
+            regrade(path, tmp_path / "absent.jsonl", grader)
+        write_lines(path, [*rows, {"problem_id": "p2", "text": ""}])
+        with pytest.raises(ValueError, match="lacks 1 problems, one is 'p2'"):
+            regrade(path, problems, grader)
+        path.write_text('{"text": 5}\n')
+        with pytest.raises(ValueError, match=r"attempts\.jsonl:1"):
+            regrade(path, problems, grader)
+
+
+def test_command_line_reports_a_missing_file(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .*absent"):
+        grading.main([str(tmp_path / "absent.jsonl")])
