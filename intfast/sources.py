@@ -45,7 +45,7 @@ class Faults:
         if not self.num_all:
             return
         more = self.num_all - len(self.messages)
-        lines = [f"{source} has {self.num_all} faulty rows; correct or remove them:"]
+        lines = [f"{source} has {self.num_all} faults; correct or remove these rows:"]
         lines += self.messages + ([f"  and {more} more"] if more else [])
         raise ValueError("\n".join(lines))
 
