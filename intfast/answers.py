@@ -64,9 +64,14 @@ _ANSWER_LINE = re.compile(r"answer\s{0,3}:([^\n]*)", re.IGNORECASE)
 
 def last_boxed(text: str) -> str | None:
     """The content of the last balanced, non-empty \\boxed{...}, or None. Linear in the text."""
+    first = text.find("\\boxed")
+    if first < 0:
+        return None
+    while first and text[first - 1] == "\\":
+        first -= 1
     open_at: list[int | None] = []
     best_start, best = -1, None
-    for match in _BRACE.finditer(text):
+    for match in _BRACE.finditer(text, first):
         slashes, token = match.groups()
         if token.startswith("boxed"):
             open_at.append(match.end() if slashes else None)

@@ -13,6 +13,7 @@ problem's content hash appended, which does not depend on the order of the rows.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import itertools
 import math
@@ -145,6 +146,7 @@ def overlap(train: Iterable[Problem], test: Iterable[Problem]) -> int:
 _LOOSE_SPACE = re.compile(r"(?<=\W)\s+|\s+(?=\W)|^\s+|\s+$")
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def text_key(text: str) -> str:
     """The same for problem texts that differ in case, spacing or Unicode form only."""
     text = unicodedata.normalize("NFKC", text).casefold()
