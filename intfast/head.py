@@ -71,32 +71,44 @@ class _HeadLogprob(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_logprob_N, grad_entropy_N):
         hidden_ND, weight_VD, target_N, entropy_N, kept = ctx.saved_tensors
-        dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
+        dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
         grad_hidden_ND = torch.empty_like(hidden_ND) if need_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if need_weight else None
         for rows in _chunks(len(hidden_ND), ctx.chunk):
             logprob_CV = kept
             if logprob_CV is None:
                 logprob_CV = _logprob(hidden_ND[rows], weight_VD, ctx.temperature)
-            grad_CV = torch.zeros((), dtype=dtype, device=hidden_ND.device)
-            if grad_logprob_N is not None:
-                grad_C = grad_logprob_N[rows, None]
-                grad_CV = (
-                    logprob_CV.exp().mul_(-grad_C).scatter_add_(1, target_N[rows, None], grad_C)
-                )
-            if grad_entropy_N is not None:
-                # d entropy / d logit_j = -p_j (log p_j + entropy)
-                slope_CV = logprob_CV.exp() * (logprob_CV + entropy_N[rows, None])
-                grad_CV = grad_CV - slope_CV * grad_entropy_N[rows, None]
-            grad_CV = (grad_CV / ctx.temperature).to(hidden_ND.dtype)
+            parts = (
+                x if x is None else x[rows] for x in (grad_logprob_N, grad_entropy_N, entropy_N)
+            )
+            grad_CV = _grad_logits(logprob_CV, target_N[rows], *parts)
+            grad_CV = grad_CV.div_(ctx.temperature).to(hidden_ND.dtype)
             if need_hidden:
-                grad_hidden_ND[rows] = (grad_CV @ weight_VD).to(hidden_ND.dtype)
+                grad_hidden_ND[rows] = grad_CV @ weight_VD
             if need_weight:
                 grad_weight_VD += _product(grad_CV.T, hidden_ND[rows])
         if need_weight:
             grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
         return grad_hidden_ND, grad_weight_VD, None, None, None, None
+
+
+def _grad_logits(
+    logprob_CV: Tensor,
+    target_C: Tensor,
+    grad_logprob_C: Tensor | None,
+    grad_entropy_C: Tensor | None,
+    entropy_C: Tensor | None,
+) -> Tensor:
+    """d logprob[t] / d z_j = [j = t] - p_j, and d entropy / d z_j = -p_j (log p_j + entropy)."""
+    grad_CV = logprob_CV.exp()
+    slope_C = torch.zeros_like(logprob_CV[:, 0]) if grad_logprob_C is None else grad_logprob_C
+    if grad_entropy_C is None:
+        grad_CV.mul_(-slope_C[:, None])
+    else:
+        factor_CV = (logprob_CV + entropy_C[:, None]) * grad_entropy_C[:, None]
+        grad_CV.mul_(factor_CV.add_(slope_C[:, None]).neg_())
+    return grad_CV.scatter_add_(1, target_C[:, None], slope_C[:, None])
 
 
 def _chunks(num_rows: int, chunk: int) -> list[slice]:

@@ -4,8 +4,8 @@ The rows without weight never reach the matrix product. A loss is a sum; the cal
 count of the whole update (`batch.Packed`, `credit.divisor`) before `backward`, so one batch and
 any number of micro-batches give the same gradient.
 
-Statistics are 0-dimensional tensors named `*_sum`, `*_min` or `*_max`, and are read once per update:
-`merge_stats` over micro-batches, then `read_stats`.
+Statistics are 0-dimensional tensors named `*_sum`, `*_min` or `*_max`, and are read once per
+update: `merge_stats` over micro-batches, then `read_stats`.
 """
 
 from __future__ import annotations
