@@ -354,6 +354,30 @@ class Linear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
+class _Normalise(torch.autograd.Function):
+    """RMSNorm with half the passes over memory that autograd makes of the formula."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        scale = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        normal = (wide * scale).to(x.dtype)
+        ctx.save_for_backward(normal, scale, weight)
+        return normal * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        normal, scale, weight = ctx.saved_tensors
+        grad, normal, wide = grad.float(), normal.float(), weight.float()
+        product = grad * normal
+        # mean over the row of (grad * weight * normal): the part along x, which is taken out.
+        along = (product @ wide).div_(wide.shape[0]).unsqueeze_(-1)
+        grad_x = torch.mul(grad, wide).addcmul_(normal, along, value=-1).mul_(scale)
+        grad_weight = product.flatten(0, -2).sum(0)
+        return grad_x.to(weight.dtype), grad_weight.to(weight.dtype), None
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) in fp32, rounded to x's dtype, then times weight."""
 
@@ -363,13 +387,30 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), None, self.eps) * self.weight
+        return _Normalise.apply(x, self.weight, self.eps)
 
 
-def _rotate(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    first, second = x_THK.chunk(2, -1)
-    cos, sin = cos_TK[:, None], sin_TK[:, None]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+class _Rotate(torch.autograd.Function):
+    """Rotary embedding of (T, heads, K); the gradient is the rotation by the opposite angle."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_T1K, sin_T1K)
+        return _rotated(x, cos_T1K, sin_T1K, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _rotated(grad, *ctx.saved_tensors, -1), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """cos has width K, sin K/2: both halves of a head turn by the same angles."""
+    out = x * cos
+    first, second = x.chunk(2, -1)
+    out_first, out_second = out.chunk(2, -1)
+    out_first.addcmul_(second, sin, value=-sign)
+    out_second.addcmul_(first, sin, value=sign)
+    return out
 
 
 class Attention(nn.Module):
@@ -391,10 +432,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         heads, kv_heads = self.heads, self.kv_heads
         qkv = self.qkv_proj(x_TD).unflatten(1, (-1, self.head_dim))
-        query, key, value = qkv.split((heads, kv_heads, kv_heads), 1)
-        if self.q_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = _rotate(query, *rope), _rotate(key, *rope)
+        if self.q_norm is None:
+            rotated, value = qkv.split((heads + kv_heads, kv_heads), 1)
+        else:
+            query, key, value = qkv.split((heads, kv_heads, kv_heads), 1)
+            rotated = torch.cat((self.q_norm(query), self.k_norm(key)), 1)
+        query, key = _Rotate.apply(rotated, *rope).split((heads, kv_heads), 1)
         out = attend(self.layer, query, key, value, self.window).flatten(1)
         return self.o_proj(out if keep_C is None else out[keep_C])
 
@@ -489,6 +532,6 @@ class Decoder(nn.Module):
         return self.model.norm(x)
 
     def _rope(self, position_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        angle_TK = position_T[:, None].float() * self._inverse_frequency
-        cos, sin = angle_TK.cos() * self._rope_scale, angle_TK.sin() * self._rope_scale
-        return cos.to(dtype), sin.to(dtype)
+        angle_T1K = position_T[:, None, None].float() * self._inverse_frequency
+        cos, sin = angle_T1K.cos() * self._rope_scale, angle_T1K.sin() * self._rope_scale
+        return cos.repeat(1, 1, 2).to(dtype), sin.to(dtype)

@@ -82,7 +82,11 @@ class RunFolder:
             raise RuntimeError(
                 f"another process is writing to {self.path}; wait for it, or use another run=FOLDER"
             ) from error
-        self.resumed = self._keep_config(config)
+        try:
+            self.resumed = self._keep_config(config)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def __enter__(self) -> RunFolder:
         return self

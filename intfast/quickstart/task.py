@@ -28,7 +28,7 @@ variable, the attempt's value, the reference's value, `ok`. The first difference
 With no difference, `<none>` follows the last `ok`: `d 4 4 ok e 9 9 ok <none> <eos>`. The `ans`
 line only copies, so a reply never speaks of it.
 
-    python -m intfast.quickstart.task --out DIR    # train, test, easy and ood .jsonl, tokenizer
+    python -m intfast.quickstart.task --out DIR    # train, test, easy and ood .jsonl
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ READINGS = {
 PRIMITIVES = ("x+y", "x-y", "y-x")
 PLAIN = {"+": "x+y", "-": "x-y"}
 RIGHT = PLAIN | {symbol: right for symbol, (_, right) in READINGS.items()}
+
+SPLITS = {"train": 200, "test": 200, "easy": 64, "ood": 64}
+"""The problem files and their sizes; train and test hold hard problems."""
 
 PAD, EOS = "<pad>", "<eos>"
 SOLVE, TUTOR, CHECK, REWRITE = "<solve>", "<tutor>", "<check>", "<rewrite>"
@@ -232,9 +235,12 @@ def solve_prompt(body: str) -> str:
     return f"{SOLVE} {body}"
 
 
-def guided_prompt(tag: str, body: str, attempt: str, reference: str) -> str:
-    """What the model is given to check (`<check>`) or to rewrite (`<rewrite>`) an attempt."""
-    return f"{tag} {body} {SOLUTION} {attempt} {REFERENCE} {reference} {OUT}"
+def guided_spans(tag: str, body: str, attempt: str, reference: str) -> tuple[str, str, str]:
+    """What the model is given to check (`<check>`) or to rewrite (`<rewrite>`) an attempt.
+
+    Three texts, to be joined by a space; the attempt is the second.
+    """
+    return f"{tag} {body} {SOLUTION}", attempt, f"{REFERENCE} {reference} {OUT}"
 
 
 def check_reply(
@@ -306,7 +312,7 @@ def is_right_fix(problem: str, attempt: str, location: int, content: str) -> boo
         return False
     target = steps[location].split()[0]
     by_target = {d.target: d for d in parse_body(problem).definitions}
-    return target in by_target and content == step_text(by_target[target], values, RIGHT)
+    return target in by_target and content.strip() == step_text(by_target[target], values, RIGHT)
 
 
 # Tokenizer and files
@@ -355,17 +361,16 @@ def problem_rows(seed: int, split: str, count: int) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    """Write the problem files and the tokenizer."""
-    parser = argparse.ArgumentParser(description="write the quickstart's problems and tokenizer")
+    """Write the problem files."""
+    parser = argparse.ArgumentParser(description="write the quickstart's problems")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for split, count in {"train": 200, "test": 200, "easy": 64, "ood": 64}.items():
+    for split, count in SPLITS.items():
         rows = problem_rows(args.seed, split, count)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (args.out / f"{split}.jsonl").write_text(lines, encoding="ascii")
-    build_tokenizer().save_pretrained(args.out / "base")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,262 @@
+"""The InT stage: gates in order, waves and their stop rule, and what is trained."""
+
+import msgspec
+import pytest
+
+from intfast import intervene
+from intfast.config import InterveneConfig, PromptConfig, SamplingConfig, SftConfig
+from intfast.grade import Grader
+from intfast.prompts import CompactStyle, decode, encode
+from intfast.quickstart import task
+from intfast.records import Attempt, Continuation, Intervention, Problem
+from intfast.rollout import Completion
+from intfast.solve import Solver, Start, chunks
+
+BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"
+REFERENCE = "a 7 # b 3 -> d 13 , d 13 + c 5 -> e 1 , ans d 13 c 5 e 1"
+TEXT = "d a # b : 7 # 3 > 7 - 3 = d 4 ; e d + c : 4 + 5 = e 9 ; ans d 4 c 5 e 9"
+FIX = "d a # b : 7 # 3 > 3 - 7 = d 13 ;"
+REPLY = f"d 4 13 bad <fix> {FIX}"
+LATER = "d 4 4 ok e 9 1 bad <fix> e d + c : 4 + 5 = e 1 ;"
+SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=40)
+CONFIG = InterveneConfig(
+    samples=3, continuations=4, wave=2, sampling=SAMPLING, continuation=SAMPLING
+)
+TOKENIZER = task.build_tokenizer()
+PROBLEM = Problem(id="p", problem=BODY, answer="d 13 c 5 e 1", reference=REFERENCE)
+ATTEMPT = Attempt(
+    problem_id="p",
+    sample=0,
+    prompt_ids=encode(TOKENIZER, f"<solve> {BODY}"),
+    token_ids=encode(TOKENIZER, TEXT),
+    text=TEXT,
+    finish_reason="stop",
+    grade="wrong",
+    reason="wrong",
+    policy_version=0,
+)
+
+
+class Script:
+    """An engine that answers from a list of texts, and remembers what it was asked."""
+
+    policy_version = 0
+
+    def __init__(self, texts):
+        self.texts = list(texts)
+        self.requests = []
+
+    def generate(self, requests_P, on_finished=None):
+        self.requests += requests_P
+        return [[self._next() for _ in request.seeds] for request in requests_P]
+
+    def _next(self):
+        ids = [*encode(TOKENIZER, self.texts.pop(0)), TOKENIZER.eos_token_id]
+        return Completion(
+            token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
+        )
+
+
+def solver_of(*texts: str, context: int = 1000) -> Solver:
+    style = CompactStyle(PromptConfig(style="compact", separator=" ;"), TOKENIZER)
+    return Solver(Script(texts), TOKENIZER, style, Grader(mode="tail:ans"), context)
+
+
+def propose(*replies: str, config=CONFIG, context=1000) -> list[Intervention]:
+    solver = solver_of(*replies, context=context)
+    return intervene.propose(solver, [(PROBLEM, ATTEMPT)], config, " ;", seed=0)
+
+
+# --- gates -------------------------------------------------------------------------------------
+
+
+def test_a_good_reply_becomes_prefix_ids_and_intervention_ids():
+    first, *_ = propose(REPLY, REPLY, REPLY)
+    assert (first.gate, first.location, first.prefix_ids) == ("passed", 1, [])
+    assert decode(TOKENIZER, first.intervention_ids) == FIX
+    assert first.num_tokens == len(encode(TOKENIZER, REPLY)) + 1
+    later, *_ = propose(LATER, LATER, LATER)
+    kept = TEXT.split(" e d + c")[0]
+    assert decode(TOKENIZER, later.prefix_ids) == kept
+    assert later.prefix_ids == ATTEMPT.token_ids[: len(later.prefix_ids)]
+
+
+def test_each_candidate_is_recorded_with_its_gate_and_the_first_good_one_passes():
+    gates = [r.gate for r in propose("d 4 4 ok e 9 9 ok <none>", REPLY, LATER)]
+    assert gates == ["no_error", "passed", "duplicate"]
+    assert [r.gate for r in propose("ok", "ok ok", REPLY)] == ["unparsed", "unparsed", "passed"]
+
+
+def test_a_prompt_without_room_for_the_reply_is_dropped_and_never_cut():
+    solver = solver_of(context=100)
+    records = intervene.propose(solver, [(PROBLEM, ATTEMPT)], CONFIG, " ;", seed=0)
+    assert [r.gate for r in records] == ["too_long"] * 3
+    assert solver.engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("content", "answer", "leaks"),
+    [
+        ("so the answer is 2", "2", True),
+        ("we get \\boxed{ 2 }", "2", True),
+        ("square both sides: 2 x = 4", "2", False),
+        ("the answer is 25", "2", False),
+        ("the answer: $17$", "17", True),
+        ("then x = 1024 follows", "1024", True),
+        ("then x = 10245 follows", "1024", False),
+        ("then x = 1024.5 follows", "1024", False),
+        ("so it ends at 1024.", "1024", True),
+        ("take \\frac{1}{2} of it", "\\frac{1}{2}", True),
+        ("ans d 13  c 5 e 1", "d 13 c 5 e 1", True),
+        (FIX, "d 13 c 5 e 1", False),
+    ],
+)
+def test_leaks_knows_words_and_numbers(content, answer, leaks):
+    assert intervene.leaks(content, answer) is leaks
+
+
+def test_the_leak_gate_can_be_switched_off():
+    problem = msgspec.structs.replace(PROBLEM, answer="d 13")
+    for gate, on in (("leak", True), ("passed", False)):
+        config = msgspec.structs.replace(CONFIG, leak_gate=on, samples=1)
+        solver = solver_of(REPLY)
+        (record,) = intervene.propose(solver, [(problem, ATTEMPT)], config, " ;", seed=0)
+        assert record.gate == gate
+
+
+# --- continuations -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("done", "stop", "start", "expected"),
+    [
+        ({}, "never", "intervention", [0, 1]),
+        ({0: False}, "never", "intervention", [1]),
+        ({0: True, 1: False}, "never", "intervention", [2, 3]),
+        ({0: True, 1: False}, "first_success", "intervention", []),
+        ({0: False, 1: False}, "first_success", "intervention", [2, 3]),
+        ({0: True}, "first_success", "intervention", [1]),
+        ({0: True, 1: True}, "first_success", "error", [2, 3]),
+        ({0: False, 1: False, 2: False, 3: False}, "never", "intervention", []),
+    ],
+)
+def test_waves(done, stop, start, expected):
+    config = msgspec.structs.replace(CONFIG, stop=stop)
+    assert intervene.next_wave(done, config, start) == expected
+
+
+def run_continuations(config: InterveneConfig, *texts: str):
+    """All waves on one passed candidate: the records, and the engine."""
+    solver = solver_of(REPLY, *texts)
+    one = msgspec.structs.replace(config, samples=1)
+    (candidate,) = intervene.propose(solver, [(PROBLEM, ATTEMPT)], one, " ;", seed=0)
+    passed = [(PROBLEM, ATTEMPT, candidate)]
+    records: list[Continuation] = []
+    while todo := intervene.missing(solver, passed, records, config, " ;"):
+        records += intervene.continue_from(solver, todo, SAMPLING, seed=0)
+    return candidate, records, solver
+
+
+RIGHT = "e d + c : 13 + 5 = e 1 ; ans d 13 c 5 e 1"
+WRONG = "e d + c : 13 + 5 = e 2 ; ans d 13 c 5 e 2"
+
+
+def test_continuations_start_from_prompt_prefix_and_intervention():
+    _, records, solver = run_continuations(CONFIG, RIGHT, WRONG, WRONG, RIGHT)
+    assert [record.grade for record in records] == ["correct", "wrong", "wrong", "correct"]
+    asked = [decode(TOKENIZER, r.prompt_ids) for r in solver.engine.requests[1:]]
+    assert asked == [f"<solve> {BODY} {FIX}"] * 2
+    seeds = [seed for request in solver.engine.requests for seed in request.seeds]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_baselines_continue_from_the_wrong_step_and_from_the_prefix():
+    config = msgspec.structs.replace(CONFIG, baselines=True, continuations=1, wave=1)
+    _, records, solver = run_continuations(config, RIGHT, WRONG, WRONG)
+    assert [record.start for record in records] == ["intervention", "error", "prefix"]
+    asked = [decode(TOKENIZER, r.prompt_ids) for r in solver.engine.requests[1:]]
+    wrong_step = TEXT.split(" e d + c")[0]
+    assert asked[1:] == [f"<solve> {BODY} {wrong_step}", f"<solve> {BODY}"]
+
+
+def test_the_first_success_stops_the_waves():
+    config = msgspec.structs.replace(CONFIG, stop="first_success")
+    _, records, _ = run_continuations(config, WRONG, RIGHT, WRONG, WRONG)
+    assert len(records) == 2
+
+
+def test_judging_needs_min_correct_and_touches_only_what_was_continued():
+    candidate, records, _ = run_continuations(CONFIG, RIGHT, WRONG, WRONG, RIGHT)
+    dropped = msgspec.structs.replace(candidate, id="x", gate="leak")
+    for needed, gate in ((1, "kept"), (2, "kept"), (3, "unsolved")):
+        config = msgspec.structs.replace(CONFIG, min_correct=needed)
+        judged = intervene.judge([candidate, dropped], records, config)
+        assert [record.gate for record in judged] == [gate, "leak"]
+        assert intervene.judge(judged, records, config) == judged
+    none = msgspec.structs.replace(CONFIG, continuations=0)
+    assert intervene.judge([candidate], [], none) == [candidate]
+
+
+# --- examples ----------------------------------------------------------------------------------
+
+
+def built(sft: SftConfig, judged=None):
+    candidate, records, solver = run_continuations(CONFIG, WRONG, RIGHT, WRONG, RIGHT)
+    if judged is None:
+        judged = intervene.judge([candidate], records, CONFIG)
+    return intervene.build_examples(solver, {"p": PROBLEM}, judged, records, sft), candidate
+
+
+def spans(example, weight):
+    ids = [t for t, w in zip(example.token_ids, example.weights, strict=True) if w == weight]
+    return decode(TOKENIZER, ids)
+
+
+def test_prompt_carries_no_loss_and_there_is_no_suffix_and_no_end_token():
+    (example,), _ = built(SftConfig())
+    assert spans(example, 0.0) == f"<solve> {BODY}"
+    assert spans(example, 1.0) == FIX
+    assert TOKENIZER.eos_token_id not in example.token_ids
+
+
+def test_the_ablations_change_what_is_trained():
+    solver = solver_of(LATER)
+    one = msgspec.structs.replace(CONFIG, samples=1)
+    (later,) = intervene.propose(solver, [(PROBLEM, ATTEMPT)], one, " ;", seed=0)
+    kept = msgspec.structs.replace(later, gate="kept")
+    prefix, fix = TEXT.split(" e d + c")[0], "e d + c : 4 + 5 = e 1 ;"
+    (example,), _ = built(SftConfig(), [kept])
+    assert spans(example, 1.0) == f"{prefix} {fix}"
+    (example,), _ = built(SftConfig(loss_on="intervention"), [kept])
+    assert spans(example, 1.0) == fix
+    assert spans(example, 0.0) == f"<solve> {BODY} {prefix}"
+    (example,), _ = built(SftConfig(suffix=True))
+    assert spans(example, 1.0) == f"{FIX} {RIGHT}<eos>".replace("<eos>", " <eos>")
+
+
+def test_filter_and_rows_choose_the_examples():
+    _, candidate = built(SftConfig())
+    records = [
+        msgspec.structs.replace(candidate, id=f"{n}", gate=gate)
+        for n, gate in enumerate(["kept", "unsolved", "leak", "kept"])
+    ]
+    assert len(built(SftConfig(), records)[0]) == 2
+    assert len(built(SftConfig(filter=False), records)[0]) == 3
+    assert len(built(SftConfig(rows="one"), records)[0]) == 1
+
+
+# --- the solver --------------------------------------------------------------------------------
+
+
+def test_the_grade_is_that_of_the_whole_answer_and_the_text_that_of_the_completion():
+    solver = solver_of("c 5 e 1")
+    begun = encode(TOKENIZER, "ans d 13")
+    ((graded,),) = solver.solve([Start(PROBLEM, [0], begun)], SAMPLING)
+    assert (graded.text, graded.grade.status) == ("c 5 e 1", "correct")
+
+
+def test_chunks_keep_the_order_and_the_limit():
+    items = [3, 1, 4, 1, 5, 9, 2, 6]
+    found = list(chunks(items, 6, lambda n: n))
+    assert [n for chunk in found for n in chunk] == items
+    assert all(sum(chunk) <= 6 or len(chunk) == 1 for chunk in found)

@@ -1,0 +1,132 @@
+"""The run folder: torn lines, one writer, one config; checkpoints: complete or passed over."""
+
+import json
+
+import pytest
+import torch
+
+from intfast import checkpoint, config_io
+from intfast.records import Problem
+from intfast.runfolder import Journal, RunFolder, write_atomic
+
+ROWS = [Problem(id=str(n), problem=f"p{n} é", answer="1") for n in range(3)]
+
+
+def test_a_journal_reads_back_what_was_appended(tmp_path):
+    path = tmp_path / "x.jsonl"
+    Journal(path, Problem).append(ROWS[:2])
+    journal = Journal(path, Problem)
+    journal.append(ROWS[2:])
+    assert journal.records == Journal(path, Problem).records == ROWS
+
+
+def test_every_torn_tail_leaves_the_whole_lines(tmp_path):
+    whole = tmp_path / "whole.jsonl"
+    Journal(whole, Problem).append(ROWS)
+    data = whole.read_bytes()
+    for size in range(len(data)):
+        path = tmp_path / "torn.jsonl"
+        path.write_bytes(data[:size])
+        journal = Journal(path, Problem)
+        assert journal.records == ROWS[: data[:size].count(b"\n")]
+        journal.append(ROWS[len(journal.records) :])
+        assert path.read_bytes() == data
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"id":"1","problem":"p","answer":"a"}\n{"id":"2"}\n')
+    with pytest.raises(ValueError, match=r"x\.jsonl:2 is not a Problem"):
+        Journal(path, Problem)
+
+
+def test_replace_is_all_or_nothing(tmp_path):
+    journal = Journal(tmp_path / "x.jsonl", Problem)
+    journal.append(ROWS)
+    journal.replace(ROWS[:1])
+    assert Journal(journal.path, Problem).records == ROWS[:1]
+    assert list(tmp_path.iterdir()) == [journal.path]
+
+
+def load(tmp_path, *overrides):
+    return config_io.load(None, ['data.train="x"', f"run={tmp_path / 'run'}", *overrides])
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    with (
+        RunFolder(load(tmp_path)),
+        pytest.raises(RuntimeError, match="another process is writing"),
+    ):
+        RunFolder(load(tmp_path))
+    RunFolder(load(tmp_path)).__exit__()
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):
+    with RunFolder(load(tmp_path)) as folder:
+        assert not folder.resumed
+    with RunFolder(load(tmp_path)) as folder:
+        assert folder.resumed
+    with pytest.raises(ValueError, match=r"rl\.steps: was 400, is 3") as caught:
+        RunFolder(load(tmp_path, "rl.steps=3", "seed=1"))
+    assert "seed: was 0, is 1" in str(caught.value)
+    RunFolder(load(tmp_path)).__exit__()
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+
+def tensors(value: float) -> dict[str, torch.Tensor]:
+    return {"w": torch.full((3, 5), value), "step": torch.tensor(value)}
+
+
+def newest(stage, said):
+    return checkpoint.latest(stage, said.append)
+
+
+def test_the_newest_checkpoint_wins_and_old_ones_go(tmp_path):
+    for step in (1, 2, 10):
+        checkpoint.save(tmp_path, step, tensors(step), {"cursor": step})
+    step, found, state = newest(tmp_path, [])
+    assert (step, state) == (10, {"cursor": 10})
+    assert torch.equal(found["w"], tensors(10)["w"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000010"]
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, name, harm):
+    checkpoint.save(tmp_path, 1, tensors(1), {})
+    file = checkpoint.save(tmp_path, 2, tensors(2), {}) / name
+    data = bytearray(file.read_bytes())
+    if harm == "remove":
+        file.unlink()
+    else:
+        data[len(data) // 2] ^= 0xFF
+        file.write_bytes(data if harm == "flip" else data[:-3])
+    said: list[str] = []
+    assert newest(tmp_path, said)[0] == 1
+    assert "step-000002 is damaged" in said[0]
+
+
+def test_a_save_that_was_cut_off_is_not_seen(tmp_path):
+    checkpoint.save(tmp_path, 1, tensors(1), {})
+    part = tmp_path / ".step-000002.part"
+    part.mkdir()
+    (part / "tensors.safetensors").write_bytes(b"half")
+    assert newest(tmp_path, [])[0] == 1
+
+
+def test_a_non_finite_state_is_never_saved(tmp_path):
+    bad = tensors(1) | {"m": torch.tensor([1.0, float("nan")])}
+    with pytest.raises(ValueError, match="nan or inf in m"):
+        checkpoint.save(tmp_path, 1, bad, {})
+    assert newest(tmp_path, []) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_atomic_write_replaces_whole_files(tmp_path):
+    path = tmp_path / "x.json"
+    write_atomic(path, b'{"a": 1}')
+    write_atomic(path, b'{"a": 2}')
+    assert json.loads(path.read_bytes()) == {"a": 2}
+    assert list(tmp_path.iterdir()) == [path]
