@@ -168,6 +168,14 @@ def test_summary_by_hand():
         evaluation.summary([5])
 
 
+def test_problem_without_a_scored_sample_is_left_out_but_counted():
+    evaluation = Evaluation(name="t", seed=0, problems=[counts("a", "cw"), counts("b", "uu")])
+    summary = evaluation.summary([1])
+    assert evaluation.accuracies() == {"a": 0.5}
+    assert summary.accuracy.num_problems == summary.coverage.num_problems == 1
+    assert (summary.num_problems, summary.unscored) == (2, 0.5)
+
+
 def test_summary_needs_a_scored_sample():
     with pytest.raises(ValueError, match="no scored sample"):
         Evaluation(name="x", seed=0, problems=[counts("a", "uu")]).summary([1])

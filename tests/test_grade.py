@@ -417,11 +417,31 @@ def test_worker_is_bare_and_ends_with_the_grader(monkeypatch):
                 # Its own session, no modules of the trainer, no files but pipes and /dev/null.
                 assert os.getsid(pid) == pid
                 assert b"libtorch" not in Path(f"/proc/{pid}/maps").read_bytes()
-                files = [os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir()]
-                assert all(f.startswith("pipe:") or f == "/dev/null" for f in files), files
+                files = {f.name: os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir()}
+                assert files.pop("1") == files.pop("2") == "/dev/null"
+                assert all(f.startswith("pipe:") or f == "/dev/null" for f in files.values())
                 limits = Path(f"/proc/{pid}/limits").read_text()
                 assert str(grading.WORKER_MEMORY_BYTES) in limits
     assert not any(process_exists(pid) for pid in pids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_when_the_trainer_dies():
+    program = (
+        "import os\n"
+        "from intfast.grade import Grader\n"
+        "grader = Grader(workers=1)\n"
+        "grader.grade_many([('x+1', 'Answer: 1+x')])\n"
+        "print(grader._workers[0].process.pid, flush=True)\n"
+        "os._exit(1)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    command = Path(f"/proc/{int(done.stdout)}/cmdline")
+    deadline = time.monotonic() + 20
+    # A dead process that nobody has reaped has an empty command line.
+    while command.exists() and command.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not command.exists() or not command.read_bytes()
 
 
 def test_worker_that_cannot_start_says_why(monkeypatch):
