@@ -1,0 +1,92 @@
+import time
+
+import pytest
+
+from intfast.answers import Reason, Status, extract, is_explosive, last_boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{5}", "5"),
+        (r"first \boxed{5}, then \boxed{6}", "6"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
+        (r"\boxed{\begin{matrix}1\\2\\\end{matrix}}", r"\begin{matrix}1\\2\\\end{matrix}"),
+        (r"\boxed {7}", "7"),
+        (r"\\boxed{7}", "7"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"{ \boxed{5} and \boxed{6", "5"),
+        (r"} \boxed{5} \boxed{}", "5"),
+        (r"\boxed{12", None),
+        (r"\boxed{}", None),
+        ("boxed{5}", None),
+        ("", None),
+        ("Answer: 12", "12"),
+        ("Answer: 1\nwait\n**Answer:** 12 \nbye", "12"),
+        ("Answer: 12, so \\boxed{13}", "13"),
+        ("Answer:", None),
+        ("the answer is 12", None),
+    ],
+)
+def test_extract_boxed(text, answer):
+    assert extract(text, "boxed") == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("d 7 # 3 ; ans d 4  c 5", "d 4 c 5"),
+        ("ans 1 ans\n2", "2"),
+        ("answer 1", None),
+        ("1 ans", None),
+        ("", None),
+    ],
+)
+def test_extract_tail(text, answer):
+    assert extract(text, "tail:ans") == answer
+
+
+def test_extraction_is_linear_on_hostile_text():
+    start = time.monotonic()
+    million = 1_000_000
+    for piece in (
+        "\\",
+        "{",
+        "}",
+        "\\boxed{",
+        "answer:",
+        "\\boxed{}",
+        "\\boxed ",
+        " ",
+        "\n",
+        "answer ",
+    ):
+        extract(piece * (million // len(piece)), "boxed")
+    assert time.monotonic() - start < 30
+
+
+def test_ordinary_powers_are_not_explosive():
+    for text in (
+        r"2^{2^{5}}",
+        "x^2y^2z^2",
+        "x^{2^n}",
+        "5!+4!",
+        "n!!",
+        "1000!",
+        "10^{10}",
+        "e^{x^2}",
+    ):
+        assert not is_explosive(text), text
+
+
+def test_reason_decides_the_status():
+    unscored = {reason.value for reason in Reason if reason.status is Status.UNSCORED}
+    assert unscored == {"timeout", "crash", "gold_unparseable"}
+    assert [reason for reason in Reason if reason.status is Status.CORRECT] == ["correct"]
+
+
+def test_last_boxed_ignores_escaped_braces_only():
+    assert last_boxed(r"\boxed{a\}b}") == r"a\}b"
+    assert last_boxed(r"\boxed{a\\}b}") == r"a\\"
