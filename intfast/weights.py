@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -106,6 +106,7 @@ def load(
     path: str | os.PathLike[str],
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    kernels: Literal["torch", "liger"] = "torch",
 ) -> tuple[Decoder, dict[str, Any]]:
     """The decoder of a Hugging Face folder or hub id, and the content of its config.json.
 
@@ -119,7 +120,7 @@ def load(
     files = _weight_files(folder)
     _check_headers(folder, files, expected, config.tied)
     _check_tokenizer(folder, config.vocab_size)
-    decoder = Decoder(config, dtype, device)
+    decoder = Decoder(config, dtype, device, kernels)
     parameters = dict(decoder.named_parameters())
     with torch.no_grad():
         for name, tensor in _tensors(files):
@@ -222,9 +223,12 @@ def _check_tokenizer(folder: Path, vocab_size: int) -> None:
     file = folder / "tokenizer.json"
     if not file.is_file():
         return
-    from tokenizers import Tokenizer
-
-    highest = max(Tokenizer.from_file(str(file)).get_vocab().values())
+    content = _read_json(file)
+    vocabulary = content["model"].get("vocab", {})
+    # A mapping from token to id, or a list in the order of the ids.
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    added = (token["id"] for token in content.get("added_tokens", ()))
+    highest = max((*ids, *added), default=-1)
     if highest >= vocab_size:
         raise ValueError(
             f"{folder}: tokenizer.json has token id {highest}, but the embedding has only "
@@ -274,13 +278,12 @@ def save(
 
 
 def _write_weights(decoder: Decoder, folder: Path, max_shard_bytes: int) -> None:
-    shards: list[list[str]] = [[]]
-    places, sizes = slices(decoder.config), []
     parameters = dict(decoder.named_parameters())
     tensors = {
         name: parameters[place.parameter].detach()[place.start : place.stop]
-        for name, place in places.items()
+        for name, place in slices(decoder.config).items()
     }
+    shards: list[list[str]] = [[]]
     room = max_shard_bytes
     for name, tensor in tensors.items():
         if tensor.nbytes > room and shards[-1]:
@@ -288,7 +291,6 @@ def _write_weights(decoder: Decoder, folder: Path, max_shard_bytes: int) -> None
             room = max_shard_bytes
         shards[-1].append(name)
         room -= tensor.nbytes
-        sizes.append(tensor.nbytes)
     weight_map = {}
     for i, names in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
@@ -297,7 +299,8 @@ def _write_weights(decoder: Decoder, folder: Path, max_shard_bytes: int) -> None
         save_file(content, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(names, file))
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
