@@ -203,7 +203,7 @@ class SftConfig(Settings):
     """Only interventions with enough right continuations; false keeps all that passed the gates."""
     rows: Literal["all", "one"] = "all"
     """Every kept intervention, or one per problem (the one with the most right continuations)."""
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = OptimConfig(warmup_ratio=0.1)
     """Optimizer and schedule."""
 
     def check(self) -> list[str]:
@@ -231,7 +231,9 @@ class RlConfig(Settings):
     """The objective."""
     credit: CreditConfig = CreditConfig()
     """From rewards to per-token advantages and weights."""
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = OptimConfig(
+        schedule="constant", weight_decay=0.01, max_grad_norm=0.3
+    )
     """Optimizer and schedule."""
     checkpoint_every: int = 20
     """Steps between checkpoints."""

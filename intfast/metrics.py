@@ -59,7 +59,7 @@ class Metrics:
 
     def say(self, text: str) -> None:
         """Print one line as it is; brackets in it are not markup."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

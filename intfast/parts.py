@@ -58,7 +58,8 @@ class Parts:
         if self.holds == name:
             return
         if name == "base":
-            weights.load_into(self.decoder, self.model_path)
+            fresh, _ = weights.load(self.model_path, self.decoder.head_weight_VD.dtype, self.device)
+            self.restore({f"model.{key}": p for key, p in fresh.named_parameters()})
         else:
             found = checkpoint.latest(self.stage_folder(name), self.metrics.say)
             assert found is not None, f"stage {name} has no checkpoint"
@@ -101,7 +102,7 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
         Grader(mode=grade.mode, workers=grade.workers, timeout_s=grade.timeout_s) as grader,
     ):
         metrics = Metrics(folder.journal("metrics", Row), console)
-        context = decoder.config.max_position_embeddings
+        context = decoder.config.max_positions
         parts = Parts(
             config=config,
             folder=folder,
@@ -150,13 +151,13 @@ def load_data(config: Config, console: Console) -> tuple[list[Problem], list[Pro
     problems, report = data.load_problems(
         settings.train, purpose="train", columns=settings.columns, limit=settings.train_limit
     )
-    console.print(str(report), markup=False, highlight=False)
+    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
     tests: list[Problem] = []
     if settings.test is not None:
         tests, report = data.load_problems(
             settings.test, purpose="test", columns=settings.columns, limit=settings.test_limit
         )
-        console.print(str(report), markup=False, highlight=False)
+        console.print(str(report), markup=False, highlight=False, soft_wrap=True)
         if shared := data.overlap(problems, tests):
             raise ValueError(
                 f"{shared} test problems are also training problems; remove them from one file"

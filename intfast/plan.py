@@ -27,7 +27,7 @@ def show(config: Config, console: Console | None = None) -> None:
     console = console or Console()
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     say("Settings that differ from the defaults")
     for key, (_, value) in config_io.differences(config).items():
