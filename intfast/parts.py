@@ -102,6 +102,9 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
         Grader(mode=grade.mode, workers=grade.workers, timeout_s=grade.timeout_s) as grader,
     ):
         metrics = Metrics(folder.journal("metrics", Row), console)
+        problems = _gradable(problems, grader, metrics)
+        tests = _gradable(tests, grader, metrics)
+        folder.journal("problems", Problem).replace([*problems, *tests])
         context = decoder.config.max_positions
         parts = Parts(
             config=config,
@@ -168,6 +171,26 @@ def load_data(config: Config, console: Console) -> tuple[list[Problem], list[Pro
             "add a column reference_solution, or set sft.epochs = 0 for plain RL"
         )
     return problems, tests
+
+
+def _gradable(problems: list[Problem], grader: Grader, metrics: Metrics) -> list[Problem]:
+    """The problems whose gold answer can be compared; the others are dropped aloud.
+
+    Otherwise every sample of such a problem would come back unscored.
+    """
+    usable = grader.check_golds([problem.answer for problem in problems])
+    dropped = [p for p, ok in zip(problems, usable, strict=True) if not ok]
+    for problem in dropped[:5]:
+        metrics.say(
+            f"dropped {problem.source or problem.id}: answer {problem.answer!r} is no answer"
+        )
+    if dropped:
+        metrics.say(f"dropped {len(dropped)} of {len(problems)} problems: ungradable answers")
+    if problems and len(dropped) == len(problems):
+        raise ValueError(
+            "no answer can be graded; look at the answer column, or at grade.mode"
+        )
+    return [problem for problem, ok in zip(problems, usable, strict=True) if ok]
 
 
 def manifest(parts: Parts) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Engine(Protocol):
     ) -> list[list[Completion]]:
         """Completions_P_G in the order of the requests and their seeds.
 
-        `on_finished(num_finished, num_tokens)` is called as samples end, for progress bars.
+        `on_finished(num_finished, num_tokens)` is called as samples end, with totals of this call.
         """
 
     def score(

@@ -103,11 +103,18 @@ class Solver:
     def complete(
         self, requests_P: Sequence[Request], on_finished: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
-        """Completions_P_G of the requests, ungraded."""
+        """Completions_P_G of the requests, ungraded; `on_finished` gets increments."""
         if not requests_P:
             return []
+        seen = (0, 0)
+
+        def report(num_finished: int, num_tokens: int) -> None:
+            nonlocal seen
+            on_finished(num_finished - seen[0], num_tokens - seen[1])
+            seen = (num_finished, num_tokens)
+
         with self.phase("generate"):
-            return self.engine.generate(requests_P, on_finished)
+            return self.engine.generate(requests_P, report if on_finished else None)
 
     def solve(
         self,

@@ -1,0 +1,311 @@
+"""SFT and RL on a tiny model: they learn, stop, continue exactly, and count what they do."""
+
+import json
+
+import msgspec
+import pytest
+import torch
+
+from intfast import checkpoint, config_io, learn, stages
+from intfast.answers import Reason
+from intfast.grade import Grade
+from intfast.model import Decoder, ModelConfig
+from intfast.parts import build
+from intfast.quickstart import base, task
+from intfast.records import Example
+from intfast.weights import save
+
+MODEL = base.MODEL_CONFIG | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+SAMPLING = "{temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=4}"
+
+
+class Quiet:
+    """A console for tests that keeps what was said."""
+
+    is_terminal = False
+
+    def __init__(self):
+        self.lines = []
+
+    def print(self, *texts, **_):
+        self.lines += map(str, texts)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model folder and two problem files."""
+    folder = tmp_path_factory.mktemp("learn")
+    torch.manual_seed(0)
+    decoder = Decoder(ModelConfig.from_hf(MODEL))
+    base.initialise(decoder, 0)
+    save(decoder, MODEL, folder / "base")
+    task.build_tokenizer().save_pretrained(folder / "base")
+    for split, count in (("train", 6), ("test", 3)):
+        rows = task.problem_rows(0, split, count)
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def parts_of(folder, tmp_path, monkeypatch):
+    """Builds the parts of a run; a right answer is one whose first word is a letter a..h."""
+
+    def grade(self, submissions):
+        right = [text.split()[:1] and text.split()[0] in "abcdefgh" for _, text, _ in submissions]
+        reasons = [Reason.CORRECT if r else Reason.WRONG for r in right]
+        return [Grade(status=reason.status, reason=reason) for reason in reasons]
+
+    monkeypatch.setattr("intfast.grade.Grader.grade_many", grade)
+
+    def make(*overrides, run="run"):
+        config = config_io.load(
+            None,
+            [
+                f"run={tmp_path / run}",
+                f"model.path={folder / 'base'}",
+                "model.dtype=float32",
+                "model.device=cpu",
+                f"data.train={folder / 'train.jsonl'}",
+                f"data.test={folder / 'test.jsonl'}",
+                "prompt.style=compact",
+                "prompt.separator=' ;'",
+                "grade.mode=tail:ans",
+                "rollout.cache_gib=0.1",
+                "batch.max_tokens=200",
+                "sft.epochs=0",
+                "rl.problems=selected",
+                "rl.steps=6",
+                "rl.problems_per_step=4",
+                "rl.group_size=8",
+                "rl.minibatches=1",
+                f"rl.sampling={SAMPLING}",
+                "rl.optim.lr=0.01",
+                "rl.checkpoint_every=2",
+                f"evaluate.sampling={SAMPLING}",
+                "evaluate.samples=4",
+                "evaluate.ks=[1]",
+                *overrides,
+            ],
+        )
+        return build(config, Quiet())
+
+    return make
+
+
+def weights_of(parts):
+    return {name: p.detach().clone() for name, p in parts.decoder.named_parameters()}
+
+
+def same(ours, theirs):
+    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_rl_raises_the_reward(parts_of):
+    with parts_of("rl.steps=12", "rl.optim.lr=0.03") as parts:
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        rows = parts.metrics.rows("base_rl")
+    rewards = [row["reward"] for row in rows]
+    assert len(rows) == 12
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.3
+
+
+def test_rl_tells_the_engine_of_every_update(parts_of):
+    with parts_of() as parts:
+        before = parts.solver.engine.policy_version
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        updates = sum(row["updates"] for row in parts.metrics.rows("base_rl"))
+        assert parts.solver.engine.policy_version - before >= updates > 0
+
+
+@pytest.mark.parametrize("stop_before", [1, 3, 4])
+def test_interrupted_rl_continues_to_the_same_weights(parts_of, monkeypatch, stop_before):
+    with parts_of(run="whole") as parts:
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        expected, rows = weights_of(parts), parts.metrics.rows("base_rl")
+
+    drawn = learn.draw
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == stop_before:
+            raise KeyboardInterrupt
+        return drawn(*arguments)
+
+    with parts_of() as parts:
+        monkeypatch.setattr(learn, "draw", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            learn.rl(parts, "base_rl", "base", parts.problems)
+    monkeypatch.setattr(learn, "draw", drawn)
+    with parts_of() as parts:
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        assert same(weights_of(parts), expected)
+        again = parts.metrics.rows("base_rl")
+    assert [r["reward"] for r in again] == [r["reward"] for r in rows]
+    assert [r["step"] for r in again] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_stage_is_not_repeated(parts_of):
+    with parts_of() as parts:
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        expected = weights_of(parts)
+    with parts_of() as parts:
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        parts.hold("base_rl")
+        assert same(weights_of(parts), expected)
+        parts.hold("base")
+        assert not same(weights_of(parts), expected)
+
+
+def test_groups_without_variance_leave_the_weights_alone(parts_of, monkeypatch):
+    wrong = Grade(status=Reason.WRONG.status, reason=Reason.WRONG)
+    monkeypatch.setattr("intfast.grade.Grader.grade_many", lambda self, s: [wrong] * len(list(s)))
+    with parts_of() as parts:
+        before = weights_of(parts)
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        assert same(weights_of(parts), before)
+        rows = parts.metrics.rows("base_rl")
+    assert {(r["zero_advantage"], r["all_wrong"], r["all_right"]) for r in rows} == {(1, 1, 0)}
+    assert {row["updates"] for row in rows} == {0}
+
+
+def test_dynamic_sampling_replaces_idle_groups_within_its_bound(parts_of, monkeypatch):
+    with parts_of("rl.refill=3") as parts:
+        rights = iter([1] + [0] * 7 + [0] * 24 + ([1] + [0] * 7) * 3)
+        reasons = {1: Reason.CORRECT, 0: Reason.WRONG}
+        monkeypatch.setattr(
+            parts.solver.grader,
+            "grade_many",
+            lambda s: [
+                Grade(status=r.status, reason=r) for r in (reasons[next(rights)] for _ in list(s))
+            ],
+        )
+        rollouts = learn.draw(parts, "rl", parts.problems, 0)
+    assert len(rollouts.problems_P) == len(rollouts.groups_P_G) == 4
+    assert (rollouts.cursor, rollouts.drawn["groups"]) == (7, 7)
+    assert rollouts.drawn["all_wrong"] == pytest.approx(3 / 7)
+    ids = [problem.id for problem in parts.problems]
+    assert {problem.id for problem in rollouts.problems_P} <= set(ids)
+
+
+def test_every_epoch_of_the_stream_is_a_permutation(parts_of):
+    with parts_of() as parts:
+        epochs = [
+            [learn._nth(parts, parts.problems, 6 * epoch + n).id for n in range(6)]
+            for epoch in range(4)
+        ]
+    assert all(sorted(epoch) == sorted(p.id for p in parts.problems) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("rl.minibatches=4",),
+        ("rl.policy.kl=0.1",),
+        ("rl.policy.objective=gspo", "rl.minibatches=2"),
+        ("rl.policy.objective=cispo", "rl.policy.correction=truncate", "rl.minibatches=2"),
+        ("rl.policy.correction=mask", "rl.policy.correction_level=sequence"),
+        ("rl.credit.baseline=leave-one-out", "rl.credit.scale=group"),
+        ("rl.credit.normalisation=constant", "rl.policy.entropy=0.01"),
+        ("model.dtype=bfloat16",),
+        ("model.activation_checkpointing=true",),
+    ],
+    ids=" ".join,
+)
+def test_the_options_of_rl_run_and_learn(parts_of, options):
+    with parts_of("rl.steps=4", *options) as parts:
+        before = weights_of(parts)
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        assert not same(weights_of(parts), before)
+        rows = [row for row in parts.metrics.rows("base_rl") if row["updates"]]
+    expected = int(dict(o.split("=") for o in options).get("rl.minibatches", 1))
+    assert {row["updates"] for row in rows} == {expected}
+    assert all(row["skipped"] == 0 and row["grad_norm"] > 0 for row in rows)
+    if "model.dtype=bfloat16" not in options:
+        # On-policy and in fp32, the engine and the trainer give the same log-probs.
+        assert max(row["sampler_diff_max"] for row in rows) < 1e-4
+
+
+def test_micro_batches_do_not_change_the_update(parts_of):
+    after = []
+    for run, tokens in (("one", 100_000), ("many", 60)):
+        with parts_of(f"batch.max_tokens={tokens}", "rl.steps=1", run=run) as parts:
+            learn.rl(parts, "base_rl", "base", parts.problems)
+            after.append(weights_of(parts))
+    for name, ours in after[0].items():
+        torch.testing.assert_close(ours, after[1][name], atol=2e-6, rtol=1e-4, msg=name)
+
+
+def sft_examples(parts):
+    texts = [f"<solve> {p.problem} d a # b ;" for p in parts.problems]
+    found = []
+    for text in texts:
+        ids = parts.solver.tokenizer.encode(text)
+        found.append(Example(token_ids=ids, weights=[0.0] * (len(ids) - 5) + [1.0] * 5))
+    return found
+
+
+SFT = ("sft.epochs=5", "sft.batch_size=4", "sft.optim.lr=0.01", "rl.steps=0")
+
+
+def test_sft_lowers_the_loss_and_continues_to_the_same_weights(parts_of, monkeypatch):
+    with parts_of(*SFT, run="whole") as parts:
+        learn.sft(parts, "int", sft_examples(parts))
+        expected, rows = weights_of(parts), parts.metrics.rows("int")
+    assert len(rows) == 10
+    assert rows[-1]["nll_mean"] < 0.6 * rows[0]["nll_mean"]
+
+    update, calls = learn.update, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return update(*arguments)
+
+    with parts_of(*SFT) as parts:
+        monkeypatch.setattr(learn, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            learn.sft(parts, "int", sft_examples(parts))
+    monkeypatch.setattr(learn, "update", update)
+    with parts_of(*SFT) as parts:
+        learn.sft(parts, "int", sft_examples(parts))
+        assert same(weights_of(parts), expected)
+        assert [row["step"] for row in parts.metrics.rows("int")] == list(range(1, 11))
+
+
+def test_sft_and_rl_refuse_to_train_on_nothing(parts_of):
+    with parts_of(*SFT) as parts:
+        with pytest.raises(ValueError, match="nothing to fine-tune on"):
+            learn.sft(parts, "int", [])
+        with pytest.raises(ValueError, match="leaves no problem"):
+            learn.rl(parts, "int_rl", "base", [])
+
+
+def test_evaluation_counts_and_is_not_repeated(parts_of):
+    with parts_of() as parts:
+        found = stages.evaluation(parts, "base")
+        assert [p.problem_id for p in found.problems] == [p.id for p in parts.tests]
+        assert {p.samples for p in found.problems} == {4}
+        parts.solver.engine = None
+        assert stages.evaluation(parts, "base") == found
+        stored = parts.folder.read_json("evaluations.json")
+    assert msgspec.convert(stored["base"], type(found)) == found
+
+
+def test_checkpoints_hold_what_resume_needs(parts_of):
+    with parts_of() as parts:
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        folder = parts.stage_folder("base_rl")
+        assert sorted(p.name for p in folder.iterdir()) == ["step-000004", "step-000006"]
+        step, tensors, state = checkpoint.latest(folder, print)
+    assert (step, state["finished"]) == (6, True)
+    assert {name.split(".")[0] for name in tensors} == {"model", "optim"}
