@@ -122,13 +122,16 @@ def load(
     _check_tokenizer(folder, config.vocab_size)
     decoder = Decoder(config, dtype, device, kernels)
     parameters = dict(decoder.named_parameters())
+    second_head_VD = None
     with torch.no_grad():
         for name, tensor in _tensors(files):
             if name in expected:
                 place = expected[name]
                 parameters[place.parameter][place.start : place.stop].copy_(tensor)
             elif name == "lm_head.weight":
-                _check_tied(folder, tensor, decoder.head_weight_VD)
+                second_head_VD = tensor
+    if second_head_VD is not None:
+        _check_tied(folder, second_head_VD, decoder.head_weight_VD)
     return decoder, hf
 
 
