@@ -117,7 +117,13 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
             decoder=decoder,
             solver=Solver(engine, tokenizer, style, grader, context, metrics.phase),
         )
-        folder.write_json("manifest.json", manifest(parts))
+        about = manifest(parts)
+        folder.write_json("manifest.json", about)
+        metrics.say(
+            f"{about['num_parameters']:,} parameters, {config.model.dtype} on {about['device']}, "
+            f"{about['threads']} threads, engine {about['engine']}, run folder {folder.path}"
+            + (" (continues)" if folder.resumed else "")
+        )
         yield parts
 
 
@@ -187,9 +193,7 @@ def _gradable(problems: list[Problem], grader: Grader, metrics: Metrics) -> list
     if dropped:
         metrics.say(f"dropped {len(dropped)} of {len(problems)} problems: ungradable answers")
     if problems and len(dropped) == len(problems):
-        raise ValueError(
-            "no answer can be graded; look at the answer column, or at grade.mode"
-        )
+        raise ValueError("no answer can be graded; look at the answer column, or at grade.mode")
     return [problem for problem, ok in zip(problems, usable, strict=True) if ok]
 
 

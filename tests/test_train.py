@@ -1,0 +1,212 @@
+"""The command end to end, on the shipped base model: run, continue, dry run, and bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from intfast import config_io, intervene
+from intfast.records import Attempt, Continuation, Example, Intervention
+from intfast.solve import Solver
+from intfast.train import main, run
+
+ROOT = Path(__file__).parents[1]
+SHORT = ROOT / "configs" / "quickstart_short.toml"
+SMALLER = [
+    f"model.path={ROOT / 'configs/quickstart/base'}",
+    f"data.train={ROOT / 'configs/quickstart/train.jsonl'}",
+    f"data.test={ROOT / 'configs/quickstart/test.jsonl'}",
+    "data.train_limit=8",
+    "data.test_limit=4",
+    "attempts.max_problems=6",
+    "intervene.continuations=4",
+    "rl.steps=2",
+    "rl.checkpoint_every=1",
+    "sft.epochs=1",
+    "model.threads=1",
+]
+
+
+class Quiet:
+    is_terminal = False
+
+    def print(self, *_, **__):
+        """Say nothing."""
+
+
+def config_of(folder: Path, *overrides: str):
+    return config_io.load(SHORT, [*SMALLER, f"run={folder}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One whole run: its folder and its summary."""
+    folder = tmp_path_factory.mktemp("train") / "run"
+    return folder, run(config_of(folder), Quiet())
+
+
+def rows(folder: Path, name: str, kind: type) -> list:
+    lines = (folder / f"{name}.jsonl").read_bytes().splitlines()
+    return [msgspec.json.decode(line, type=kind) for line in lines]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a run concluded, without times."""
+    names = ["attempts", "interventions", "continuations", "examples", "problems"]
+    found = {name: (folder / f"{name}.jsonl").read_bytes() for name in names}
+    found["evaluations"] = (folder / "evaluations.json").read_bytes()
+    found["weights"] = (folder / "export" / "model.safetensors").read_bytes()
+    return found
+
+
+def test_a_run_leaves_everything_in_its_folder(finished):
+    folder, summary = finished
+    attempts = rows(folder, "attempts", Attempt)
+    candidates = rows(folder, "interventions", Intervention)
+    continuations = rows(folder, "continuations", Continuation)
+    examples = rows(folder, "examples", Example)
+    assert len(attempts) == 8 * 8
+    assert len({record.problem_id for record in candidates}) == len(candidates) <= 6
+    reached = [r for r in candidates if r.gate in intervene.REACHED_CONTINUATION]
+    assert len(continuations) == len(reached) * 4 * 3
+    assert len(examples) == len(reached) > 0
+    assert set(summary["evaluations"]) == {"base", "base_rl", "int", "int_rl"}
+    stored = json.loads((folder / "summary.json").read_text())
+    assert stored["intervention"]["gates"] == summary["intervention"]["gates"]
+    for name in ("config.toml", "manifest.json", "metrics.jsonl"):
+        assert (folder / name).is_file()
+
+
+def test_the_seconds_of_the_rows_say_where_the_time_went(finished):
+    _, summary = finished
+    split = summary["seconds"]
+    assert {"attempts", "verify", "continue", "int", "int_rl", "base_rl", "evaluate"} <= set(split)
+    assert {"generate", "grade", "prepare", "train", "save"} <= set(split["int_rl"])
+    counted = sum(sum(phases.values()) for phases in split.values())
+    assert 0.5 * summary["seconds_last_process"] < counted < summary["seconds_last_process"]
+
+
+def test_the_model_located_a_step_of_its_own_attempt(finished):
+    folder, _ = finished
+    attempts = {(r.problem_id, r.sample): r for r in rows(folder, "attempts", Attempt)}
+    for record in rows(folder, "interventions", Intervention):
+        attempt = attempts[record.problem_id, record.attempt]
+        assert attempt.grade == "wrong"
+        assert record.prefix_ids == attempt.token_ids[: len(record.prefix_ids)]
+
+
+def test_the_export_is_what_was_trained_and_loads_in_transformers(finished):
+    folder, _ = finished
+    model = AutoModelForCausalLM.from_pretrained(folder / "export", dtype=torch.float32)
+    (last,) = sorted((folder / "checkpoints" / "int_rl").glob("step-*"))[-1:]
+    trained = load_file(last / "tensors.safetensors")
+    ours = trained["model.model.embed_tokens.weight"]
+    assert torch.equal(model.model.embed_tokens.weight, ours)
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "configs/quickstart/base")
+    assert not torch.equal(base.model.embed_tokens.weight, ours)
+
+
+def test_a_finished_run_is_not_repeated(finished, monkeypatch):
+    folder, summary = finished
+    before = contents(folder)
+    monkeypatch.setattr(Solver, "complete", lambda *_: pytest.fail("generated again"))
+    again = run(config_of(folder), Quiet())
+    assert contents(folder) == before
+    assert again["evaluations"] == summary["evaluations"]
+
+
+@pytest.mark.parametrize("call", [2, 4, 6, 9])
+def test_an_interrupted_run_continues_to_the_same_result(finished, tmp_path, monkeypatch, call):
+    complete, calls = Solver.complete, []
+
+    def interrupted(self, requests, on_finished=None):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return complete(self, requests, on_finished)
+
+    monkeypatch.setattr(Solver, "complete", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config_of(tmp_path / "run"), Quiet())
+    monkeypatch.setattr(Solver, "complete", complete)
+    run(config_of(tmp_path / "run"), Quiet())
+    expected = contents(finished[0])
+    found = contents(tmp_path / "run")
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+# --- the command line --------------------------------------------------------------------------
+
+
+def arguments(folder: Path, *overrides: str) -> list[str]:
+    return [str(SHORT), *SMALLER, f"run={folder}", *overrides]
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path, capsys):
+    assert main([*arguments(tmp_path / "run"), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 problems x 8 attempts = 64" in shown
+    assert "RL: 4 problems x 8 rollouts = 32 rollouts -> 1 updates of 32" in shown
+    assert "<solve> " in shown
+    assert "reference <- reference_solution" in shown
+    assert "AdamW moments" in shown
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.path=no/such/model", "no/such/model"),
+        ("data.train=no/such.jsonl", "no/such.jsonl"),
+        ("data.test=no/such.jsonl", "no/such.jsonl"),
+        ("rl.stesp=3", "did you mean rl.steps?"),
+        ("model.device=cuda", "CUDA"),
+        ("data.columns={problem='nope'}", "nope"),
+        ("prompt.style=chat", "chat template"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["run", "dry"])
+def test_bad_input_stops_before_any_work(tmp_path, capsys, override, message, mode):
+    if override == "model.device=cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    words = [*arguments(tmp_path / "run"), override] + (["--dry-run"] if mode == "dry" else [])
+    assert main(words) in (1, 2)
+    captured = capsys.readouterr()
+    assert message in captured.err and "Traceback" not in captured.err
+    assert not list((tmp_path / "run").glob("*.jsonl"))
+
+
+def test_problems_without_references_cannot_be_intervened_on(tmp_path, capsys):
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text('{"problem": "a 1 ; ? a :", "answer": "a 1"}\n')
+    assert main([*arguments(tmp_path / "run"), f"data.train={bare}"]) == 2
+    assert "reference" in capsys.readouterr().err
+
+
+def test_test_problems_among_the_training_problems_are_refused(tmp_path, capsys):
+    train = f"data.test={ROOT / 'configs/quickstart/train.jsonl'}"
+    assert main([*arguments(tmp_path / "run"), train]) == 2
+    assert "also training problems" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_command():
+    shown = subprocess.run(
+        [sys.executable, "-m", "intfast.train", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "rl.group_size = 8" in shown.stdout
+    assert (
+        subprocess.run(
+            [sys.executable, "-m", "intfast.train"], cwd=ROOT, capture_output=True, check=False
+        ).returncode
+        == 2
+    )
