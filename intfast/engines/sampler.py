@@ -1,0 +1,90 @@
+"""Drawing tokens: temperature, top-k and top-p per row, and noise that depends on nothing else.
+
+The noise of a draw is a hash of (seed, index of the token in its completion), so a sample does
+not depend on what else is in the batch. B is rows, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+def _signed(number: int) -> int:
+    """The int64 with the same bits."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64, which wraps around; shifts are logical."""
+    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * _signed(multiplier)
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def stream(seed_B: Tensor) -> Tensor:
+    """The state from which the noise of a seed starts, int64; seeds are in [0, 2**63)."""
+    return _mix(seed_B + _signed(_GOLDEN))
+
+
+def uniform(stream_B: Tensor, index_B: Tensor) -> Tensor:
+    """Noise in [0, 1), fp64, for token `index` of a completion (counted from 0)."""
+    bits = _mix(stream_B + (index_B + 1) * _signed(_GOLDEN))
+    return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
+
+
+def truncate(logit_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Tensor:
+    """Logits with -inf for every token outside of top-k, then outside of top-p.
+
+    Tokens are ordered by logit, equal ones by id. top-k keeps the first k (0: all). top-p keeps
+    the shortest beginning of those whose share of their probability is >= p (1: all).
+    """
+    ordered, token_BV = logit_BV.sort(dim=-1, descending=True, stable=True)
+    rank_V = torch.arange(logit_BV.shape[1], device=logit_BV.device)
+    keep = (rank_V < top_k_B[:, None]) | (top_k_B[:, None] == 0)
+    prob = ordered.double().masked_fill_(~keep, -math.inf).softmax(-1)
+    before = prob.cumsum(-1) - prob
+    # Rounding must not drop a token where nothing is to be dropped.
+    keep &= (before < top_p_B[:, None]) | (top_p_B[:, None] >= 1)
+    keep[:, 0] = True
+    keep = torch.zeros_like(keep).scatter_(1, token_BV, keep)
+    return logit_BV.masked_fill(~keep, -math.inf)
+
+
+def draw(
+    logit_BV: Tensor,
+    uniform_B: Tensor,
+    temperature_B: Tensor,
+    limits_B: tuple[Tensor, Tensor] | None,
+    any_greedy: bool,
+) -> tuple[Tensor, Tensor]:
+    """(token_B int64, logprob_B fp32): one token per row, and its log-prob as it was drawn.
+
+    logit_BV     (B, V) fp32
+    uniform_B    (B,) fp64 in [0, 1)
+    temperature  (B,) fp32; 0 takes the most probable token, whose log-prob is then 0
+    limits_B     (top_k, top_p) of each row; None when no row has any
+    any_greedy   whether any temperature is 0
+    """
+    scaled = logit_BV / temperature_B.masked_fill(temperature_B == 0, 1.0)[:, None]
+    if limits_B is not None:
+        scaled = truncate(scaled, *limits_B)
+    logprob_BV = scaled.log_softmax(-1)
+    # fp64 sums: an fp32 cdf over a large vocabulary loses the tail. The first entry above a
+    # target below the total is never one of probability 0.
+    cdf = logprob_BV.exp().cumsum(-1, dtype=torch.float64)
+    token = torch.searchsorted(cdf, uniform_B[:, None] * cdf[:, -1:], right=True)
+    if any_greedy:
+        greedy = temperature_B[:, None] == 0
+        token = torch.where(greedy, logit_BV.argmax(-1, keepdim=True), token)
+    # NaN logits give an index past the end; the NaN log-prob is what the engine reports.
+    logprob = logprob_BV.gather(1, token.clamp_(max=logit_BV.shape[1] - 1))
+    if any_greedy:
+        logprob = logprob.masked_fill(greedy & logprob.isfinite(), 0.0)
+    return token[:, 0], logprob[:, 0]
