@@ -16,7 +16,7 @@ ROPES = {
     "yarn": YARN_ROPE,
     "yarn-attention-factor": {**YARN_ROPE, "attention_factor": 1.7},
     "yarn-mscale": {**YARN_ROPE, "mscale": 0.7, "mscale_all_dim": 1.2},
-    "yarn-not-truncated": {**YARN_ROPE, "truncate": False, "beta_fast": 8.0, "beta_slow": 2.0},
+    "yarn-not-truncated": {**YARN_ROPE, "truncate": False, "beta_fast": 2.0, "beta_slow": 0.1},
     "yarn-late": {**YARN_ROPE, "beta_slow": 1e-4},
     "yarn-one-step": {**YARN_ROPE, "beta_fast": 40.0, "beta_slow": 30.0},
 }
