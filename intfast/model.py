@@ -7,6 +7,7 @@ C is the number of rows kept in the last layer, P the padded rows inside attenti
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -210,6 +211,10 @@ def _torch_ops() -> _Ops:
 
 
 def _liger_ops() -> _Ops:
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise RuntimeError(
+            "kernels 'liger' needs the package liger-kernel: install it or choose 'torch'"
+        )
     from liger_kernel.ops import LigerRMSNormFunction, LigerRopeFunction, LigerSiLUMulFunction
 
     def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -333,6 +335,9 @@ def test_gradients_of_the_elementwise_operations():
 def test_kernels_must_be_known():
     with pytest.raises(ValueError, match="kernels: expected 'torch' or 'liger', got 'cuda'"):
         Decoder(ModelConfig.from_hf(config_dict("qwen3")), kernels="cuda")
+    if importlib.util.find_spec("liger_kernel") is None:
+        with pytest.raises(RuntimeError, match="install it or choose 'torch'"):
+            Decoder(ModelConfig.from_hf(config_dict("qwen3")), kernels="liger")
 
 
 @pytest.mark.gpu
