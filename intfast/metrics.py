@@ -18,6 +18,16 @@ PLAIN_EVERY_S = 30.0
 """Seconds between progress lines where there is no terminal."""
 
 
+PLAIN_WIDTH = 120
+"""Columns of the tables where there is no terminal to ask."""
+
+
+def make_console() -> Console:
+    """A console as wide as its terminal, or wide enough for the tables in a log file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
 class Metrics:
     """The metrics journal of a run and its console.
 
@@ -27,7 +37,7 @@ class Metrics:
 
     def __init__(self, journal: Journal[Row], console: Console | None = None) -> None:
         self.journal = journal
-        self.console = console or Console()
+        self.console = console or make_console()
         self._seconds: dict[str, float] = defaultdict(float)
 
     def row(self, stage: str, step: int, values: Row, line: str = "") -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from intfast import config_io, weights
 from intfast.config import Config
+from intfast.metrics import make_console
 from intfast.model import Decoder, ModelConfig
 from intfast.parts import load_data, load_tokenizer, pick_device
 from intfast.prompts import decode, style_of
@@ -24,7 +25,7 @@ def show(config: Config, console: Console | None = None) -> None:
 
     Raises ValueError or RuntimeError for what would stop the run at its start.
     """
-    console = console or Console()
+    console = console or make_console()
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -103,7 +103,7 @@ def say_intervention(parts: Parts, found: Found) -> None:
     """The InT stage as a table: accuracy and coverage from each start, with their counts."""
     figures = intervention_figures(parts, found)
     table = Table(title="Continuing the model's wrong attempts", title_justify="left")
-    for column in ("start", "accuracy", "attempts covered", "problems covered", "continuations"):
+    for column in ("start", "accuracy %", "attempts covered", "problems covered", "continuations"):
         table.add_column(column, justify="left" if column == "start" else "right")
     for start, row in figures["continued_from"].items():
         table.add_row(
@@ -111,9 +111,10 @@ def say_intervention(parts: Parts, found: Found) -> None:
             _interval(row["accuracy"], 2),
             _share(row["attempt_coverage"]),
             _share(row["problem_coverage"]),
-            f"{row['continuations']} ({row['per_attempt']:.0f} per attempt)",
+            f"{row['continuations']:,} ({row['per_attempt']:.0f} each)",
         )
-    parts.metrics.console.print(table)
+    if figures["continued_from"]:
+        parts.metrics.console.print(table)
     cost = figures["tokens_per_unlocked_problem"]
     parts.metrics.say(
         f"{figures['unlocked_problems']} of {figures['problems']} problems unlocked"
@@ -179,13 +180,16 @@ def _table(parts: Parts, rows: dict[str, Any], rl: dict[str, Any]) -> Table:
         title=f"Held-out problems: {len(parts.tests)}, {config.samples} samples each, "
         "95 % intervals (bootstrap over problems)",
         title_justify="left",
+        caption="* of the groups in the first -> last quarter of the RL steps. An interval without "
+        "width says that all problems gave the same, not that it is certain.",
+        caption_justify="left",
     )
     table.add_column("weights")
     table.add_column("accuracy %", justify="right")
     for k in config.ks:
         if k > 1:
             table.add_column(f"pass@{k} %", justify="right")
-    table.add_column("zero-advantage, first -> last quarter of RL", justify="right")
+    table.add_column("zero-advantage share*", justify="right")
     for name, summary in rows.items():
         figures = rl.get(name) or {}
         shares = (

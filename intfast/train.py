@@ -31,13 +31,12 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
 
     Raises ValueError for what the user can change, RuntimeError for the environment.
     """
-    from rich.console import Console
-
     from intfast import learn, stages, summary
+    from intfast.metrics import make_console
     from intfast.parts import build
 
     start = time.perf_counter()
-    with build(config, console or Console()) as parts:
+    with build(config, console or make_console()) as parts:
         stages.evaluation(parts, "base")
         last = "base"
         found = summary.Found(selected=parts.problems)
