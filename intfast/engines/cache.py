@@ -24,7 +24,7 @@ from intfast.model import ModelConfig, PackedAttention
 # Rows of a step, tokens of a prompt: padded to two AVX-512 vectors of fp32.
 ROW_BLOCK = 32
 # Slots read in a step are rounded up to this many.
-SLOT_BLOCK = 64
+SLOT_BLOCK = 32
 # Above 384 terms MKL splits a sum at a place that depends on the number of terms.
 SUM_SLOTS = 256
 
