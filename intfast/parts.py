@@ -38,7 +38,6 @@ class Parts:
     problems: list[Problem]
     tests: list[Problem]
     model_path: Path
-    hf_config: dict[str, Any]
     decoder: Decoder
     solver: Solver
     holds: str = "base"
@@ -58,8 +57,7 @@ class Parts:
         if self.holds == name:
             return
         if name == "base":
-            fresh, _ = weights.load(self.model_path, self.decoder.head_weight_VD.dtype, self.device)
-            self.restore({f"model.{key}": p for key, p in fresh.named_parameters()})
+            weights.load_into(self.decoder, self.model_path)
         else:
             found = checkpoint.latest(self.stage_folder(name), self.metrics.say)
             assert found is not None, f"stage {name} has no checkpoint"
@@ -88,7 +86,8 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
     style = style_of(config.prompt, tokenizer)
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
-    decoder, hf_config = weights.load(path, dtype=DTYPES[config.model.dtype], device=device)
+    dtype = DTYPES[config.model.dtype]
+    decoder, _ = weights.load(path, dtype, device, config.model.kernels)
     decoder.activation_checkpointing = config.model.activation_checkpointing
     engine = NativeEngine(
         decoder,
@@ -113,7 +112,6 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
             problems=problems,
             tests=tests,
             model_path=path,
-            hf_config=hf_config,
             decoder=decoder,
             solver=Solver(engine, tokenizer, style, grader, context, metrics.phase),
         )

@@ -121,10 +121,17 @@ def load(
     _check_headers(folder, files, expected, config.tied)
     _check_tokenizer(folder, config.vocab_size)
     decoder = Decoder(config, dtype, device, kernels)
+    load_into(decoder, folder)
+    return decoder, hf
+
+
+def load_into(decoder: Decoder, folder: Path) -> None:
+    """Read the weights of a folder that `load` has checked into the parameters, in place."""
+    expected = slices(decoder.config)
     parameters = dict(decoder.named_parameters())
     second_head_VD = None
     with torch.no_grad():
-        for name, tensor in _tensors(files):
+        for name, tensor in _tensors(_weight_files(folder)):
             if name in expected:
                 place = expected[name]
                 parameters[place.parameter][place.start : place.stop].copy_(tensor)
@@ -132,7 +139,6 @@ def load(
                 second_head_VD = tensor
     if second_head_VD is not None:
         _check_tied(folder, second_head_VD, decoder.head_weight_VD)
-    return decoder, hf
 
 
 def _read_json(file: Path) -> Any:

@@ -6,7 +6,7 @@ import pytest
 from intfast import intervene
 from intfast.config import InterveneConfig, PromptConfig, SamplingConfig, SftConfig
 from intfast.grade import Grader
-from intfast.prompts import CompactStyle, decode, encode
+from intfast.prompts import ChatStyle, CompactStyle, decode, encode
 from intfast.quickstart import task
 from intfast.records import Attempt, Continuation, Intervention, Problem
 from intfast.rollout import Completion
@@ -260,3 +260,37 @@ def test_chunks_keep_the_order_and_the_limit():
     found = list(chunks(items, 6, lambda n: n))
     assert [n for chunk in found for n in chunk] == items
     assert all(sum(chunk) <= 6 or len(chunk) == 1 for chunk in found)
+
+
+# --- the chat style ----------------------------------------------------------------------------
+
+
+def test_the_chat_style_solves_along_the_reference_and_then_verifies(bpe):
+    text = "First, x = 1.\n\nThen y = 2.\n\nDone"
+    problem = Problem(id="q", problem="x?", answer="1024", reference="x is 1024.")
+    attempt = msgspec.structs.replace(
+        ATTEMPT, problem_id="q", text=text, token_ids=encode(bpe, text)
+    )
+
+    class ChatScript(Script):
+        def _next(self):
+            ids = [*encode(bpe, self.texts.pop(0)), bpe.eos_token_id]
+            return Completion(
+                token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
+            )
+
+    reply = "<location>2</location>\n<intervention>\nWait, y = 3.\n</intervention>"
+    engine = ChatScript(["my own solution", "no tags", reply])
+    style = ChatStyle(PromptConfig(), bpe)
+    solver = Solver(engine, bpe, style, Grader(), 5000)
+    config = msgspec.structs.replace(CONFIG, samples=2)
+    first, second = intervene.propose(solver, [(problem, attempt)], config, "\n\n", seed=0)
+    assert (first.gate, second.gate) == ("unparsed", "passed")
+    assert (first.guided, second.guided) == ("my own solution", "")
+    asked = decode(bpe, engine.requests[1].prompt_ids)
+    assert "<|assistant|>my own solution<|end|>" in asked
+    num_guided = len(encode(bpe, "my own solution")) + 1
+    assert first.num_tokens == num_guided + len(encode(bpe, "no tags")) + 1
+    assert second.num_tokens == len(encode(bpe, reply)) + 1
+    joined = [*second.prefix_ids, *second.intervention_ids]
+    assert decode(bpe, joined) == "First, x = 1.\n\nWait, y = 3.\n\n"

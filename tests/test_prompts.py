@@ -1,7 +1,6 @@
 """Prompts: steps byte for byte, cuts on sampled tokens, strict reading of hostile replies."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from intfast.config import PromptConfig
@@ -9,10 +8,6 @@ from intfast.prompts import ChatStyle, CompactStyle, cut, decode, encode, split_
 from intfast.quickstart import task
 from intfast.records import Problem
 
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 TEXTS = [
     "First, x = 1.\n\nThen y = 2.\n\n\n\nSo é ≤ 3 and 数.\n\nDone",
     "one\n\ntwo",
@@ -21,24 +16,6 @@ TEXTS = [
     "ends\n\n",
     "naïve \U0001f600 step\n\n🇩🇪 flags\n\n",
 ]
-
-
-@pytest.fixture(scope="module")
-def bpe() -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose tokens cross characters and step ends."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=["<|end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*TEXTS, "step.\n\nstep.\n\n" * 20], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
-    fast.chat_template = TEMPLATE
-    return fast
 
 
 PROBLEM = Problem(id="p", problem="What is 2 + 2?", answer="4", reference="It is \\boxed{4}.")

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import hf_model
 from transformers import AutoModelForCausalLM
 
 from intfast import config_io, intervene
@@ -87,7 +88,8 @@ def test_the_seconds_of_the_rows_say_where_the_time_went(finished):
     _, summary = finished
     split = summary["seconds"]
     assert {"attempts", "verify", "continue", "int", "int_rl", "base_rl", "evaluate"} <= set(split)
-    assert {"generate", "grade", "prepare", "train", "save"} <= set(split["int_rl"])
+    assert {"generate", "grade", "prepare"} <= set(split["int_rl"])
+    assert {"train", "save"} <= set(split["int"]) | set(split["int_rl"])
     counted = sum(sum(phases.values()) for phases in split.values())
     assert 0.5 * summary["seconds_last_process"] < counted < summary["seconds_last_process"]
 
@@ -157,6 +159,19 @@ def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path, capsys):
     assert "reference <- reference_solution" in shown
     assert "AdamW moments" in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_the_papers_recipe_passes_a_dry_run_on_a_stand_in(tmp_path, capsys, bpe):
+    hf_model("qwen3", vocab_size=512, max_position_embeddings=40960).save_pretrained(tmp_path / "m")
+    bpe.save_pretrained(tmp_path / "m")
+    rows = '{"problem": "1 + 1?", "answer": "2", "solution": "It is \\\\boxed{2}."}\n'
+    (tmp_path / "p.jsonl").write_text(rows)
+    recipe = str(ROOT / "configs" / "int_qwen3_4b.toml")
+    words = [f"model.path={tmp_path / 'm'}", f"data.train={tmp_path / 'p.jsonl'}", "--dry-run"]
+    assert main([recipe, *words]) == 0
+    shown = capsys.readouterr().out
+    assert "<|user|>1 + 1?<|end|><|assistant|>" in shown
+    assert "RL: 32 problems x 8 rollouts = 256 rollouts -> 2 updates of 128, 400 steps" in shown
 
 
 @pytest.mark.parametrize(
