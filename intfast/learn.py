@@ -21,16 +21,16 @@ from intfast.settings import OptimConfig
 from intfast.solve import Graded, Start
 
 LossOf = Callable[[Tensor, Batch, int], tuple[Tensor, loss.Stats]]
-"""(hidden_TD, batch, its place in the update) -> (loss sum, statistics)."""
+"""(hidden_ND, batch, its place in the update) -> (loss sum, statistics)."""
 
 
 # --- one update --------------------------------------------------------------------------------
 
 
 def hidden_states(decoder: Decoder, batch: Batch, device: torch.device) -> Tensor:
-    """hidden_TD of a packed batch."""
+    """hidden_ND of the rows of a packed batch that carry loss; the last layer skips the others."""
     attend = PackedAttention(batch.lengths, device)
-    return decoder(batch.token_ids_T, batch.position_ids_T, attend)
+    return decoder(batch.token_ids_T, batch.position_ids_T, attend, last_only=batch.rows_N)
 
 
 def update(
@@ -109,8 +109,8 @@ def sft(parts: Parts, name: str, examples: Sequence[Example]) -> None:
     total_steps = config.epochs * steps_per_epoch
     done, optimizer, _ = _resume(parts, name, "base", config.optim, total_steps)
 
-    def loss_of(hidden_TD: Tensor, batch: Batch, index: int) -> tuple[Tensor, loss.Stats]:
-        return loss.sft_loss(hidden_TD, parts.decoder.head_weight_VD, batch)
+    def loss_of(hidden_ND: Tensor, batch: Batch, index: int) -> tuple[Tensor, loss.Stats]:
+        return loss.sft_loss(hidden_ND, parts.decoder.head_weight_VD, batch)
 
     with parts.metrics.progress(name, total_steps) as advance:
         for step in range(done, total_steps):
@@ -293,10 +293,10 @@ def learn(
         for (packed, divisor), old_B, reference_B in zip(jobs, old, pinned, strict=True):
 
             def loss_of(
-                hidden_TD: Tensor, batch: Batch, index: int, old_B=old_B, reference_B=reference_B
+                hidden_ND: Tensor, batch: Batch, index: int, old_B=old_B, reference_B=reference_B
             ) -> tuple[Tensor, loss.Stats]:
                 return loss.policy_loss(
-                    hidden_TD,
+                    hidden_ND,
                     head_VD,
                     batch,
                     old_B[index] if old_B else None,
@@ -339,6 +339,6 @@ def _scores(parts: Parts, decoder: Decoder, packed: Packed) -> list[Tensor]:
     scores = []
     for batch in packed.batches:
         batch = batch.to(parts.device)
-        hidden_TD = hidden_states(decoder, batch, parts.device)
-        scores.append(loss.row_logprob(hidden_TD, decoder.head_weight_VD, batch, temperature))
+        hidden_ND = hidden_states(decoder, batch, parts.device)
+        scores.append(loss.row_logprob(hidden_ND, decoder.head_weight_VD, batch, temperature))
     return scores

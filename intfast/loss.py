@@ -1,6 +1,6 @@
 """Supervised and policy objectives on hidden states: a weighted sum and device-side statistics.
 
-The rows without weight never reach the matrix product. A loss is a sum; the caller divides by a
+Only the rows that carry weight come in. A loss is a sum; the caller divides by a
 count of the whole update (`batch.Packed`, `credit.divisor`) before `backward`, so one batch and
 any number of micro-batches give the same gradient.
 
@@ -26,26 +26,26 @@ Stats = dict[str, Tensor]
 
 
 def row_logprob(
-    hidden_TD: Tensor, weight_VD: Tensor, batch: Batch, temperature: float = 1.0
+    hidden_ND: Tensor, weight_VD: Tensor, batch: Batch, temperature: float = 1.0
 ) -> Tensor:
     """logprob_N of the batch's targets, fp32: the old or reference stream under `no_grad`."""
-    return _head(hidden_TD, weight_VD, batch, temperature, need_entropy=False)[0]
+    return _head(hidden_ND, weight_VD, batch, temperature, need_entropy=False)[0]
 
 
-def sft_loss(hidden_TD: Tensor, weight_VD: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
+def sft_loss(hidden_ND: Tensor, weight_VD: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
     """Sum over the weighted rows of -weight * log-prob (fp32), and its statistics.
 
-    hidden_TD  (T, D) last hidden states of `batch.token_ids_T`; differentiable
+    hidden_ND  (N, D) last hidden states of `batch.rows_N`; differentiable
     weight_VD  (V, D) same dtype; differentiable, may be frozen
     """
-    logprob_N = row_logprob(hidden_TD, weight_VD, batch)
+    logprob_N = row_logprob(hidden_ND, weight_VD, batch)
     loss_sum = -(batch.weight_N * logprob_N).sum()
     stats = _counted(logprob_N, loss_sum) | {"nll_sum": _sum(-logprob_N)}
     return loss_sum, stats
 
 
 def policy_loss(
-    hidden_TD: Tensor,
+    hidden_ND: Tensor,
     weight_VD: Tensor,
     batch: Batch,
     old_logprob_N: Tensor | None,
@@ -62,7 +62,7 @@ def policy_loss(
     temperature          the one the tokens were sampled with
     raises               ValueError when a stream that the objective needs is missing
     """
-    logprob_N, entropy_N = _head(hidden_TD, weight_VD, batch, temperature, need_entropy=True)
+    logprob_N, entropy_N = _head(hidden_ND, weight_VD, batch, temperature, need_entropy=True)
     streams = Streams(
         old_N=logprob_N.detach() if old_logprob_N is None else old_logprob_N,
         advantage_N=batch.advantage_N,
@@ -217,16 +217,13 @@ def _per_sequence(value_N: Tensor, streams: Streams, *, mean: bool) -> Tensor:
 
 
 def _head(
-    hidden_TD: Tensor, weight_VD: Tensor, batch: Batch, temperature: float, need_entropy: bool
+    hidden_ND: Tensor, weight_VD: Tensor, batch: Batch, temperature: float, need_entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    if len(hidden_TD) != len(batch.token_ids_T):
+    if len(hidden_ND) != len(batch.rows_N):
         raise ValueError(
-            f"hidden_TD: expected {len(batch.token_ids_T)} rows as in the batch, got "
-            f"{len(hidden_TD)}; give the hidden states of this batch, uncut"
+            f"hidden_ND: expected the {len(batch.rows_N)} rows of this batch that carry loss, got "
+            f"{len(hidden_ND)}; give the decoder last_only=batch.rows_N"
         )
-    # rows_N increases strictly, so N = T means that it is all rows.
-    whole = len(batch.rows_N) == len(hidden_TD)
-    hidden_ND = hidden_TD if whole else hidden_TD.index_select(0, batch.rows_N)
     return head_logprob(hidden_ND, weight_VD, batch.target_N, temperature, need_entropy)
 
 

@@ -67,7 +67,7 @@ def gradients(examples, max_tokens, loss, divisor=3.0):
     total = None
     for batch in pack(examples, BatchConfig(max_tokens=max_tokens)).batches:
         hidden = model[0][batch.token_ids_T] + model[1][batch.position_ids_T]
-        loss_sum, stats = loss(hidden, model[2], batch)
+        loss_sum, stats = loss(hidden[batch.rows_N], model[2], batch)
         (loss_sum / divisor).backward()
         total = merge_stats(total, stats)
     return [part.grad for part in model], read_stats(total)
@@ -104,7 +104,7 @@ def test_compaction_equals_the_dense_masked_loss():
     hidden = random(len(batch.token_ids_T), D, seed=4).requires_grad_()
     weight = random(V, D, seed=5).requires_grad_()
     assert len(batch.rows_N) < len(hidden)
-    loss_sum, _ = sft_loss(hidden, weight, batch)
+    loss_sum, _ = sft_loss(hidden[batch.rows_N], weight, batch)
     got = torch.autograd.grad(loss_sum, (hidden, weight))
 
     dense_weight_T = torch.zeros(len(hidden), dtype=torch.float64)
@@ -127,7 +127,7 @@ def test_nan_in_weightless_rows_does_not_matter():
     for states in (hidden, poisoned):
         states.requires_grad_()
         weight = random(V, D, seed=5).requires_grad_()
-        loss_sum, _ = policy_loss(states, weight, batch, None, PolicyConfig())
+        loss_sum, _ = policy_loss(states[batch.rows_N], weight, batch, None, PolicyConfig())
         loss_sum.backward()
         results.append((loss_sum, states.grad, weight.grad))
     for left, right in zip(*results, strict=True):
@@ -137,7 +137,7 @@ def test_nan_in_weightless_rows_does_not_matter():
 
 def test_hidden_states_of_another_batch_are_refused():
     (batch,) = pack(rl_examples(), BatchConfig()).batches
-    with pytest.raises(ValueError, match="hidden states of this batch"):
+    with pytest.raises(ValueError, match="rows of this batch"):
         sft_loss(random(3, D), random(V, D), batch)
 
 
@@ -311,7 +311,7 @@ def test_correction_levels_by_hand():
 @pytest.mark.parametrize("objective", ["grpo", "cispo", "reinforce", "gspo"])
 def test_without_old_values_every_objective_is_the_policy_gradient(objective):
     (batch,) = pack(rl_examples(), BatchConfig()).batches
-    hidden = random(len(batch.token_ids_T), D, seed=4)
+    hidden = random(len(batch.rows_N), D, seed=4)
     results = []
     for name in (objective, "reinforce"):
         weight = random(V, D, seed=5).requires_grad_()
