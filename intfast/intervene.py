@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from intfast.config import InterveneConfig, SamplingConfig, SftConfig
-from intfast.prompts import cut, encode, split_steps
+from intfast.prompts import cut, encode
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.rollout import derive_seed
 from intfast.solve import Solver, Start
@@ -39,7 +39,6 @@ def propose(
     solver: Solver,
     wrong: Sequence[tuple[Problem, Attempt]],
     config: InterveneConfig,
-    separator: str,
     seed: int,
     on_finished: OnFinished | None = None,
 ) -> list[Intervention]:
@@ -51,7 +50,7 @@ def propose(
     guided = _guided_solutions(solver, wrong, config, seed, on_finished)
     requests, asked, out = [], [], []
     for (problem, attempt), (text, num_guided) in zip(wrong, guided, strict=True):
-        steps = split_steps(attempt.text, separator)
+        steps = solver.style.split(attempt.text)
         prompt = solver.style.verify(problem, steps, text)
         drafts = [
             Intervention(
@@ -164,7 +163,6 @@ def missing(
     passed: Sequence[tuple[Problem, Attempt, Intervention]],
     records: Sequence[Continuation],
     config: InterveneConfig,
-    separator: str,
 ) -> list[Todo]:
     """The next wave of continuations, given those drawn; empty when the stop rule is met for all.
 
@@ -181,7 +179,7 @@ def missing(
             intervention,
             start,
             samples,
-            answer_so_far(solver.tokenizer, attempt, intervention, start, separator),
+            answer_so_far(solver, attempt, intervention, start),
         )
         for problem, attempt, intervention in passed
         for start in starts
@@ -239,16 +237,16 @@ def continue_from(
 
 
 def answer_so_far(
-    tokenizer: Any, attempt: Attempt, intervention: Intervention, start: str, separator: str
+    solver: Solver, attempt: Attempt, intervention: Intervention, start: str
 ) -> list[int]:
     """The ids from which a continuation starts: see records.Continuation for the three starts."""
     if start == "intervention":
         return [*intervention.prefix_ids, *intervention.intervention_ids]
     if start == "prefix":
         return list(intervention.prefix_ids)
-    steps = split_steps(attempt.text, separator)
+    steps = solver.style.split(attempt.text)
     end = sum(len(step) for step in steps[: intervention.location])
-    num_kept, _ = cut(tokenizer, attempt.token_ids, attempt.text, end)
+    num_kept, _ = cut(solver.tokenizer, attempt.token_ids, attempt.text, end)
     return attempt.token_ids[:num_kept]
 
 

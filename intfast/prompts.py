@@ -36,6 +36,9 @@ class Style(Protocol):
     def solve(self, problem: Problem) -> list[int]:
         """The bare problem, up to where the answer begins."""
 
+    def split(self, text: str) -> list[str]:
+        """The steps of an attempt; they must join to it byte for byte."""
+
     def guided(self, problem: Problem) -> list[int] | None:
         """The request to solve along the reference; None where the style has no such turn."""
 
@@ -178,6 +181,9 @@ class ChatStyle:
     def solve(self, problem: Problem) -> list[int]:
         return self._render([("user", self._question(problem))])
 
+    def split(self, text: str) -> list[str]:
+        return split_steps(text, self.config.separator)
+
     def guided(self, problem: Problem) -> list[int] | None:
         return self._render([("user", self._guided_turn(problem))])
 
@@ -243,6 +249,9 @@ class CompactStyle:
 
     def solve(self, problem: Problem) -> list[int]:
         return encode(self.tokenizer, f"<solve> {problem.problem}")
+
+    def split(self, text: str) -> list[str]:
+        return split_steps(text, self.config.separator)
 
     def guided(self, problem: Problem) -> list[int] | None:
         return None

@@ -125,13 +125,12 @@ def interventions(
 ) -> tuple[list[Intervention], list[Continuation]]:
     """Candidates with their final gate, and all continuations, for these wrong attempts."""
     config, seed = parts.config.intervene, parts.config.seed
-    separator = parts.config.prompt.separator
     journal = parts.folder.journal("interventions", Intervention)
     done = {(record.problem_id, record.attempt) for record in journal.records}
     todo = [pair for pair in wrong if (pair[1].problem_id, pair[1].sample) not in done]
 
     def propose(chunk: Any, advance: intervene.OnFinished) -> None:
-        journal.append(intervene.propose(parts.solver, chunk, config, separator, seed, advance))
+        journal.append(intervene.propose(parts.solver, chunk, config, seed, advance))
 
     if todo:
         parts.hold("base")
@@ -161,7 +160,6 @@ def _continue(
 ) -> None:
     """Draw waves of continuations until the stop rule is met for every intervention."""
     config, seed = parts.config.intervene, parts.config.seed
-    separator = parts.config.prompt.separator
 
     def work(chunk: Any, advance: intervene.OnFinished) -> None:
         journal.append(
@@ -169,7 +167,7 @@ def _continue(
         )
 
     wave = 0
-    while todo := intervene.missing(parts.solver, passed, journal.records, config, separator):
+    while todo := intervene.missing(parts.solver, passed, journal.records, config):
         parts.hold("base")
         wave += 1
         title = f"continuations, wave {wave}"

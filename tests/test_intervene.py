@@ -64,7 +64,7 @@ def solver_of(*texts: str, context: int = 1000) -> Solver:
 
 def propose(*replies: str, config=CONFIG, context=1000) -> list[Intervention]:
     solver = solver_of(*replies, context=context)
-    return intervene.propose(solver, [(PROBLEM, ATTEMPT)], config, " ;", seed=0)
+    return intervene.propose(solver, [(PROBLEM, ATTEMPT)], config, seed=0)
 
 
 # --- gates -------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_each_candidate_is_recorded_with_its_gate_and_the_first_good_one_passes(
 
 def test_a_prompt_without_room_for_the_reply_is_dropped_and_never_cut():
     solver = solver_of(context=100)
-    records = intervene.propose(solver, [(PROBLEM, ATTEMPT)], CONFIG, " ;", seed=0)
+    records = intervene.propose(solver, [(PROBLEM, ATTEMPT)], CONFIG, seed=0)
     assert [r.gate for r in records] == ["too_long"] * 3
     assert solver.engine.requests == []
 
@@ -120,7 +120,7 @@ def test_the_leak_gate_can_be_switched_off():
     for gate, on in (("leak", True), ("passed", False)):
         config = msgspec.structs.replace(CONFIG, leak_gate=on, samples=1)
         solver = solver_of(REPLY)
-        (record,) = intervene.propose(solver, [(problem, ATTEMPT)], config, " ;", seed=0)
+        (record,) = intervene.propose(solver, [(problem, ATTEMPT)], config, seed=0)
         assert record.gate == gate
 
 
@@ -149,10 +149,10 @@ def run_continuations(config: InterveneConfig, *texts: str):
     """All waves on one passed candidate: the records, and the engine."""
     solver = solver_of(REPLY, *texts)
     one = msgspec.structs.replace(config, samples=1)
-    (candidate,) = intervene.propose(solver, [(PROBLEM, ATTEMPT)], one, " ;", seed=0)
+    (candidate,) = intervene.propose(solver, [(PROBLEM, ATTEMPT)], one, seed=0)
     passed = [(PROBLEM, ATTEMPT, candidate)]
     records: list[Continuation] = []
-    while todo := intervene.missing(solver, passed, records, config, " ;"):
+    while todo := intervene.missing(solver, passed, records, config):
         records += intervene.continue_from(solver, todo, SAMPLING, seed=0)
     return candidate, records, solver
 
@@ -222,7 +222,7 @@ def test_prompt_carries_no_loss_and_there_is_no_suffix_and_no_end_token():
 def test_the_ablations_change_what_is_trained():
     solver = solver_of(LATER)
     one = msgspec.structs.replace(CONFIG, samples=1)
-    (later,) = intervene.propose(solver, [(PROBLEM, ATTEMPT)], one, " ;", seed=0)
+    (later,) = intervene.propose(solver, [(PROBLEM, ATTEMPT)], one, seed=0)
     kept = msgspec.structs.replace(later, gate="kept")
     prefix, fix = TEXT.split(" e d + c")[0], "e d + c : 4 + 5 = e 1 ;"
     (example,), _ = built(SftConfig(), [kept])
@@ -284,7 +284,7 @@ def test_the_chat_style_solves_along_the_reference_and_then_verifies(bpe):
     style = ChatStyle(PromptConfig(), bpe)
     solver = Solver(engine, bpe, style, Grader(), 5000)
     config = msgspec.structs.replace(CONFIG, samples=2)
-    first, second = intervene.propose(solver, [(problem, attempt)], config, "\n\n", seed=0)
+    first, second = intervene.propose(solver, [(problem, attempt)], config, seed=0)
     assert (first.gate, second.gate) == ("unparsed", "passed")
     assert (first.guided, second.guided) == ("my own solution", "")
     asked = decode(bpe, engine.requests[1].prompt_ids)
