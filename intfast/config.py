@@ -233,9 +233,7 @@ class RlConfig(Settings):
     """The objective."""
     credit: CreditConfig = CreditConfig()
     """From rewards to per-token advantages and weights."""
-    optim: OptimConfig = OptimConfig(
-        schedule="constant", weight_decay=0.01, max_grad_norm=0.3
-    )
+    optim: OptimConfig = OptimConfig(schedule="constant", weight_decay=0.01, max_grad_norm=0.3)
     """Optimizer and schedule."""
     checkpoint_every: int = 20
     """Steps between checkpoints."""
