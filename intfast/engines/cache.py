@@ -6,8 +6,9 @@ L slots read in a step, G query heads per key/value head.
 
 On the CPU in fp32 nothing here depends on what else is in the batch, to the last bit. That rests on
 three observations about MKL and torch's vector loops, which tests/test_engine.py checks end to end:
-matrix products treat all rows alike from MIN rows on; loops over whole vectors treat all elements
-alike; sums over at most SUM_SLOTS slots run in order, so slots of probability 0 change nothing.
+matrix products treat all rows alike from BLOCK rows on (with several threads: up to a model
+width of about 512); loops over whole vectors treat all elements alike; sums over at most SUM_SLOTS
+slots run in order, so slots of probability 0 change nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from torch import Tensor
 
 from intfast.model import ModelConfig, PackedAttention
 
-# Rows of a step, tokens of a prompt: padded to two AVX-512 vectors of fp32.
-ROW_BLOCK = 32
-# Slots read in a step are rounded up to this many.
-SLOT_BLOCK = 32
+# Rows of a step, tokens of a prompt, slots of a row: padded to two AVX-512 vectors of fp32.
+BLOCK = 32
+# Slots read in a step: at least BLOCK, and whole vectors.
+SLOT_BLOCK = 16
 # Above 384 terms MKL splits a sum at a place that depends on the number of terms.
 SUM_SLOTS = 256
 
@@ -93,9 +94,9 @@ class Prefill:
 class Step:
     """`attend` for one new token in each of the first rows of the cache."""
 
-    def __init__(self, cache: KVCache, position_B: Tensor, num_slots: int) -> None:
-        """position_B: where each row's token stands; num_slots: L, above every position."""
-        self.cache, self.num_slots = cache, num_slots
+    def __init__(self, cache: KVCache, position_B: Tensor, last: int) -> None:
+        """position_B: where each row's token stands; last: the largest of them."""
+        self.cache, self.num_slots = cache, max(BLOCK, round_up(last + 1, SLOT_BLOCK))
         self.position_B = position_B
         heads = torch.arange(len(position_B) * cache.kv_heads, device=position_B.device)
         self.slot = heads * cache.width + position_B.repeat_interleave(cache.kv_heads)

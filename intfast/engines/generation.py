@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from intfast.engines import sampler
-from intfast.engines.cache import ROW_BLOCK, SLOT_BLOCK, KVCache, Prefill, Step, round_up
+from intfast.engines.cache import BLOCK, KVCache, Prefill, Step, round_up
 from intfast.model import Decoder
 from intfast.rollout import Completion, Request
 
@@ -87,7 +87,7 @@ class Generation:
         self.num_stops = max(len(s.stop_ids) for s in samplings)
         num_new = max(s.max_new_tokens for s in samplings)
         # Steps are whole blocks of rows; the last block may have rows without a cache.
-        num_rows = round_up(len(self.rows), ROW_BLOCK)
+        num_rows = round_up(len(self.rows), BLOCK)
         device = self.cache.slots.device
         idle = [0, 0, 0, -1, 0, 0] + [-1] * self.num_stops
         self.idle_C1 = torch.tensor(idle, device=device)[:, None]
@@ -115,15 +115,15 @@ class Generation:
     def _step(self) -> Tensor:
         """One token for every row; done_B says which samples end with it."""
         rows = [r for r, row in enumerate(self.rows) if row]
-        num_rows = round_up(rows[-1] + 1, ROW_BLOCK)
-        reach = self.step_number + max(self.rows[r].start - self.rows[r].born for r in rows)
+        num_rows = round_up(rows[-1] + 1, BLOCK)
+        last = self.step_number + max(self.rows[r].start - self.rows[r].born for r in rows)
         state, active = self.state_CR[:, :num_rows], self.active_R[:num_rows]
         position = state[_POSITION]
         index = position - state[_FIRST]
-        attend = Step(self.cache, position[: len(self.rows)], round_up(reach + 1, SLOT_BLOCK))
+        attend = Step(self.cache, position[: len(self.rows)], last)
         hidden_BD = self.decoder(state[_TOKEN], position, attend)
         token, logprob = sampler.draw(
-            self.decoder.logits(hidden_BD).float(),
+            sampler.logits(hidden_BD, self.decoder.head_weight_VD),
             sampler.uniform(state[_STREAM], index),
             self.temperature_R[:num_rows],
             (state[_TOP_K], self.top_p_R[:num_rows]) if self.any_limit else None,
@@ -159,7 +159,7 @@ class Generation:
             elif len(prompt_ids) > 1:
                 self.kept = group if group.waiting else self.kept
                 spare = [len(self.rows)] if group.waiting else []
-                width = round_up(len(prompt_ids) - 1, ROW_BLOCK)
+                width = round_up(len(prompt_ids) - 1, BLOCK)
                 prompts[width].append((prompt_ids[:-1], rows + spare))
             if not group.waiting:
                 self.groups.popleft()
@@ -215,7 +215,7 @@ class Generation:
         num_rows = used[-1] + 1
         if self.groups or len(used) > (1 - FREE_SHARE) * num_rows:
             return
-        if round_up(len(used), ROW_BLOCK) == round_up(num_rows, ROW_BLOCK):
+        if round_up(len(used), BLOCK) == round_up(num_rows, BLOCK):
             return
         source = [r for r in used if r >= len(used)]
         target = [r for r in range(len(used)) if self.rows[r] is None]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intfast.engines.cache import SLOT_BLOCK, KVCache, bytes_per_slot, round_up
+from intfast.engines.cache import BLOCK, KVCache, bytes_per_slot, round_up
 from intfast.engines.generation import Generation
 from intfast.head import head_logprob
 from intfast.model import Decoder, PackedAttention
@@ -64,10 +64,13 @@ class NativeEngine:
         if not any(request.seeds for request in requests_P):
             return [[] for _ in requests_P]
         with torch.inference_mode():
-            cache = self._cache(requests_P)
-            return Generation(
+            cache, storage = self._cache(requests_P)
+            completions_P_G = Generation(
                 self.decoder, self.tokenizer, cache, requests_P, self.policy_version, on_finished
             ).run()
+        # Not kept when the call fails: it may hold numbers that are not finite.
+        self._storage = storage
+        return completions_P_G
 
     def score(
         self, sequences_P: Sequence[Sequence[int]], temperature: float = 1.0
@@ -112,23 +115,20 @@ class NativeEngine:
 
     def _check(self, index: int, request: Request) -> None:
         name, s = f"requests[{index}]", request.sampling
-        wrong = {
-            f"temperature must be finite and >= 0, got {s.temperature}": not s.temperature >= 0
-            or math.isinf(s.temperature),
-            f"top_p must be in (0, 1], got {s.top_p}": not 0 < s.top_p <= 1,
-            f"top_k must be >= 0 (0: no limit), got {s.top_k}": s.top_k < 0,
-            f"max_new_tokens must be >= 1, got {s.max_new_tokens}": s.max_new_tokens < 1,
-            f"seeds must be in [0, 2**63), got {request.seeds}": any(
-                not 0 <= seed < 2**63 for seed in request.seeds
-            ),
-            "stop must hold no empty text": "" in s.stop,
-            "stop texts need an engine with a tokenizer": s.stop and self.tokenizer is None,
-        }
-        for message, is_wrong in wrong.items():
-            if is_wrong:
+        seeds_fit = all(0 <= seed < 2**63 for seed in request.seeds)
+        for is_right, message in (
+            (0 <= s.temperature < math.inf, f"temperature must be >= 0, got {s.temperature}"),
+            (0 < s.top_p <= 1, f"top_p must be in (0, 1], got {s.top_p}"),
+            (s.top_k >= 0, f"top_k must be >= 0 (0: no limit), got {s.top_k}"),
+            (s.max_new_tokens >= 1, f"max_new_tokens must be >= 1, got {s.max_new_tokens}"),
+            (seeds_fit, "seeds must be in [0, 2**63)"),
+            ("" not in s.stop, "stop must hold no empty text"),
+            (self.tokenizer or not s.stop, "stop texts need an engine with a tokenizer"),
+        ):
+            if not is_right:
                 raise ValueError(f"{name}: {message}")
         self._check_tokens(f"{name}.prompt_ids", request.prompt_ids, s.max_new_tokens)
-        slots = round_up(len(request.prompt_ids) + s.max_new_tokens, SLOT_BLOCK)
+        slots = round_up(len(request.prompt_ids) + s.max_new_tokens, BLOCK)
         # One row for a sample, one that keeps a prompt for the samples that wait.
         needed = 2 * slots * bytes_per_slot(self.decoder.config, self._dtype)
         if needed > self.max_cache_bytes:
@@ -155,20 +155,20 @@ class NativeEngine:
     def _dtype(self) -> torch.dtype:
         return self.decoder.head_weight_VD.dtype
 
-    def _cache(self, requests_P: Sequence[Request]) -> KVCache:
-        """As many rows as the samples, `max_rows` and the byte budget allow, and one more."""
+    def _cache(self, requests_P: Sequence[Request]) -> tuple[KVCache, Tensor]:
+        """Its rows: what the samples, `max_rows` and the byte budget allow, and one more."""
         config, dtype = self.decoder.config, self._dtype
         used = [request for request in requests_P if request.seeds]
         longest = max(len(r.prompt_ids) + r.sampling.max_new_tokens for r in used)
-        row_bytes = round_up(longest, SLOT_BLOCK) * bytes_per_slot(config, dtype)
+        row_bytes = round_up(longest, BLOCK) * bytes_per_slot(config, dtype)
         num_samples = sum(len(request.seeds) for request in used)
         num_rows = min(num_samples, self.max_rows, self.max_cache_bytes // row_bytes - 1) + 1
         size = num_rows * row_bytes // dtype.itemsize
-        if self._storage is None or self._storage.numel() < size:
-            self._storage = None
-            device = self.decoder.head_weight_VD.device
-            self._storage = torch.zeros(size, dtype=dtype, device=device)
-        return KVCache(config, num_rows, round_up(longest, SLOT_BLOCK), self._storage)
+        storage, self._storage = self._storage, None
+        if storage is None or storage.numel() < size:
+            del storage
+            storage = torch.zeros(size, dtype=dtype, device=self.decoder.head_weight_VD.device)
+        return KVCache(config, num_rows, round_up(longest, BLOCK), storage), storage
 
 
 def _chunks(order: list[int], sequences_P: Sequence[Sequence[int]]) -> Iterator[list[int]]:

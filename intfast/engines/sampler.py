@@ -28,6 +28,13 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & (2**33 - 1))
 
 
+def logits(hidden_BD: Tensor, weight_VD: Tensor) -> Tensor:
+    """Logits (B, V) in fp32: rounded to bf16 they would cost 1e-2 nat."""
+    if hidden_BD.is_cuda and hidden_BD.dtype != torch.float32:
+        return torch.mm(hidden_BD, weight_VD.T, out_dtype=torch.float32)
+    return hidden_BD.float() @ weight_VD.float().T
+
+
 def stream(seed_B: Tensor) -> Tensor:
     """The state from which the noise of a seed starts, int64; seeds are in [0, 2**63)."""
     return _mix(seed_B + _signed(_GOLDEN))

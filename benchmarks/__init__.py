@@ -1,0 +1,1 @@
+"""Timings against peers, with a correctness gate before each: python -m benchmarks --help."""
