@@ -31,8 +31,8 @@ RIGHT_SHARE = 0.03
 CLEAN_SHARE, SLIP_SHARE = 0.10, 0.25
 """Among attempts to be checked: those that agree with the reference, those with a random slip."""
 MIXTURE = {task.SOLVE: 0.5, task.TUTOR: 0.1, task.CHECK: 0.3, task.REWRITE: 0.1}
-DOCUMENTS_PER_STEP = 64
-STEPS = 1800
+DOCUMENTS_PER_STEP = 96
+STEPS = 1940
 WARM_STEPS = 20
 """Steps over which the learning rate rises."""
 DECAY_SHARE = 0.35
