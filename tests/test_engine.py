@@ -216,6 +216,18 @@ def test_stop_texts_end_a_completion_at_their_first_token(engine, model):
     assert len(reasons) > 4
 
 
+def test_a_stop_text_is_found_across_the_places_where_text_is_read(engine, model):
+    tokenizer = AutoTokenizer.from_pretrained(model[0])
+    (free,) = engine.generate([request([9], range(12), max_new_tokens=40)])
+    for seed, long in enumerate(free):
+        start = generation.STOP_TEXT_INTERVAL * (1 + seed % 4) - 1 - seed % 3
+        stop = tokenizer.decode(long.token_ids[start : start + 4])
+        ((short,),) = engine.generate([request([9], [seed], max_new_tokens=40, stop=(stop,))])
+        ends = [n for n in range(41) if stop in tokenizer.decode(long.token_ids[:n])]
+        assert short.token_ids == long.token_ids[: ends[0]]
+        assert short.finish_reason == "stop"
+
+
 def test_progress_counts_samples_and_tokens(engine):
     calls = []
     requests = mixed_requests(12)
@@ -359,9 +371,10 @@ def test_ended_samples_leave_the_batch(model, monkeypatch):
         return forward(token_T, *rest)
 
     monkeypatch.setattr(engine.decoder, "forward", counting)
-    # One long sample, many short ones: 63 rows become free at once, later rows one by one.
-    short = [request([1, 2, 3], [seed], max_new_tokens=1 + seed % 20) for seed in range(300)]
-    engine.generate([request([1, 2, 3], [0], max_new_tokens=200), *short])
+    # Many short samples and one long one, which starts in a late row.
+    requests = [request([1, 2, 3], [seed], max_new_tokens=1 + seed % 20) for seed in range(300)]
+    requests.insert(60, request([1, 2, 3], [0], max_new_tokens=200))
+    engine.generate(requests)
     needed = 200 + sum(1 + seed % 20 for seed in range(300))
     # The long sample decodes alone in the end, in the smallest block of rows.
     assert max(passed) == 64
@@ -503,11 +516,22 @@ def test_truncation_keeps_exactly_the_defined_tokens():
         assert torch.equal(kept[row, expected], logits[row, expected])
 
 
+def kept_of(logits, top_k, top_p):
+    limits = torch.tensor([top_k]), torch.tensor([top_p], dtype=torch.float64)
+    return sampler.truncate(torch.tensor([logits]), *limits)[0].isfinite().tolist()
+
+
 def test_top_p_at_exact_boundaries():
-    logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log2() * math.log(2)
-    for top_p, count in [(1e-9, 1), (0.5, 1), (0.5001, 2), (0.75, 2), (0.875, 3), (0.9, 4)]:
-        kept = sampler.truncate(logits[None], torch.tensor([0]), torch.tensor([top_p]).double())
-        assert kept[0].isfinite().tolist() == [i < count for i in range(4)], top_p
+    # Eight equal probabilities, which sum exactly; equal logits are in the order of their ids.
+    for top_p, count in [(1e-9, 1), (0.125, 1), (0.126, 2), (0.5, 4), (0.874, 7), (0.876, 8)]:
+        assert kept_of([1.5] * 8, 0, top_p) == [i < count for i in range(8)], top_p
+
+
+def test_no_limit_drops_nothing_to_rounding():
+    # The second token's share vanishes beside the first's in fp64.
+    assert kept_of([0.0, -50.0, -51.0], 0, 1.0) == [True] * 3
+    assert kept_of([0.0, -50.0, -51.0], 2, 1.0) == [True, True, False]
+    assert kept_of([0.0, -50.0, -51.0], 0, 0.999) == [True, False, False]
 
 
 def test_draw_inverts_the_distribution_function():
@@ -518,6 +542,13 @@ def test_draw_inverts_the_distribution_function():
     token, logprob = sampler.draw(rows, noise, torch.ones(len(ends)), None, False)
     assert token.tolist() == list(ends.values())
     assert logprob.exp().tolist() == pytest.approx([0.25, 0.25, 0.5, 0.5, 0.25, 0.25])
+
+
+def test_no_token_of_probability_zero_is_drawn():
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
+    noise = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    token, _ = sampler.draw(logits.expand(3, -1), noise, torch.ones(3), None, False)
+    assert token.tolist() == [1, 3, 3]
 
 
 def test_noise_is_splitmix64():
