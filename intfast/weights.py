@@ -275,9 +275,12 @@ def save(
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, temporary / name)
         _write_weights(decoder, temporary, max_shard_bytes)
+        # mkdtemp and safetensors write for the owner only; a model folder is shared like any other.
         temporary.chmod(0o755)
-        for written in (*temporary.iterdir(), temporary):
+        for written in temporary.iterdir():
+            written.chmod(0o644)
             _sync(written)
+        _sync(temporary)
         temporary.replace(out)
     except BaseException:
         shutil.rmtree(temporary)

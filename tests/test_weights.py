@@ -120,6 +120,11 @@ def test_fused_rows_cover_every_parameter_once():
     assert all(rows[name] == list(range(len(p))) for name, p in parameters.items())
 
 
+def test_others_may_read_what_was_saved(source, tmp_path):
+    out = save(load(source)[0], source, tmp_path / "out")
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
+
+
 def test_save_leaves_nothing_behind_when_it_fails(source, tmp_path, monkeypatch):
     decoder, hf = weights.load(source)
     out = tmp_path / "out"
