@@ -121,7 +121,7 @@ def test_fused_rows_cover_every_parameter_once():
 
 
 def test_others_may_read_what_was_saved(source, tmp_path):
-    out = save(load(source)[0], source, tmp_path / "out")
+    out = weights.save(weights.load(source)[0], source, tmp_path / "out")
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
 
 
