@@ -58,6 +58,7 @@ READINGS = {
     "^": ("x-y", "x+y"),
 }
 """Contested symbol -> (misconception, right reading)."""
+PRIMITIVES = ("x+y", "x-y", "y-x")
 PLAIN = {"+": "x+y", "-": "x-y"}
 RIGHT = PLAIN | {symbol: right for symbol, (_, right) in READINGS.items()}
 
