@@ -1,0 +1,93 @@
+"""The figures of a finished quickstart run, kept as a row: accuracy, coverage, where time went.
+
+Run `python -m intfast.train configs/quickstart.toml` first; this only reads its folder. The row
+carries the commit and versions of that run beside those of this command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+NAME = "quickstart"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which run."""
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="%(default)s")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row, and the tables of the README on the console."""
+    if not (args.run / "summary.json").is_file():
+        raise SystemExit(
+            f"{args.run} has no summary.json; run python -m intfast.train configs/quickstart.toml"
+        )
+    summary = json.loads((args.run / "summary.json").read_text())
+    manifest = json.loads((args.run / "manifest.json").read_text())
+    args.run = str(args.run)
+    seconds = {
+        f"{stage}/{phase}": value
+        for stage, phases in summary["seconds"].items()
+        for phase, value in phases.items()
+    }
+    total = sum(seconds.values())
+    figures = {
+        "evaluations": {
+            name: {
+                "accuracy": found["accuracy"],
+                "pass_at_k": found["pass_at_k"],
+                "num_samples": found["num_samples"],
+            }
+            for name, found in summary["evaluations"].items()
+        },
+        "differences": summary["differences"],
+        "intervention": summary["intervention"],
+        "rl": summary["rl"],
+        "share_of_time": {key: round(value / total, 3) for key, value in seconds.items()},
+    }
+    print(tables(figures))
+    return [{"setting": manifest, "figures": figures}]
+
+
+def tables(figures: dict[str, Any]) -> str:
+    """The two Markdown tables of the README."""
+    names = {"base": "base", "base_rl": "RL", "int": "InT", "int_rl": "InT + RL"}
+    ks = sorted(map(int, figures["evaluations"]["base"]["pass_at_k"]))[1:]
+    lines = [
+        "| weights | accuracy % | "
+        + " | ".join(f"pass@{k} %" for k in ks)
+        + " | zero-advantage share of the groups, first -> last quarter of RL |",
+        "| --- " * (3 + len(ks)) + "|",
+    ]
+    for name, label in names.items():
+        found = figures["evaluations"][name]
+        cells = [found["accuracy"], *(found["pass_at_k"][str(k)] for k in ks)]
+        rl = figures["rl"].get(name) or {}
+        share = (
+            f"{rl['first_quarter']['zero_advantage']:.2f} -> "
+            f"{rl['last_quarter']['zero_advantage']:.2f}"
+            if rl
+            else ""
+        )
+        lines.append(f"| {label} | " + " | ".join(map(_interval, cells)) + f" | {share} |")
+    lines += ["", "| continued from | accuracy % | attempts covered | problems covered |"]
+    lines.append("| --- | --- | --- | --- |")
+    for start, found in figures["intervention"]["continued_from"].items():
+        label = {"intervention": "prefix + intervention", "error": "prefix + wrong step"}
+        lines.append(
+            f"| {label.get(start, 'prefix alone')} | {_interval(found['accuracy'], 2)} | "
+            f"{_share(found['attempt_coverage'])} | {_share(found['problem_coverage'])} |"
+        )
+    return "\n".join(lines)
+
+
+def _interval(estimate: dict[str, float], digits: int = 1) -> str:
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _share(estimate: dict[str, float]) -> str:
+    return f"{round(estimate['value'] * estimate['num_problems'])} of {estimate['num_problems']}"
