@@ -59,7 +59,6 @@ def truncate(logit_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Tensor:
     before = prob.cumsum(-1) - prob
     # Rounding must not drop a token where nothing is to be dropped.
     keep &= (before < top_p_B[:, None]) | (top_p_B[:, None] >= 1)
-    keep[:, 0] = True
     keep = torch.zeros_like(keep).scatter_(1, token_BV, keep)
     return logit_BV.masked_fill(~keep, -math.inf)
 
