@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from intfast.quickstart import task
 
 NAME = "quickstart"
 
@@ -27,7 +30,6 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         )
     summary = json.loads((args.run / "summary.json").read_text())
     manifest = json.loads((args.run / "manifest.json").read_text())
-    args.run = str(args.run)
     seconds = {
         f"{stage}/{phase}": value
         for stage, phases in summary["seconds"].items()
@@ -45,11 +47,33 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         },
         "differences": summary["differences"],
         "intervention": summary["intervention"],
+        "oracle": oracle(args.run),
         "rl": summary["rl"],
         "share_of_time": {key: round(value / total, 3) for key, value in seconds.items()},
     }
     print(tables(figures))
+    args.run = str(args.run)
     return [{"setting": manifest, "figures": figures}]
+
+
+def oracle(folder: Path) -> dict[str, Any]:
+    """What the task's own rules say of the verifications: for reporting only."""
+
+    def records(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+    problems = {row["id"]: row["problem"] for row in records("problems")}
+    texts = {(row["problem_id"], row["sample"]): row["text"] for row in records("attempts")}
+    located = [row for row in records("interventions") if row["location"]]
+    found = Counter(candidates=len(located))
+    for row in located:
+        problem = problems[row["problem_id"]]
+        # Intervention.location counts from 1, the oracle from 0.
+        wrong = task.first_wrong_step(problem, texts[row["problem_id"], row["attempt"]])
+        found["location_right"] += wrong == row["location"] - 1
+        name, *_, value, _ = row["content"].split()
+        found["value_right"] += task.true_values(problem).get(name) == int(value)
+    return dict(found)
 
 
 def tables(figures: dict[str, Any]) -> str:
