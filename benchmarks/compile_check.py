@@ -21,10 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import triton
-from intfast.kernels import group_advantages_triton, head_odds, head_rows
 from intfast.kernels.launch import ODDS_TILES, SHARED_LIMIT_BYTES, Tile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from intfast.kernels import group_advantages_triton, head_odds, head_rows
 
 TENSOR_CORE = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
@@ -85,9 +86,7 @@ def cases(arch: int) -> list[Case]:
     found = []
     for kind, tile in ODDS_TILES[arch].items():
         for store in (True, False):
-            found.append(_matmul(kind, tile, store, entropy=kind == "full", softcap=False))
-    full = ODDS_TILES[arch]["full"]
-    found.append(_matmul("softcap", full, True, entropy=True, softcap=True))
+            found.append(_matmul(kind, tile, store))
     finish = {"BLOCK_C": 32, "BLOCK_P": 32, "STORE": True, "ENTROPY": True, "SOFTCAP": True}
     redo = {"BLOCK_V": 64, "BLOCK_D": 64, "STORE": True, "SOFTCAP": True}
     row = {"BLOCK_V": 4096, "SOFTCAP": True}
@@ -103,14 +102,14 @@ def cases(arch: int) -> list[Case]:
     ]
 
 
-def _matmul(kind: str, tile: Tile, store: bool, entropy: bool, softcap: bool) -> Case:
+def _matmul(kind: str, tile: Tile, store: bool) -> Case:
     constants = {
         "BLOCK_C": tile.block_c,
         "BLOCK_V": tile.block_v,
         "BLOCK_D": tile.block_d,
         "STORE": store,
-        "ENTROPY": entropy,
-        "SOFTCAP": softcap,
+        "ENTROPY": kind != "plain",
+        "SOFTCAP": kind == "softcap",
         "TMA": tile.tma,
         "WARP_SPECIALIZE": tile.warp_specialize,
     }

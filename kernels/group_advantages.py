@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+from intfast.kernels.launch import Impl, expect, resolve_impl
 from torch import Tensor
 
 from intfast.kernels import reference
-from intfast.kernels.launch import Impl, expect, resolve_impl
 
 Baseline = Literal["mean", "leave_one_out"]
 Scale = Literal["std", "population", "batch", "none"]
@@ -87,9 +87,7 @@ def group_advantages(
     if baseline not in ("mean", "leave_one_out"):
         raise ValueError(f"baseline: expected 'mean' or 'leave_one_out', got {baseline!r}")
     if scale not in ("std", "population", "batch", "none"):
-        raise ValueError(
-            f"scale: expected 'std', 'population', 'batch' or 'none', got {scale!r}"
-        )
+        raise ValueError(f"scale: expected 'std', 'population', 'batch' or 'none', got {scale!r}")
     if not eps >= 0:
         raise ValueError(f"eps: expected >= 0, got {eps}")
     if tokens is not None:
@@ -180,7 +178,8 @@ def _vectorised(
     low_P = _fold(torch.where(scored_N, wide_N, inf), offsets_P1, "min", inf)
     high_P = _fold(torch.where(scored_N, wide_N, -inf), offsets_P1, "max", -inf)
     some_P = high_P >= low_P
-    advantage_T = weight_T = rewards_N.new_empty(0)
+    # two tensors: an operator's outputs must not alias
+    advantage_T, weight_T = rewards_N.new_empty(0), rewards_N.new_empty(0)
     if token_weight_T is not None:
         sample_T = torch.repeat_interleave(token_offsets_N1.diff(), output_size=len(token_weight_T))
         advantage_T = advantage_N[sample_T]

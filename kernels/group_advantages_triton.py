@@ -82,11 +82,13 @@ def _group_advantages(
         advantage = tl.where(reward == reward, (reward - mean) * factor, 0.0)
         tl.store(advantage_ptr + samples, advantage, mask=samples < end)
     tl.atomic_add(count_ptr, (tl.where(count > 0, low, float("-inf")) > right_above).to(tl.int64))
-    tl.atomic_add(count_ptr + 1, (tl.where(count > 0, high, float("inf")) <= right_above).to(tl.int64))
+    tl.atomic_add(
+        count_ptr + 1, (tl.where(count > 0, high, float("inf")) <= right_above).to(tl.int64)
+    )
     tl.atomic_add(count_ptr + 2, active.to(tl.int64))
     tl.atomic_add(count_ptr + 3, count.to(tl.int64))
     if TOKENS:
-        active_tokens = tl.zeros((BLOCK_T,), tl.int64)
+        active_tokens = tl.zeros((BLOCK_T,), tl.int32)
         for sample in range(start, end):
             reward = tl.load(reward_ptr + sample)
             scored = reward == reward
@@ -100,8 +102,8 @@ def _group_advantages(
                 weight = tl.where(scored, weight, 0.0)
                 tl.store(weight_ptr + tokens, weight, mask=mask)
                 tl.store(token_advantage_ptr + tokens, weight * 0.0 + advantage, mask=mask)
-                active_tokens += (weight != 0).to(tl.int64)
-        tl.atomic_add(count_ptr + 4, tl.sum(active_tokens, 0))
+                active_tokens += (weight != 0).to(tl.int32)
+        tl.atomic_add(count_ptr + 4, tl.sum(active_tokens, 0).to(tl.int64))
 
 
 def run(

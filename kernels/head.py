@@ -10,9 +10,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-
-from intfast.kernels import head_reference
 from intfast.kernels.launch import (
     IGNORE,
     Head,
@@ -23,6 +20,9 @@ from intfast.kernels.launch import (
     plan_head,
     product,
 )
+from torch import Tensor
+
+from intfast.kernels import head_reference
 
 
 class Chunk(NamedTuple):

@@ -8,9 +8,8 @@ softmax over the vocabulary.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from intfast.kernels.launch import IGNORE, HeadPlan
+from torch import Tensor
 
 # Above this exponent a row is taken relative to its largest logit instead of its target's.
 MAX_EXPONENT = 64.0

@@ -39,20 +39,23 @@ class Tile:
     warp_specialize: bool
 
 
-# Chosen by `python -m benchmarks compile_check`: the largest tiles without spills on Triton 3.6
-# and 3.9. "full" also reduces the entropy or applies a softcap, which needs more registers.
+# Chosen by `python -m benchmarks.compile_check`: the largest tiles without spills on Triton 3.6
+# and 3.9. Reducing the entropy or applying a softcap in the epilogue needs more registers.
 ODDS_TILES = {
     80: {
         "plain": Tile(128, 128, 32, 8, 4, tma=False, warp_specialize=False),
-        "full": Tile(128, 128, 32, 8, 3, tma=False, warp_specialize=False),
+        "entropy": Tile(128, 128, 32, 8, 3, tma=False, warp_specialize=False),
+        "softcap": Tile(128, 128, 32, 8, 3, tma=False, warp_specialize=False),
     },
     90: {
         "plain": Tile(128, 256, 64, 4, 3, tma=True, warp_specialize=True),
-        "full": Tile(128, 128, 64, 4, 4, tma=True, warp_specialize=True),
+        "entropy": Tile(128, 128, 64, 4, 4, tma=True, warp_specialize=True),
+        "softcap": Tile(128, 128, 64, 4, 4, tma=True, warp_specialize=True),
     },
     100: {
         "plain": Tile(128, 128, 64, 8, 4, tma=True, warp_specialize=True),
-        "full": Tile(128, 128, 64, 8, 4, tma=True, warp_specialize=False),
+        "entropy": Tile(128, 128, 64, 8, 4, tma=True, warp_specialize=False),
+        "softcap": Tile(128, 64, 64, 8, 4, tma=True, warp_specialize=False),
     },
 }
 # What one thread block may use, CUDA C++ programming guide, table of compute capabilities.
@@ -271,8 +274,9 @@ def _resolve_tile(form: str, hidden_TD: Tensor, head: Head) -> Tile | None:
     if not hidden_TD.is_cuda:
         return INTERPRETER_TILE
     arch = table_architecture(torch.cuda.get_device_capability(hidden_TD.device))
-    plain = head.entropy == "none" and head.softcap is None
-    return ODDS_TILES[arch]["plain" if plain else "full"]
+    if head.softcap is not None:
+        return ODDS_TILES[arch]["softcap"]
+    return ODDS_TILES[arch]["plain" if head.entropy == "none" else "entropy"]
 
 
 def padded_columns(vocabulary: int) -> int:

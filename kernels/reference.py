@@ -6,12 +6,12 @@ in them what each op means.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
 from intfast.kernels.launch import IGNORE
+from torch import Tensor
 
 
 def linear_logprob(
@@ -84,7 +84,7 @@ def group_advantages(
     scored = ~rewards_N.isnan()
     batch_std = rewards_N[scored].std() if scored.sum() > 1 else None
     bounds = offsets_P1.tolist()
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         live = scored[start:end]
         reward = rewards_N[start:end][live]
         if len(reward) < 2 or reward.max() == reward.min():

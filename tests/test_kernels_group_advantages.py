@@ -3,9 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from kernels_common import DEVICE, HAS_TRITON
-
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
+from kernels_common import DEVICE, HAS_TRITON
 
 IMPLS = ["reference", *(["triton"] if HAS_TRITON else [])]
 NAN = float("nan")
