@@ -25,7 +25,7 @@ class _LinearLogprob(torch.autograd.Function):
         inputs = head.gather(hidden_TD, weight_VD, target_T, rows_R, plan)
         logprob_R, entropy_R = head.statistics(inputs)
         ctx.save_for_backward(hidden_TD, weight_VD, target_T, rows_R, main_grad_VD)
-        ctx.plan, ctx.need = plan, need
+        ctx.plan, ctx.need, ctx.dtype = plan, need, logprob_R.dtype
         num_rows = hidden_TD.shape[0]
         logprob_T = head.scatter(logprob_R, rows_R, num_rows)
         entropy_T = head.scatter(entropy_R, rows_R, num_rows)
@@ -41,7 +41,7 @@ class _LinearLogprob(torch.autograd.Function):
         if ctx.plan.entropy != "gradient":
             dentropy_T = None
         if dlogprob_T is None:
-            dlogprob_T = torch.zeros_like(dentropy_T)
+            dlogprob_T = hidden_TD.new_zeros(len(hidden_TD), dtype=ctx.dtype)
         if rows_R is not None:
             dlogprob_T = dlogprob_T[rows_R]
             dentropy_T = None if dentropy_T is None else dentropy_T[rows_R]

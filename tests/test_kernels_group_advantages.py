@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ def golden(rewards, offsets, baseline, scale, eps):
     """Independent NumPy fp64, one sample at a time."""
     out = np.zeros(len(rewards))
     scored = [r for r in rewards if not math.isnan(r)]
-    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, end in pairwise(offsets):
         group = [i for i in range(start, end) if not math.isnan(rewards[i])]
         values = [rewards[i] for i in group]
         if len(set(values)) < 2:
@@ -65,10 +66,7 @@ def test_against_numpy(impl, baseline, scale):
     np.testing.assert_allclose(got.advantage_T.cpu(), want[sample_T], atol=2e-6)
     kept = np.where(np.isnan(rewards[sample_T]), 0, weights)
     np.testing.assert_allclose(got.weight_T.cpu(), kept, rtol=1e-6)
-    groups = [
-        [r for r in rewards[a:b] if not math.isnan(r)]
-        for a, b in zip(offsets[:-1], offsets[1:], strict=True)
-    ]
+    groups = [[r for r in rewards[a:b] if not math.isnan(r)] for a, b in pairwise(offsets)]
     counts = [int(value) for value in got.counts]
     assert counts == [
         sum(1 for g in groups if g and min(g) > 0.5),

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -243,7 +245,7 @@ def test_chunks_keep_to_the_byte_budget():
         assert plan.chunk_rows * 300 * 8 <= budget or plan.chunk_rows == 1
         chunks = plan.chunks(1000)
         assert chunks[0][0] == 0 and chunks[-1][1] == 1000
-        assert all(a[1] == b[0] for a, b in zip(chunks, chunks[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in pairwise(chunks))
 
 
 def test_golden_grpo_step_in_numpy():
