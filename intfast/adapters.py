@@ -156,6 +156,11 @@ def trl_compute_loss(trainer: Any, model: nn.Module, inputs: dict[str, Tensor]) 
     if trainer.use_vllm and trainer.vllm_importance_sampling_correction:
         # The clipped objectives are homogeneous in the advantage; the KL term is not corrected.
         advantage_BL = advantage_BL * inputs["importance_sampling_ratio"]
+    if trainer.importance_sampling_level == "sequence" and advantage_BL.shape[1] != 1:
+        raise ValueError(
+            "trl_compute_loss: expected one advantage and one correction per sequence at sequence "
+            f"level, got {tuple(advantage_BL.shape)}; use a sequence mode of the correction"
+        )
     old_BL, reference_BL = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
     sequence_BL = torch.arange(len(answer_BL), device=answer_BL.device)[:, None]
     streams = Streams(

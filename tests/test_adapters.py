@@ -122,7 +122,7 @@ def test_hugging_face_trainer_trains_the_same(tmp_path):
     assert (weights[0] - weights[1]).abs().max() < 1e-2 * moved.max()
 
 
-def grpo_case(loss_type, level="token", **over):
+def grpo_case(loss_type, level="token", ratio_shape=(4, 6), **over):
     """(what TRL's `_compute_loss` reads of its trainer, its inputs) for a tiny model."""
     pytest.importorskip("trl")
     model = tiny_model()
@@ -139,12 +139,12 @@ def grpo_case(loss_type, level="token", **over):
         "advantages": randn(4, seed=6),
         "old_per_token_logps": logprob + 0.3 * randn(4, 6, seed=7),
         "ref_per_token_logps": logprob + 0.3 * randn(4, 6, seed=8),
-        "importance_sampling_ratio": randn(4, 6, seed=9).exp(),
+        "importance_sampling_ratio": randn(*ratio_shape, seed=9).exp(),
         "num_items_in_batch": torch.tensor(23.0),
     }
     accelerator = SimpleNamespace(
-        unwrap_model=lambda m: m, gather=lambda x: x, gather_for_metrics=lambda x: x,
-        num_processes=1, sync_gradients=True,
+        unwrap_model=lambda m: m, gather=lambda x: x, reduce=lambda x, reduction: x,
+        gather_for_metrics=lambda x: x, num_processes=1, sync_gradients=True,
     )  # fmt: skip
     args = SimpleNamespace(
         delta=None, use_bias_correction_kl=False, steps_per_generation=2, sapo_temperature_pos=1.0,
@@ -183,7 +183,7 @@ def grpo_case(loss_type, level="token", **over):
         ("cispo", {"epsilon_high": 1.1}),
         ("luspo", {}),
         ("grpo", {"level": "sequence"}),
-        ("luspo", {"level": "sequence", "use_vllm": True}),
+        ("luspo", {"level": "sequence", "use_vllm": True, "ratio_shape": (4, 1)}),
     ],
 )
 def test_grpo_loss_equals_trl(loss_type, over):
@@ -201,9 +201,15 @@ def test_grpo_loss_equals_trl(loss_type, over):
 
 @needs("trl", "pip install 'trl==1.16.*'")
 def test_grpo_refuses_what_it_cannot_do():
-    for over in ({"loss_type": "sapo"}, {"top_entropy_quantile": 0.5}, {"aux_loss_enabled": True}):
+    cases = [
+        ({"loss_type": "sapo"}, "unsupported: loss_type"),
+        ({"top_entropy_quantile": 0.5}, "unsupported: top_entropy"),
+        ({"aux_loss_enabled": True}, "unsupported: a router"),
+        ({"level": "sequence", "use_vllm": True}, "one correction per sequence"),
+    ]
+    for over, message in cases:
         trainer, inputs = grpo_case(**{"loss_type": "dapo", **over})
-        with pytest.raises(ValueError, match="unsupported"):
+        with pytest.raises(ValueError, match=message):
             adapters.trl_compute_loss(trainer, trainer.model, inputs)
 
 
