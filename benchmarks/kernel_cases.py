@@ -7,6 +7,7 @@ hidden states, gradient of the weight), a log-prob step (logprob_N,), an advanta
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,7 +34,7 @@ OPS = (
 )
 SHARES = (0.10, 0.05, 0.02)
 TRUTH_ROWS = 1024
-GROUP = 8
+GROUP, SAMPLE_TOKENS = 8, 128
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Case:
     def cost(self, dw: int) -> costs.Cost:
         """The cost card; a step that differentiates a log-prob makes the logits twice."""
         if self.op == "group_advantages":
-            return costs.advantages(self.rows, self.rows // GROUP, 128 * self.rows)
+            return costs.advantages(self.rows, self.rows // GROUP, SAMPLE_TOKENS * self.rows)
         shape = (self.live, self.hidden, self.vocabulary)
         if self.op == "linear_logprob":
             return costs.head_forward(*shape)
@@ -152,9 +153,8 @@ def variants(case: Case, data: Data, asked: tuple[peers.Peer, ...], main: bool) 
             if (peer.name, mode) == ("Liger GRPO", "indexed"):
                 continue
             name = f"{peer.name} {mode}".strip()
-            build = _peer_step
-            arguments = (peer, case, data, main, mode == "indexed")
-            found.append(Variant(name, lambda b=build, a=arguments: b(*a)))
+            build = functools.partial(_peer_step, peer, case, data, main, mode == "indexed")
+            found.append(Variant(name, build))
     return found
 
 
@@ -174,9 +174,9 @@ def _our_loss(case: Case, data: Data, main: bool) -> Tensor:
     }
     head = data[:3]
     if case.op == "span_cross_entropy":
-        return span_cross_entropy(*head, data.weight_N, rows_R=data.rows_R, **{
-            key: value for key, value in options.items() if key != "rows_R"
-        })  # fmt: skip
+        # CUDA weights need the index, also where it is all rows.
+        options["rows_R"] = data.rows_R
+        return span_cross_entropy(*head, data.weight_N, **options)
     if case.op == "linear_objective":
         objective = PolicyClip(peers.CLIP, peers.CLIP)
         streams = Streams(data.weight_N, data.advantage_N, data.old_N)
@@ -276,13 +276,13 @@ def advantage_variants(case: Case, device: str, seed: int) -> tuple[list[Variant
     made = torch.Generator().manual_seed(seed)
     rewards_N = torch.randint(2, (case.rows,), generator=made).float()
     offsets_P1 = torch.arange(0, case.rows + 1, GROUP)
-    token_offsets_N1 = 128 * torch.arange(case.rows + 1)
+    token_offsets_N1 = SAMPLE_TOKENS * torch.arange(case.rows + 1)
     truth_N = reference.group_advantages(rewards_N.double(), offsets_P1)
-    truth = (truth_N.repeat_interleave(128).to(device),)
+    truth = (truth_N.repeat_interleave(SAMPLE_TOKENS).to(device),)
     rewards_N, offsets_P1, token_offsets_N1 = (
         value.to(device) for value in (rewards_N, offsets_P1, token_offsets_N1)
     )
-    layout = TokenLayout(token_offsets_N1, torch.ones(128 * case.rows, device=device))
+    layout = TokenLayout(token_offsets_N1, torch.ones(SAMPLE_TOKENS * case.rows, device=device))
 
     def ours(impl: str) -> Step:
         def step() -> tuple[Tensor, ...]:
@@ -295,7 +295,7 @@ def advantage_variants(case: Case, device: str, seed: int) -> tuple[list[Variant
         reward_PG = rewards_N.view(-1, GROUP)
         spread_P1 = reward_PG.std(1, keepdim=True)
         advantage_N = ((reward_PG - reward_PG.mean(1, keepdim=True)) / (spread_P1 + 1e-4)).view(-1)
-        return (advantage_N[:, None].expand(-1, 128).reshape(-1) * layout.weight_T,)
+        return (advantage_N[:, None].expand(-1, SAMPLE_TOKENS).reshape(-1) * layout.weight_T,)
 
     return [
         Variant("intfast", lambda: ours("auto"), ours=True),

@@ -101,7 +101,7 @@ def _choose(peers: tuple[Peer, ...], args: argparse.Namespace) -> tuple[tuple[Pe
     """(peers that can run, why the others that were asked for cannot)."""
     on_gpu = args.device.startswith("cuda")
     default = BUILT_IN if on_gpu else ("eager",)
-    names = default if not args.peers else tuple(args.peers.split(","))
+    names = tuple(args.peers.split(",")) if args.peers else default
     wanted = [p for p in peers if args.peers == "all" or p.name in ("eager", *names)]
     reasons = {p.name: p.missing(args.device) for p in wanted}
     missing = {name: reason for name, reason in reasons.items() if reason}
@@ -166,7 +166,9 @@ def _time(
     args: argparse.Namespace,
 ) -> None:
     ours = "intfast"
-    for cache in args.caches.split(","):
+    # A host timer cannot empty the CPU's caches.
+    caches = args.caches.split(",") if args.device.startswith("cuda") else ["hot"]
+    for cache in caches:
         sample = timing.Sample(args.device, args.rounds, args.warmup, cold=cache == "cold")
         seconds = timing.in_turns(steps, sample)
         for name, values in seconds.items():
@@ -179,8 +181,8 @@ def _time(
         peak = timing.peak_bytes(step, args.device)
         figures[name]["peak_mb"] = None if peak is None else round(peak / 1e6, 1)
         if floor is not None:
-            first = f"{args.caches.split(',')[0]}_ms"
-            figures[name]["floor_share"] = round(1e3 * floor / figures[name][first]["p50"], 3)
+            median = figures[name][f"{caches[0]}_ms"]["p50"]
+            figures[name]["floor_share"] = round(1e3 * floor / median, 3)
 
 
 def _stored(figures: dict[str, Any], device: str) -> dict[str, Any]:
@@ -202,6 +204,8 @@ def _versions() -> dict[str, str]:
 
 def _print_head(case: Case, main: bool, cost: costs.Cost, floor: float | None) -> None:
     shape = f"N {case.rows} H {case.hidden} V {case.vocabulary}"
+    if case.op == "group_advantages":
+        shape = f"{case.rows} samples, {kernel_cases.SAMPLE_TOKENS * case.rows} tokens"
     live = f", {case.live} rows with loss" if case.share < 1 else ""
     mode = ", dW added to fp32" if main else ""
     print(f"\n{case.op}: {shape}{live}{mode}")

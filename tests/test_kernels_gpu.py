@@ -5,15 +5,15 @@ The hidden states and weights are bf16; "eager" is PyTorch with fp32 logits on t
 
 import pytest
 import torch
-from kernels_common import LOGPROB_BUDGET, assert_within
-
-from intfast.kernels import reference
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
 from intfast.kernels.launch import IGNORE
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import EntropyBonus, Kl, PolicyClip, SequenceClip, Streams, Sum
 from intfast.kernels.span_cross_entropy import span_cross_entropy
+from kernels_common import LOGPROB_BUDGET, assert_within
+
+from intfast.kernels import reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -134,10 +134,8 @@ def test_confident_tokens_and_large_logits(form):
     confident = exact.abs() < 1e-3
     error = (logprob.double() - exact).abs() / exact.abs().clamp(min=1e-9)
     assert error[confident & (exact.abs() > 1e-8)].max() < 1e-2
-    hidden, weight = (
-        80 * torch.ones(3, 64, device="cuda") / 8,
-        torch.ones(99, 64, device="cuda") / 8,
-    )
+    hidden = torch.full((3, 64), 10.0, device="cuda")
+    weight = torch.full((99, 64), 0.125, device="cuda")
     weight[::2] *= -1
     large = [value.to(torch.bfloat16) for value in (hidden, weight)]
     target = torch.tensor([0, 1, 98], device="cuda")
