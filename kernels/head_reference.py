@@ -1,0 +1,93 @@
+"""The loss head of one chunk of rows in plain PyTorch: the path of CPU tensors, and of fp64.
+
+The same odds form as `head_odds` (formulas there), so that a confident token keeps its relative
+accuracy, and the same statistics; the gradient products follow from the kept array without a
+softmax over the vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from intfast.kernels.launch import IGNORE, HeadPlan
+from torch import Tensor
+
+# Above this exponent a row is taken relative to its largest logit instead of its target's.
+MAX_EXPONENT = 64.0
+
+
+def chunk(
+    hidden_CD: Tensor,
+    weight_VD: Tensor,
+    target_C: Tensor,
+    plan: HeadPlan,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(logprob_C, entropy_C, stats_4C, kept_CV) of one chunk.
+
+    stats_4C  target logit, shift, R, K in the compute type (fp32, or fp64 for fp64 inputs)
+    kept_CV   with `keep`: E, or the exponents u where the gradient needs them; else empty
+    """
+    temperature, softcap, entropy = plan.temperature, plan.softcap, plan.entropy
+    dtype = torch.promote_types(hidden_CD.dtype, torch.float32)
+    u_CV = hidden_CD.to(dtype) @ weight_VD.to(dtype).T
+    if softcap:
+        u_CV.div_(softcap).tanh_().mul_(softcap)
+    if temperature != 1:
+        u_CV.div_(temperature)
+    column_C1 = target_C.clamp_min(0)[:, None]
+    logit_C = u_CV.gather(1, column_C1)[:, 0]
+    top_C = u_CV.amax(1)
+    shift_C = torch.where(top_C - logit_C > MAX_EXPONENT, top_C - logit_C, 0)
+    u_CV.sub_((logit_C + shift_C)[:, None])
+    keep_exponents = keep and (softcap > 0 or entropy == "gradient")
+    e_CV = u_CV.exp() if keep_exponents or entropy != "none" else u_CV.exp_()
+    e_CV.scatter_(1, column_C1, 0)
+    r_C = e_CV.sum(1)
+    k_C = torch.linalg.vecdot(e_CV, u_CV) if entropy != "none" else torch.zeros_like(r_C)
+    stats_4C = torch.stack((logit_C, shift_C, r_C, k_C))
+    logprob_C, entropy_C = _finish(stats_4C, target_C != IGNORE)
+    kept_CV = (u_CV if keep_exponents else e_CV) if keep else u_CV.new_empty(0)
+    return logprob_C, entropy_C, stats_4C, kept_CV
+
+
+def _finish(stats_4C: Tensor, live_C: Tensor) -> tuple[Tensor, Tensor]:
+    _, shift_C, r_C, k_C = stats_4C.unbind(0)
+    own_C = torch.exp(-shift_C)
+    log_sum_C = torch.where(shift_C > 0, (r_C + own_C).log(), r_C.log1p())
+    logprob_C = torch.where(live_C, -(shift_C + log_sum_C), 0)
+    entropy_C = log_sum_C - (k_C - own_C * shift_C) / (r_C + own_C)
+    return logprob_C, torch.where(live_C, entropy_C, 0)
+
+
+def chunk_gradient(
+    kept_CV: Tensor,
+    stats_4C: Tensor,
+    dlogprob_C: Tensor,
+    dentropy_C: Tensor | None,
+    target_C: Tensor,
+    plan: HeadPlan,
+) -> tuple[Tensor, Tensor]:
+    """(left_CV, scale_C) with d loss / d raw logits = scale_C * left_CV; overwrites `kept_CV`."""
+    temperature, softcap = plan.temperature, plan.softcap
+    logit_C, shift_C, r_C, k_C = stats_4C.unbind(0)
+    own_C = torch.exp(-shift_C)
+    sum_C = r_C + own_C
+    column_C1 = target_C.clamp_min(0)[:, None]
+    if not softcap and dentropy_C is None:
+        left_CV = kept_CV.scatter_(1, column_C1, -r_C[:, None])
+        return left_CV, -dlogprob_C / (sum_C * temperature)
+    factor_CV = None
+    if softcap:
+        tanh_CV = (kept_CV + (logit_C + shift_C)[:, None]) * (temperature / softcap)
+        factor_CV = 1 - tanh_CV.square()
+    e_CV = kept_CV.exp()
+    left_CV = dlogprob_C[:, None] * e_CV
+    own_slope_C = -dlogprob_C * r_C
+    if dentropy_C is not None:
+        mean_C = (k_C - own_C * shift_C) / sum_C
+        left_CV += dentropy_C[:, None] * e_CV * (kept_CV - mean_C[:, None])
+        own_slope_C = own_slope_C - dentropy_C * own_C * (shift_C + mean_C)
+    left_CV.scatter_(1, column_C1, own_slope_C[:, None])
+    if factor_CV is not None:
+        left_CV *= factor_CV
+    return left_CV, -1 / (sum_C * temperature)
