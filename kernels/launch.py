@@ -201,7 +201,10 @@ def check_head(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, head: Hea
         if not head.main_grad_VD.is_contiguous():
             raise ValueError("main_grad_VD: expected contiguous memory, got a strided view")
     if not head.temperature > 0:
-        raise ValueError(f"temperature: expected > 0, got {head.temperature}")
+        raise ValueError(
+            f"temperature: expected > 0, got {head.temperature}; greedy samples have no log-probs, "
+            "sample with a temperature to train on them"
+        )
     if head.softcap is not None and not head.softcap > 0:
         raise ValueError(f"softcap: expected > 0 or None, got {head.softcap}")
     if head.chunk_bytes < 1:

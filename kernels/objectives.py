@@ -21,6 +21,10 @@ from torch import Tensor
 # verl clamps log-ratios here; the derivative of the clamped ratio is 0 outside.
 RATIO_BOUND = 20.0
 
+Level = Literal["token", "sequence", "geometric"]
+"""Ratio of a token; of its sequence, over the tokens of weight other than 0: product, or geometric
+mean."""
+
 
 class Streams(NamedTuple):
     """What is known of each token before the forward pass; all (T,), floating, one device.
@@ -100,7 +104,7 @@ class PolicyClip:
 
     def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
         advantage_T = _need(streams, "advantage_T", self).to(logprob_T.dtype)
-        ratio_T, dratio_T = _ratio(logprob_T, streams.old_T)
+        ratio_T, dratio_T = policy_ratio(logprob_T, streams)
         return self.terms(ratio_T, dratio_T, advantage_T)
 
     def terms(self, ratio_T: Tensor, dratio_T: Tensor, advantage_T: Tensor) -> Terms:
@@ -125,15 +129,14 @@ class SequenceClip:
     num_sequences: int
     low: float = 3e-4
     high: float = 4e-4
+    dual: float | None = None
     whole_batch: ClassVar[bool] = True
     entropy_gradient: ClassVar[bool] = False
 
     def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
         advantage_T = _need(streams, "advantage_T", self).to(logprob_T.dtype)
-        log_ratio_T = logprob_T - (logprob_T if streams.old_T is None else streams.old_T)
-        log_ratio_T = _sequence_fold(log_ratio_T, streams, self.num_sequences, mean=True)
-        ratio_T, dratio_T = _exp_bounded(log_ratio_T)
-        return PolicyClip(self.low, self.high).terms(ratio_T, dratio_T, advantage_T)
+        ratio_T, dratio_T = policy_ratio(logprob_T, streams, "geometric", self.num_sequences)
+        return PolicyClip(self.low, self.high, self.dual).terms(ratio_T, dratio_T, advantage_T)
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class Cispo:
 
     def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
         advantage_T = _need(streams, "advantage_T", self).to(logprob_T.dtype)
-        ratio_T, _ = _ratio(logprob_T, streams.old_T)
+        ratio_T, _ = policy_ratio(logprob_T, streams)
         scaled_T = ratio_T.clamp(self.low, self.high) * advantage_T
         return Terms(-scaled_T * logprob_T, -scaled_T)
 
@@ -204,15 +207,14 @@ class Corrected:
     """`inner` times the constant importance weight exp(old - sampler), bounded.
 
     mode    "truncate" limits the weight to [low, high]; "mask" drops what lies outside
-    level   "token", or over all tokens of weight other than 0 of a sequence: "sequence" the
-            product of the weights (heavy-tailed when long), "geometric" their geometric mean
+    level   of the weight, see `Level`; "sequence" is heavy-tailed when sequences are long
     """
 
     inner: Objective
     high: float
     low: float = 0.0
     mode: Literal["truncate", "mask"] = "truncate"
-    level: Literal["token", "sequence", "geometric"] = "token"
+    level: Level = "token"
     num_sequences: int = 0
 
     def __post_init__(self) -> None:
@@ -234,13 +236,8 @@ class Corrected:
         return self.inner.entropy_gradient
 
     def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
-        old_T = logprob_T if streams.old_T is None else streams.old_T.to(logprob_T.dtype)
-        sampler_T = _need(streams, "sampler_T", self).to(logprob_T.dtype)
-        log_weight_T = torch.nan_to_num(old_T - sampler_T, nan=0.0)
-        if self.level != "token":
-            mean = self.level == "geometric"
-            log_weight_T = _sequence_fold(log_weight_T, streams, self.num_sequences, mean=mean)
-        weight_T, _ = _exp_bounded(log_weight_T)
+        _need(streams, "sampler_T", self)
+        weight_T = sampler_ratio(logprob_T, streams, self.level, self.num_sequences)
         if self.mode == "truncate":
             weight_T = weight_T.clamp(self.low, self.high)
         else:
@@ -273,15 +270,29 @@ class Sum:
         )
 
 
+def policy_ratio(
+    logprob_T: Tensor, streams: Streams, level: Level = "token", num_sequences: int = 0
+) -> tuple[Tensor, Tensor]:
+    """exp(logprob - old), bounded, and its derivative by the log-ratio of that level."""
+    old_T = logprob_T if streams.old_T is None else streams.old_T
+    return _exp_bounded(_fold(logprob_T - old_T, streams, level, num_sequences))
+
+
+def sampler_ratio(
+    logprob_T: Tensor, streams: Streams, level: Level = "token", num_sequences: int = 0
+) -> Tensor:
+    """exp(old - sampler), bounded: 1 where the sampler's log-prob was not recorded."""
+    old_T = logprob_T if streams.old_T is None else streams.old_T.to(logprob_T.dtype)
+    sampler_T = streams.sampler_T.to(logprob_T.dtype)
+    log_ratio_T = torch.nan_to_num(old_T - sampler_T, nan=0.0)
+    return _exp_bounded(_fold(log_ratio_T, streams, level, num_sequences))[0]
+
+
 def _need(streams: Streams, name: str, objective: Objective) -> Tensor:
     stream_T = getattr(streams, name)
     if stream_T is None:
         raise ValueError(f"{type(objective).__name__}: expected streams.{name}, got None; pass it")
     return stream_T
-
-
-def _ratio(logprob_T: Tensor, old_T: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _exp_bounded(logprob_T - (logprob_T if old_T is None else old_T))
 
 
 def _exp_bounded(log_ratio_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,8 +302,10 @@ def _exp_bounded(log_ratio_T: Tensor) -> tuple[Tensor, Tensor]:
     return ratio_T, torch.where(bounded_T == log_ratio_T, ratio_T, 0)
 
 
-def _sequence_fold(value_T: Tensor, streams: Streams, num_sequences: int, mean: bool) -> Tensor:
+def _fold(value_T: Tensor, streams: Streams, level: Level, num_sequences: int) -> Tensor:
     """Sum or mean of `value_T` over the live tokens of each token's sequence, at each token."""
+    if level == "token":
+        return value_T
     if streams.sequence_T is None:
         raise ValueError("a sequence-level objective: expected streams.sequence_T, got None")
     live_T = streams.weight_T != 0
@@ -300,7 +313,7 @@ def _sequence_fold(value_T: Tensor, streams: Streams, num_sequences: int, mean: 
     edge_S1 = torch.arange(num_sequences + 1, device=value_T.device)
     offset_S1 = torch.searchsorted(streams.sequence_T, edge_S1)
     total_S = torch.segment_reduce(torch.where(live_T, value_T, 0), "sum", offsets=offset_S1)
-    if mean:
+    if level == "geometric":
         count_S = torch.segment_reduce(live_T.to(value_T.dtype), "sum", offsets=offset_S1)
         total_S = total_S / count_S.clamp(min=1)
     return total_S[streams.sequence_T]

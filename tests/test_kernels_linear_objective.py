@@ -106,6 +106,7 @@ OBJECTIVES = [
     Corrected(Reinforce(), high=1.1, level="geometric", num_sequences=SEQUENCES),
     Sum((PolicyClip(), Kl(0.1, "k3"), EntropyBonus(0.05))),
     SequenceClip(SEQUENCES, 0.1, 0.1),
+    SequenceClip(SEQUENCES, 0.02, 0.02, dual=1.05),
 ]
 
 

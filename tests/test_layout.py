@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 LAYERS = [
-    ["records", "settings", "answers"],
+    ["records", "settings", "answers", "kernels"],
     ["config", "rollout", "evaluate", "sources", "grade_worker"],
-    ["config_io", "data", "grade", "prompts", "credit", "batch", "model", "optim", "head"],
-    ["runfolder", "solve", "weights", "loss"],
+    ["config_io", "data", "grade", "prompts", "credit", "batch", "model", "optim"],
+    ["runfolder", "solve", "weights", "loss", "adapters"],
     ["checkpoint", "metrics", "intervene", "engines"],
     ["parts"],
     ["stages", "plan"],
