@@ -32,6 +32,8 @@ class Chunk(NamedTuple):
     entropy_C: Tensor
     stats: Tensor
     kept: Tensor
+    hidden_CD: Tensor
+    target_C: Tensor
 
 
 class Inputs(NamedTuple):
@@ -64,23 +66,22 @@ def scatter(value_R: Tensor, rows_R: Tensor | None, num_rows: int) -> Tensor:
 def forward(inputs: Inputs, start: int, end: int, keep: bool) -> Chunk:
     """The chunk of rows start..end."""
     plan = inputs.plan
-    hidden_CD, target_C = _rows(inputs, start, end)
-    return Chunk(
-        *_chunk(
-            hidden_CD, inputs.weight_VD, target_C, plan.temperature, plan.softcap,
-            plan.entropy, plan.form, _tile_list(plan.tile), keep,
-        )
+    target_C = inputs.target_R[start:end]
+    hidden_CD = _without_ignored(inputs.hidden_RD[start:end], target_C)
+    made = _chunk(
+        hidden_CD, inputs.weight_VD, target_C, plan.temperature, plan.softcap, plan.entropy,
+        plan.form, _tile_list(plan.tile), keep,
     )  # fmt: skip
+    return Chunk(*made, hidden_CD, target_C)
 
 
 def statistics(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """(logprob_R, entropy_R) of all rows, nothing kept: one matrix product."""
     chunks = inputs.plan.chunks(len(inputs.hidden_RD)) or [(0, 0)]
-    parts = [forward(inputs, start, end, keep=False) for start, end in chunks]
-    return (
-        torch.cat([part.logprob_C for part in parts]),
-        torch.cat([part.entropy_C for part in parts]),
-    )
+    # Of a chunk only these two are held, so that its rows are freed before the next.
+    parts = [forward(inputs, start, end, keep=False)[:2] for start, end in chunks]
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
 
 
 class Gradients:
@@ -96,13 +97,16 @@ class Gradients:
     ) -> None:
         hidden_RD, weight_VD, _, plan = inputs
         self.inputs = inputs
-        self.hidden_RD = torch.empty_like(hidden_RD) if need_hidden else None
+        self.single = len(plan.chunks(len(hidden_RD))) == 1
+        self.need_hidden = need_hidden
+        self.hidden_RD = None
+        if need_hidden and not self.single:
+            self.hidden_RD = torch.empty_like(hidden_RD)
         self.weight_VD = main_grad_VD
         self.fresh = main_grad_VD is None and need_weight
         if self.fresh:
-            single = len(plan.chunks(len(hidden_RD))) <= 1
             wide = torch.promote_types(weight_VD.dtype, torch.float32)
-            self.weight_VD = torch.empty_like(weight_VD, dtype=None if single else wide)
+            self.weight_VD = torch.empty_like(weight_VD, dtype=None if self.single else wide)
             if len(hidden_RD) == 0:
                 self.weight_VD.zero_()
 
@@ -111,17 +115,18 @@ class Gradients:
     ) -> None:
         """Both gradient products of one chunk; `chunk.kept` is used up."""
         plan = self.inputs.plan
-        hidden_CD, target_C = _rows(self.inputs, start, end)
-        live_C = target_C != IGNORE
+        live_C = chunk.target_C != IGNORE
         dlogprob_C = torch.where(live_C, dlogprob_C, 0)
         if dentropy_C is not None:
             dentropy_C = torch.where(live_C, dentropy_C, 0)
         hidden_grad_CD = _chunk_gradient(
-            chunk.kept, chunk.stats, dlogprob_C, dentropy_C, hidden_CD, self.inputs.weight_VD,
-            target_C, self.weight_VD, plan.temperature, plan.softcap, plan.form,
-            self.hidden_RD is not None, self.fresh and start == 0,
+            chunk.kept, chunk.stats, dlogprob_C, dentropy_C, chunk.hidden_CD,
+            self.inputs.weight_VD, chunk.target_C, self.weight_VD, plan.temperature, plan.softcap,
+            plan.form, self.need_hidden, self.fresh and start == 0,
         )  # fmt: skip
-        if self.hidden_RD is not None:
+        if self.single and self.need_hidden:
+            self.hidden_RD = hidden_grad_CD
+        elif self.need_hidden:
             self.hidden_RD[start:end] = hidden_grad_CD
 
     def returned_weight(self) -> Tensor | None:
@@ -139,11 +144,13 @@ def plan_call(
     return plan, enabled and hidden_TD.requires_grad, enabled and need_weight
 
 
-def _rows(inputs: Inputs, start: int, end: int) -> tuple[Tensor, Tensor]:
-    target_C = inputs.target_R[start:end]
-    # Zeros instead of the rows themselves: a NaN in an ignored row must reach nothing.
-    ignored_C1 = (target_C == IGNORE)[:, None]
-    return inputs.hidden_RD[start:end].masked_fill(ignored_C1, 0), target_C
+def _without_ignored(hidden_CD: Tensor, target_C: Tensor) -> Tensor:
+    """Zeros instead of ignored rows: a NaN in one must reach nothing."""
+    ignored_C = target_C == IGNORE
+    # A look at a CUDA tensor would wait for the device; here it saves a slow broadcast.
+    if hidden_CD.device.type == "cpu" and not torch.compiler.is_compiling() and not ignored_C.any():
+        return hidden_CD
+    return hidden_CD.masked_fill(ignored_C[:, None], 0)
 
 
 def _tile_list(tile: Tile | None) -> list[int]:

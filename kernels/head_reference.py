@@ -36,8 +36,7 @@ def chunk(
         u_CV.div_(temperature)
     column_C1 = target_C.clamp_min(0)[:, None]
     logit_C = u_CV.gather(1, column_C1)[:, 0]
-    top_C = u_CV.amax(1)
-    shift_C = torch.where(top_C - logit_C > MAX_EXPONENT, top_C - logit_C, 0)
+    shift_C = _shift(u_CV, logit_C)
     u_CV.sub_((logit_C + shift_C)[:, None])
     keep_exponents = keep and (softcap > 0 or entropy == "gradient")
     e_CV = u_CV.exp() if keep_exponents or entropy != "none" else u_CV.exp_()
@@ -48,6 +47,17 @@ def chunk(
     logprob_C, entropy_C = _finish(stats_4C, target_C != IGNORE)
     kept_CV = (u_CV if keep_exponents else e_CV) if keep else u_CV.new_empty(0)
     return logprob_C, entropy_C, stats_4C, kept_CV
+
+
+def _shift(logit_CV: Tensor, logit_C: Tensor) -> Tensor:
+    """How far the largest logit lies above the target's, where that is too far; else 0."""
+    # On the CPU the maximum of everything costs a tenth of the rows' own, and settles most calls.
+    if logit_CV.device.type == "cpu" and logit_CV.numel() > 0:
+        spread = logit_CV.max() - logit_C.min()
+        if spread <= MAX_EXPONENT:
+            return torch.zeros_like(logit_C)
+    excess_C = logit_CV.amax(1) - logit_C
+    return torch.where(excess_C > MAX_EXPONENT, excess_C, 0)
 
 
 def _finish(stats_4C: Tensor, live_C: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,12 +90,14 @@ def chunk_gradient(
     if softcap:
         tanh_CV = (kept_CV + (logit_C + shift_C)[:, None]) * (temperature / softcap)
         factor_CV = 1 - tanh_CV.square()
-    e_CV = kept_CV.exp()
-    left_CV = dlogprob_C[:, None] * e_CV
+    left_CV = kept_CV.exp()
     own_slope_C = -dlogprob_C * r_C
-    if dentropy_C is not None:
+    if dentropy_C is None:
+        left_CV.mul_(dlogprob_C[:, None])
+    else:
         mean_C = (k_C - own_C * shift_C) / sum_C
-        left_CV += dentropy_C[:, None] * e_CV * (kept_CV - mean_C[:, None])
+        slope_CV = kept_CV.sub_(mean_C[:, None]).mul_(dentropy_C[:, None])
+        left_CV.mul_(slope_CV.add_(dlogprob_C[:, None]))
         own_slope_C = own_slope_C - dentropy_C * own_C * (shift_C + mean_C)
     left_CV.scatter_(1, column_C1, own_slope_C[:, None])
     if factor_CV is not None:

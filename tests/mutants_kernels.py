@@ -63,7 +63,7 @@ MUTANTS = [
     ("head_reference", "softcap slope left out", LOGPROB, "left_CV *= factor_CV", "pass"),
     ("head", "gradient of ignored rows", LOGPROB,
      "dlogprob_C = torch.where(live_C, dlogprob_C, 0)", "dlogprob_C = dlogprob_C"),
-    ("head", "NaN of ignored rows", LOGPROB, ".masked_fill(ignored_C1, 0)", ""),
+    ("head", "NaN of ignored rows", LOGPROB, ".masked_fill(ignored_C[:, None], 0)", ""),
     ("head", "only the last chunk's weight gradient", LOGPROB,
      "self.fresh and start == 0", "self.fresh"),
     ("head", "main gradient overwritten", LOGPROB, "self.fresh and start == 0", "start == 0"),

@@ -66,6 +66,11 @@ def test_importing_the_package_loads_nothing_heavy():
     assert heavy == "[]"
 
 
+def test_the_trainer_needs_no_triton():
+    code = "import sys; sys.modules['triton'] = None; import intfast.learn, intfast.engines.native"
+    assert python(code) == ""
+
+
 def test_the_kernels_folder_hides_no_package():
     assert not (ROOT / "kernels" / "__init__.py").exists()
     assert not (ROOT / "tests" / "__init__.py").exists()
