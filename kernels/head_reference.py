@@ -42,7 +42,10 @@ def chunk(
     e_CV = u_CV.exp() if keep_exponents or entropy != "none" else u_CV.exp_()
     e_CV.scatter_(1, column_C1, 0)
     r_C = e_CV.sum(1)
-    k_C = torch.linalg.vecdot(e_CV, u_CV) if entropy != "none" else torch.zeros_like(r_C)
+    k_C = torch.zeros_like(r_C)
+    if entropy != "none":
+        # In place of the one that is not kept; sum() is pairwise, a BLAS dot is not.
+        k_C = (e_CV.mul_(u_CV) if keep_exponents else u_CV.mul_(e_CV)).sum(1)
     stats_4C = torch.stack((logit_C, shift_C, r_C, k_C))
     logprob_C, entropy_C = _finish(stats_4C, target_C != IGNORE)
     kept_CV = (u_CV if keep_exponents else e_CV) if keep else u_CV.new_empty(0)
