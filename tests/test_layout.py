@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 LAYERS = [
-    ["records", "settings", "answers"],
+    ["records", "settings", "answers", "kernels"],
     ["config", "rollout", "evaluate", "sources", "grade_worker"],
-    ["config_io", "data", "grade", "prompts", "credit", "batch", "model", "optim", "head"],
-    ["runfolder", "solve", "weights", "loss"],
+    ["config_io", "data", "grade", "prompts", "credit", "batch", "model", "optim"],
+    ["runfolder", "solve", "weights", "loss", "adapters"],
     ["checkpoint", "metrics", "intervene", "engines"],
     ["parts"],
     ["stages", "plan"],
@@ -64,6 +64,11 @@ def test_importing_the_package_loads_nothing_heavy():
         "print([name for name in heavy if name in sys.modules])"
     )
     assert heavy == "[]"
+
+
+def test_the_trainer_needs_no_triton():
+    code = "import sys; sys.modules['triton'] = None; import intfast.learn, intfast.engines.native"
+    assert python(code) == ""
 
 
 def test_the_kernels_folder_hides_no_package():

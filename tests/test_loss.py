@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from intfast.kernels.linear_objective import ObjectiveOutput
+from intfast.kernels.objectives import Streams
 from torch.autograd import gradcheck
 
 from intfast.batch import pack
 from intfast.loss import (
-    Streams,
     merge_stats,
+    objective_of,
     policy_loss,
+    policy_stats,
     read_stats,
     row_logprob,
     sft_loss,
-    token_loss,
 )
 from intfast.records import Example
 from intfast.settings import BatchConfig, PolicyConfig
@@ -142,18 +145,17 @@ def test_hidden_states_of_another_batch_are_refused():
 
 
 def some_streams(num=40, seed=0, **changes):
-    """Streams whose ratios fall on both sides of every bound."""
-    sequence = torch.arange(num) // 8
+    """(logprob_N, Streams) with ratios on both sides of every bound; sequences of 8 rows."""
     old = -random(num, seed=seed).abs()
     fields = {
-        "old_N": old,
-        "advantage_N": random(num, seed=seed + 1),
-        "sampler_N": old + 0.6 * random(num, seed=seed + 2),
-        "reference_N": old + 0.5 * random(num, seed=seed + 3),
-        "sequence_N": sequence,
-        "num_sequences": int(sequence.max()) + 1,
-    } | changes
-    return old + 0.8 * random(num, seed=seed + 4), Streams(**fields)
+        "weight_T": torch.ones(num, dtype=torch.float64),
+        "advantage_T": random(num, seed=seed + 1),
+        "old_T": old,
+        "reference_T": old + 0.5 * random(num, seed=seed + 3),
+        "sampler_T": old + 0.6 * random(num, seed=seed + 2),
+        "sequence_T": torch.arange(num) // 8,
+    }
+    return old + 0.8 * random(num, seed=seed + 4), Streams(**fields | changes)
 
 
 def test_golden_grpo_step_against_numpy():
@@ -165,21 +167,20 @@ def test_golden_grpo_step_against_numpy():
     temperature, num = 0.8, 60
     weights = [0.0] + [0.5 + 0.01 * t for t in range(num)]
     logprob, streams = some_streams(num)
-    advantage = (streams.advantage_N * 64).round() / 64  # exact in fp32, also times 1.5
+    advantage = (streams.advantage_T * 64).round() / 64  # exact in fp32, also times 1.5
     tokens = (np.arange(num + 1) * 5 % V).tolist()
     example = Example(
         token_ids=tokens,
         weights=weights,
         advantages=[0.0, *advantage.tolist()],
-        sampler_logprobs=[0.0, *streams.sampler_N.tolist()],
+        sampler_logprobs=[0.0, *streams.sampler_T.tolist()],
     )
     (batch,) = pack([example], BatchConfig()).batches
     hidden, weight = random(num, D, seed=8).requires_grad_(), random(V, D, seed=9).requires_grad_()
-    with torch.no_grad():
-        current = row_logprob(hidden, weight, batch, temperature)
-    old = current - (logprob - streams.old_N)  # ratios as in the streams
-    sampler = old - (streams.old_N - streams.sampler_N)
-    reference = old - (streams.old_N - streams.reference_N)
+    current = row_logprob(hidden, weight, batch, temperature)
+    old = current - (logprob - streams.old_T)  # ratios as in the streams
+    sampler = old - (streams.old_T - streams.sampler_T)
+    reference = old - (streams.old_T - streams.reference_T)
     object.__setattr__(batch, "sampler_logprob_N", sampler)
     loss_sum, stats = policy_loss(
         hidden, weight, batch, old, config, reference_logprob_N=reference, temperature=temperature
@@ -231,81 +232,105 @@ def test_golden_grpo_step_against_numpy():
         assert 0 < read[name] < 1, f"{name}: the case must reach this branch"
 
 
-def loss_of(config, streams, entropy=None):
-    def total(logprob):
-        return token_loss(logprob, torch.zeros(()) if entropy is None else entropy, streams, config)
-
-    return total
+def terms_of(config, logprob, streams, entropy=None):
+    return objective_of(config, 5)(logprob, entropy, streams)
 
 
-def objectives():
+def configs():
     base = {"clip_low": 0.2, "clip_high": 0.4}
     for objective in ("grpo", "gspo"):
         yield PolicyConfig(objective=objective, **base)
-        yield PolicyConfig(objective=objective, dual_clip=1.7, **base)
-        yield PolicyConfig(objective=objective, correction="mask", **base)
-    yield PolicyConfig(objective="reinforce")
+        yield PolicyConfig(objective=objective, dual_clip=1.5, **base)
+    yield PolicyConfig(objective="grpo", correction="mask", **base)
+    sequence = {"correction": "mask", "correction_level": "sequence-mean", "correction_high": 1.1}
+    yield PolicyConfig(objective="gspo", **sequence, **base)
+    yield PolicyConfig(objective="reinforce", entropy=0.3)
     for estimator in ("k1", "k2", "k3"):
         yield PolicyConfig(objective="reinforce", kl=0.3, kl_estimator=estimator)
     for level in ("token", "sequence", "sequence-mean"):
         yield PolicyConfig(objective="reinforce", correction="truncate", correction_level=level)
 
 
-@pytest.mark.parametrize("config", list(objectives()), ids=str)
-def test_gradcheck_of_every_objective(config):
-    logprob, streams = some_streams(reference_N=None)
-    if config.kl:
-        logprob, streams = some_streams()
-    assert gradcheck(lambda x: loss_of(config, streams)(x)[0], (logprob.requires_grad_(),))
+@pytest.mark.parametrize("config", list(configs()), ids=str)
+def test_written_derivatives_are_those_of_the_summed_loss(config):
+    logprob, streams = some_streams()
+    if config.objective == "gspo":  # equal within a sequence, see objective_of
+        streams = streams._replace(advantage_T=(streams.sequence_T - 1.5).double())
+    entropy = random(len(logprob), seed=7).abs()
 
+    class Loss(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logprob, entropy):
+            terms = terms_of(config, logprob, streams, entropy)
+            slope = terms.dentropy_T
+            ctx.slopes = terms.dlogprob_T, torch.zeros_like(entropy) if slope is None else slope
+            return terms.loss_T.sum()
 
-def test_gradcheck_of_the_entropy_bonus():
-    logprob, streams = some_streams(reference_N=None)
-    entropy = random(len(logprob), seed=7).abs().requires_grad_()
-    config = PolicyConfig(entropy=0.3)
-    assert gradcheck(lambda x: token_loss(logprob, x, streams, config)[0], (entropy,))
+        @staticmethod
+        def backward(ctx, grad):
+            return tuple(grad * slope for slope in ctx.slopes)
+
+    assert gradcheck(Loss.apply, (logprob.requires_grad_(), entropy.requires_grad_()))
 
 
 def test_cispo_gradient_is_the_clipped_ratio_times_advantage():
     # Its factor is a constant by definition, so finite differences of the value do not apply.
-    logprob, streams = some_streams(reference_N=None)
-    logprob.requires_grad_()
+    logprob, streams = some_streams()
     config = PolicyConfig(objective="cispo", clip_low=0.3, clip_high=0.5)
-    loss_of(config, streams)(logprob)[0].sum().backward()
-    ratio = (logprob.detach() - streams.old_N).exp()
+    ratio = (logprob - streams.old_T).exp()
     assert (ratio < 0.7).any() and (ratio > 1.5).any()
-    torch.testing.assert_close(logprob.grad, -ratio.clamp(0.7, 1.5) * streams.advantage_N)
+    slope = terms_of(config, logprob, streams).dlogprob_T
+    torch.testing.assert_close(slope, -ratio.clamp(0.7, 1.5) * streams.advantage_T)
 
 
 def test_gspo_ratio_is_the_geometric_mean_of_its_sequence():
-    logprob, streams = some_streams(reference_N=None)
-    config = PolicyConfig(objective="gspo", clip_low=1.0, clip_high=100.0)
-    loss, _ = loss_of(config, streams)(logprob)
-    for sequence in range(streams.num_sequences):
-        own = streams.sequence_N == sequence
-        ratio = math.exp((logprob - streams.old_N)[own].mean())
-        torch.testing.assert_close(loss[own], -ratio * streams.advantage_N[own])
+    logprob, streams = some_streams()
+    config = PolicyConfig(objective="gspo", clip_low=0.5, clip_high=0.2, dual_clip=1.25)
+    ratio = (logprob - streams.old_T).unflatten(0, (5, 8)).mean(1).exp().repeat_interleave(8)
+    negative = streams.advantage_T < 0
+    assert (ratio > 1.2).any() and (ratio[negative] > 1.25).any() and (ratio < 1.2).any()
+    bounded = torch.where(negative, ratio.clamp(0.5, 1.25), ratio.clamp(max=1.2))
+    loss = terms_of(config, logprob, streams).loss_T
+    torch.testing.assert_close(loss, -bounded * streams.advantage_T)
 
 
-def test_correction_levels_by_hand():
-    logprob, streams = some_streams(reference_N=None)
-    difference = streams.old_N - streams.sampler_N
-    own = streams.sequence_N == 2
-    log_ratios = {
-        "token": difference[own],
-        "sequence": difference[own].sum().expand(8),
-        "sequence-mean": difference[own].mean().expand(8),
-    }
-    plain, _ = loss_of(PolicyConfig(objective="reinforce"), streams)(logprob)
-    for level, log_ratio in log_ratios.items():
-        config = PolicyConfig(
-            objective="reinforce",
-            correction="truncate",
-            correction_level=level,
-            correction_high=1.2,
-        )
-        loss, _ = loss_of(config, streams)(logprob)
-        torch.testing.assert_close(loss[own], plain[own] * log_ratio.exp().clamp(max=1.2))
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+@pytest.mark.parametrize("level", ["token", "sequence", "sequence-mean"])
+def test_correction_by_hand(level, mode):
+    logprob, streams = some_streams()
+    difference = (streams.old_T - streams.sampler_T).unflatten(0, (5, 8))
+    ratio = {
+        "token": difference,
+        "sequence": difference.sum(1, keepdim=True).expand(5, 8),
+        "sequence-mean": difference.mean(1, keepdim=True).expand(5, 8),
+    }[level].exp().flatten()  # fmt: skip
+    low, high = {"token": (0.6, 1.2), "sequence": (0.5, 2.0), "sequence-mean": (0.97, 1.05)}[level]
+    bounds = {"correction_high": high} | ({"correction_low": low} if mode == "mask" else {})
+    config = PolicyConfig(objective="reinforce", correction=mode, correction_level=level, **bounds)
+    assert (ratio < low).any() and (ratio > high).any()
+    assert ((ratio >= low) & (ratio <= high)).any()
+    inside = (ratio <= high) & (ratio >= low if mode == "mask" else ratio == ratio)
+    factor = ratio.clamp(max=high) if mode == "truncate" else ratio * inside
+    plain = terms_of(PolicyConfig(objective="reinforce"), logprob, streams)
+    terms = terms_of(config, logprob, streams)
+    torch.testing.assert_close(terms.loss_T, factor * plain.loss_T)
+    torch.testing.assert_close(terms.dlogprob_T, factor * plain.dlogprob_T)
+    output = ObjectiveOutput(plain.loss_T.sum(), logprob, torch.zeros_like(logprob))
+    stats = policy_stats(output, streams._replace(reference_T=None), config, 5)
+    assert stats["corrected_sum"] == (~inside).sum()
+    torch.testing.assert_close(stats["sampler_ratio_sum"], ratio.sum())
+    assert stats["sampler_ratio_min"] == pytest.approx(ratio.min().item())
+    assert stats["sampler_ratio_max"] == pytest.approx(ratio.max().item())
+
+
+def test_correction_leaves_divergence_and_entropy_alone():
+    logprob, streams = some_streams()
+    entropy = random(len(logprob), seed=7).abs()
+    streams = streams._replace(sampler_T=streams.old_T - 3)  # all masked
+    config = PolicyConfig(correction="mask", kl=0.2, entropy=0.1)
+    d = streams.reference_T - logprob
+    loss = terms_of(config, logprob, streams, entropy).loss_T
+    torch.testing.assert_close(loss, 0.2 * (d.exp() - 1 - d) - 0.1 * entropy)
 
 
 @pytest.mark.parametrize("objective", ["grpo", "cispo", "reinforce", "gspo"])
@@ -326,46 +351,55 @@ def test_without_old_values_every_objective_is_the_policy_gradient(objective):
         torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
 
 
-def test_zero_advantage_gives_exactly_zero_gradient():
-    for objective in ("grpo", "cispo", "reinforce", "gspo"):
-        zero = torch.zeros(40, dtype=torch.float64)
-        logprob, streams = some_streams(reference_N=None, advantage_N=zero)
-        logprob.requires_grad_()
-        config = PolicyConfig(objective=objective, correction="truncate")
-        loss_of(config, streams)(logprob)[0].sum().backward()
-        assert logprob.grad.abs().max() == 0
+@pytest.mark.parametrize("objective", ["grpo", "cispo", "reinforce", "gspo"])
+def test_zero_advantage_gives_exactly_zero_gradient(objective):
+    logprob, streams = some_streams(advantage_T=torch.zeros(40, dtype=torch.float64))
+    config = PolicyConfig(objective=objective, correction="truncate")
+    assert terms_of(config, logprob, streams).dlogprob_T.abs().max() == 0
 
 
-def test_far_ratios_stay_finite():
+@pytest.mark.parametrize("objective", ["grpo", "cispo", "gspo"])
+def test_far_ratios_stay_finite(objective):
     streams = Streams(
-        old_N=torch.tensor([-500.0, 0.0, -0.1]),
-        advantage_N=torch.tensor([-1.0, 1.0, 1.0]),
-        sampler_N=torch.tensor([0.0, -500.0, -0.1]),
-        reference_N=torch.tensor([0.0, -900.0, -0.1]),
-        sequence_N=torch.tensor([0, 0, 1]),
-        num_sequences=2,
+        weight_T=torch.ones(3),
+        advantage_T=torch.tensor([-1.0, 1.0, 1.0]),
+        old_T=torch.tensor([-500.0, 0.0, -0.1]),
+        reference_T=torch.tensor([0.0, -900.0, -0.1]),
+        sampler_T=torch.tensor([0.0, -500.0, -0.1]),
+        sequence_T=torch.tensor([0, 0, 1]),
     )
-    for objective in ("grpo", "cispo", "gspo"):
-        logprob = torch.tensor([-0.1, -600.0, -0.1], requires_grad=True)
-        config = PolicyConfig(objective=objective, kl=0.1, correction="truncate")
-        loss, stats = loss_of(config, streams)(logprob)
-        loss.sum().backward()
-        assert loss.isfinite().all() and logprob.grad.isfinite().all()
-        assert all(math.isfinite(value.item()) for value in stats.values())
+    logprob = torch.tensor([-0.1, -600.0, -0.1])
+    config = PolicyConfig(objective=objective, kl=0.1, correction="truncate")
+    terms = objective_of(config, 2)(logprob, None, streams)
+    assert terms.loss_T.isfinite().all() and terms.dlogprob_T.isfinite().all()
+    output = ObjectiveOutput(terms.loss_T.sum(), logprob, torch.zeros(3))
+    stats = policy_stats(output, streams, config, 2)
+    assert all(math.isfinite(value.item()) for value in stats.values())
 
 
 def test_missing_streams_are_refused():
-    logprob, full = some_streams()
+    (batch,) = pack(rl_examples(), BatchConfig()).batches
+    hidden, weight = random(len(batch.rows_N), D), random(V, D, seed=1)
+    reference = torch.zeros(len(batch.rows_N))
     cases = [
-        (PolicyConfig(), {"advantage_N": None}, "Examples with advantages"),
-        (PolicyConfig(correction="mask"), {"sampler_N": None}, "sampler_logprobs"),
-        (PolicyConfig(kl=0.1), {"reference_N": None}, "got none"),
-        (PolicyConfig(), {}, "got some"),
+        (PolicyConfig(), {"advantage_N": None}, None, "Examples with advantages"),
+        (PolicyConfig(correction="mask"), {"sampler_logprob_N": None}, None, "sampler_logprobs"),
+        (PolicyConfig(kl=0.1), {}, None, "got none"),
+        (PolicyConfig(), {}, reference, "got some"),
     ]
-    for config, change, message in cases:
-        streams = Streams(**{**vars(full), **change})
+    for config, change, given, message in cases:
+        changed = replace(batch, **change)
         with pytest.raises(ValueError, match=message):
-            loss_of(config, streams)(logprob)
+            policy_loss(hidden, weight, changed, None, config, reference_logprob_N=given)
+
+
+def test_scoring_keeps_no_graph():
+    (batch,) = pack(rl_examples(), BatchConfig()).batches
+    hidden = random(len(batch.rows_N), D).requires_grad_()
+    logprob = row_logprob(hidden, random(V, D, seed=1), batch, 0.7)
+    truth = numpy_logprobs(hidden.detach(), random(V, D, seed=1), 0.7)
+    assert not logprob.requires_grad
+    np.testing.assert_allclose(logprob, truth[np.arange(len(truth)), batch.target_N], atol=1e-13)
 
 
 def test_stats_of_different_objectives_do_not_merge():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from intfast.engines.cache import BLOCK, KVCache, bytes_per_slot, round_up
 from intfast.engines.generation import Generation
-from intfast.head import head_logprob
+from intfast.kernels.linear_logprob import linear_logprob
 from intfast.model import Decoder, PackedAttention
 from intfast.rollout import Completion, Request
 
@@ -97,7 +97,9 @@ class NativeEngine:
         attend = PackedAttention(lengths, device)
         hidden_ND = self.decoder(token_T, position_T, attend, last_only=target - 1)
         head_VD = self.decoder.head_weight_VD
-        logprob_N, _ = head_logprob(hidden_ND, head_VD, token_T[target], temperature)
+        logprob_N, _ = linear_logprob(
+            hidden_ND, head_VD, token_T[target], temperature=temperature, entropy="none"
+        )
         return (part.tolist() for part in logprob_N.split([n - 1 for n in lengths]))
 
     def weights_changed(self) -> None:

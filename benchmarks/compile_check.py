@@ -1,0 +1,196 @@
+"""Compile every Triton kernel in every static configuration ahead of time; no GPU needed.
+
+    python -m benchmarks.compile_check [--arch 90] [--json FILE]
+
+Fails (exit status 1) on register spills or any other use of the stack, on shared memory over the
+architecture's limit, on missing tensor-core instructions, and where the tile table claims warp
+specialisation that the compiler left out without a word. Registers and stack come from the
+cuobjdump inside the Triton wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import triton
+from intfast.kernels.launch import ODDS_TILES, SHARED_LIMIT_BYTES, Tile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from intfast.kernels import group_advantages_triton, head_odds, head_rows
+
+TENSOR_CORE = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+
+# By parameter name: pointers and strides are multiples of 16 in every launch that allocates, and
+# widths such as D are in every model; V is not.
+TYPES = {
+    "target_ptr": "*i64",
+    "offset_ptr": "*i64",
+    "token_offset_ptr": "*i64",
+    "count_ptr": "*i64",
+    "x_ptr": "*bf16",
+    "w_ptr": "*bf16",
+    "e_ptr": "*bf16",
+    "out_ptr": "*bf16",
+    "scale": "fp32",
+    "softcap": "fp32",
+    "eps": "fp32",
+    "right_above": "fp32",
+    "V": "i32",
+    "D": "i32",
+    "N": "i32",
+    "T": "i32",
+    "num_rows": "i32",
+    "tiles_v": "i32",
+    "num_programs": "i32",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel in one configuration."""
+
+    name: str
+    kernel: triton.runtime.JITFunction
+    constants: dict
+    num_warps: int = 4
+    num_stages: int = 3
+    tile: Tile | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    arch: int
+    name: str
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    num_warps: int
+    specialized: bool
+    seconds: float
+    faults: list[str]
+
+
+def cases(arch: int) -> list[Case]:
+    """Every configuration that `kernels/` can launch on `arch`."""
+    found = []
+    for kind, tile in ODDS_TILES[arch].items():
+        for store in (True, False):
+            found.append(_matmul(kind, tile, store))
+    finish = {"BLOCK_C": 32, "BLOCK_P": 32, "STORE": True, "ENTROPY": True, "SOFTCAP": True}
+    redo = {"BLOCK_V": 64, "BLOCK_D": 64, "STORE": True, "SOFTCAP": True}
+    row = {"BLOCK_V": 4096, "SOFTCAP": True}
+    groups = {"BLOCK_N": 128, "BLOCK_T": 1024, "SCALE": 3, "LEAVE_ONE_OUT": True, "TOKENS": True}
+    return [
+        *found,
+        Case("target_logit", head_odds._target_logit, {"BLOCK_D": 1024, "SOFTCAP": True}),
+        Case("finish_rows", head_odds._finish_rows, finish),
+        Case("rereference", head_odds._rereference, redo, num_warps=8),
+        Case("row_statistics", head_rows._row_statistics, row, num_warps=8),
+        Case("row_gradient", head_rows._row_gradient, {**row, "ENTROPY": True}, num_warps=8),
+        Case("group_advantages", group_advantages_triton._group_advantages, groups),
+    ]
+
+
+def _matmul(kind: str, tile: Tile, store: bool) -> Case:
+    constants = {
+        "BLOCK_C": tile.block_c,
+        "BLOCK_V": tile.block_v,
+        "BLOCK_D": tile.block_d,
+        "STORE": store,
+        "ENTROPY": kind != "plain",
+        "SOFTCAP": kind == "softcap",
+        "TMA": tile.tma,
+        "WARP_SPECIALIZE": tile.warp_specialize,
+    }
+    name = f"odds_matmul {kind} {'keep' if store else 'no-grad'}"
+    return Case(name, head_odds._odds_matmul, constants, tile.num_warps, tile.num_stages, tile)
+
+
+def check(case: Case, arch: int) -> Row:
+    """Compile one case and hold it against the limits."""
+    start = time.perf_counter()
+    signature, aligned = {}, {}
+    for index, name in enumerate(case.kernel.arg_names):
+        default = "i64" if name.startswith("stride") else "*fp32"
+        kind = "constexpr" if name in case.constants else TYPES.get(name, default)
+        signature[name] = kind
+        if kind.startswith("*") or name.startswith("stride") or name == "D":
+            aligned[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(case.kernel, signature, constexprs=case.constants, attrs=aligned)
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    registers, stack, local = _resources(compiled.asm["cubin"])
+    shared = compiled.metadata.shared
+    specialized = "ttg.warp_specialize" in compiled.asm["ttgir"]
+    faults = []
+    if stack or local:
+        faults.append(f"{max(stack, local)} bytes of stack: registers spill")
+    if shared > SHARED_LIMIT_BYTES[arch]:
+        faults.append(f"shared memory {shared} > {SHARED_LIMIT_BYTES[arch]}: cannot launch")
+    if case.tile is not None:
+        if TENSOR_CORE[arch] not in compiled.asm["ptx"]:
+            faults.append(f"no {TENSOR_CORE[arch]}")
+        if case.tile.warp_specialize and not specialized:
+            faults.append("not warp specialised")
+        if case.tile.tma and "cp.async.bulk.tensor" not in compiled.asm["ptx"]:
+            faults.append("no TMA copies")
+        if not case.tile.tma and "cp.async.cg" not in compiled.asm["ptx"]:
+            faults.append("no asynchronous copies: the loop is not pipelined")
+    seconds = time.perf_counter() - start
+    warps = compiled.metadata.num_warps
+    return Row(arch, case.name, registers, stack, shared, warps, specialized, seconds, faults)
+
+
+def _resources(cubin: bytes) -> tuple[int, int, int]:
+    """(registers, stack bytes, local bytes) of the only kernel of a cubin."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"cuobjdump: expected a line of resources, got {text!r}")
+    return tuple(int(value) for value in found.groups())
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_check", description=__doc__)
+    parser.add_argument("--arch", type=int, choices=sorted(ODDS_TILES), action="append")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    args = parser.parse_args(argv)
+    print(f"triton {triton.__version__}")
+    print(f"{'arch':>5} {'kernel':<30} {'regs':>4} {'stack':>5} {'shared':>7} {'warps':>5}  notes")
+    rows = []
+    for arch in args.arch or sorted(ODDS_TILES):
+        for case in cases(arch):
+            row = check(case, arch)
+            rows.append(row)
+            notes = "; ".join(row.faults) or ("specialised" if row.specialized else "")
+            print(
+                f"sm_{arch:<3} {row.name:<29} {row.registers:>4} {row.stack_bytes:>5} "
+                f"{row.shared_bytes:>7} {row.num_warps:>5}  {notes}",
+                flush=True,
+            )
+    if args.json:
+        record = {"triton": triton.__version__, "rows": [asdict(row) for row in rows]}
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    failed = sum(bool(row.faults) for row in rows)
+    print(f"{len(rows)} configurations, {failed} failed, {sum(r.seconds for r in rows):.0f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

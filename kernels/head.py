@@ -1,0 +1,262 @@
+"""The loss head by chunks of rows: statistics and gradients, behind two registered operators.
+
+`forward` makes a chunk's log-probs and, on request, keeps what the gradients need; `backward`
+turns the derivatives by log-prob and entropy into both gradient products. The operators are opaque
+to torch.compile; what lies between them (the objective) is not, so it fuses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from intfast.kernels.launch import (
+    IGNORE,
+    Head,
+    HeadPlan,
+    Tile,
+    accumulate,
+    padded_columns,
+    plan_head,
+    product,
+)
+from torch import Tensor
+
+from intfast.kernels import head_reference
+
+
+class Chunk(NamedTuple):
+    """The statistics of a chunk of rows, and what its gradients need."""
+
+    logprob_C: Tensor
+    entropy_C: Tensor
+    stats: Tensor
+    kept: Tensor
+    hidden_CD: Tensor
+    target_C: Tensor
+
+
+class Inputs(NamedTuple):
+    """The rows that enter the head, and how it runs."""
+
+    hidden_RD: Tensor
+    weight_VD: Tensor
+    target_R: Tensor
+    plan: HeadPlan
+
+
+def gather(
+    hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, rows_R: Tensor | None, plan: HeadPlan
+) -> Inputs:
+    """The rows of a call, compacted."""
+    if rows_R is not None:
+        hidden_TD, target_T = hidden_TD.index_select(0, rows_R), target_T.index_select(0, rows_R)
+    if plan.form != "reference" and hidden_TD.stride(1) != 1:
+        hidden_TD = hidden_TD.contiguous()
+    return Inputs(hidden_TD, weight_VD, target_T, plan)
+
+
+def scatter(value_R: Tensor, rows_R: Tensor | None, num_rows: int) -> Tensor:
+    """The inverse of `gather` for outputs: rows that did not take part are 0."""
+    if rows_R is None:
+        return value_R
+    return value_R.new_zeros(num_rows, *value_R.shape[1:]).index_copy_(0, rows_R, value_R)
+
+
+def forward(inputs: Inputs, start: int, end: int, keep: bool) -> Chunk:
+    """The chunk of rows start..end."""
+    plan = inputs.plan
+    target_C = inputs.target_R[start:end]
+    hidden_CD = _without_ignored(inputs.hidden_RD[start:end], target_C)
+    made = _chunk(
+        hidden_CD, inputs.weight_VD, target_C, plan.temperature, plan.softcap, plan.entropy,
+        plan.form, _tile_list(plan.tile), keep,
+    )  # fmt: skip
+    return Chunk(*made, hidden_CD, target_C)
+
+
+def statistics(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """(logprob_R, entropy_R) of all rows, nothing kept: one matrix product."""
+    chunks = inputs.plan.chunks(len(inputs.hidden_RD)) or [(0, 0)]
+    # Of a chunk only these two are held, so that its rows are freed before the next.
+    parts = [forward(inputs, start, end, keep=False)[:2] for start, end in chunks]
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+class Gradients:
+    """Collects the gradients of all chunks.
+
+    `hidden_RD` is None where it is not wanted. The weight's gradient goes into `main_grad_VD` where
+    one is given, else into a buffer of its own: in the weight's type for a single chunk, otherwise
+    in fp32 until the end, because a sum over chunks in bf16 rounds once a chunk.
+    """
+
+    def __init__(
+        self, inputs: Inputs, need_hidden: bool, need_weight: bool, main_grad_VD: Tensor | None
+    ) -> None:
+        hidden_RD, weight_VD, _, plan = inputs
+        self.inputs = inputs
+        self.single = len(plan.chunks(len(hidden_RD))) == 1
+        self.need_hidden = need_hidden
+        self.hidden_RD = None
+        if need_hidden and not self.single:
+            self.hidden_RD = torch.empty_like(hidden_RD)
+        self.weight_VD = main_grad_VD
+        self.fresh = main_grad_VD is None and need_weight
+        if self.fresh:
+            wide = torch.promote_types(weight_VD.dtype, torch.float32)
+            self.weight_VD = torch.empty_like(weight_VD, dtype=None if self.single else wide)
+            if len(hidden_RD) == 0:
+                self.weight_VD.zero_()
+
+    def add(
+        self, chunk: Chunk, start: int, end: int, dlogprob_C: Tensor, dentropy_C: Tensor | None
+    ) -> None:
+        """Both gradient products of one chunk; `chunk.kept` is used up."""
+        plan = self.inputs.plan
+        live_C = chunk.target_C != IGNORE
+        dlogprob_C = torch.where(live_C, dlogprob_C, 0)
+        if dentropy_C is not None:
+            dentropy_C = torch.where(live_C, dentropy_C, 0)
+        hidden_grad_CD = _chunk_gradient(
+            chunk.kept, chunk.stats, dlogprob_C, dentropy_C, chunk.hidden_CD,
+            self.inputs.weight_VD, chunk.target_C, self.weight_VD, plan.temperature, plan.softcap,
+            plan.form, self.need_hidden, self.fresh and start == 0,
+        )  # fmt: skip
+        if self.single and self.need_hidden:
+            self.hidden_RD = hidden_grad_CD
+        elif self.need_hidden:
+            self.hidden_RD[start:end] = hidden_grad_CD
+
+    def returned_weight(self) -> Tensor | None:
+        """The weight's gradient for autograd: None in main-gradient mode or for a frozen head."""
+        return self.weight_VD.to(self.inputs.weight_VD.dtype) if self.fresh else None
+
+
+def plan_call(
+    hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, head: Head
+) -> tuple[HeadPlan, bool, bool]:
+    """(plan, gradient of hidden wanted, gradient of weight wanted)."""
+    plan = plan_head(hidden_TD, weight_VD, target_T, head)
+    enabled = torch.is_grad_enabled()
+    need_weight = weight_VD.requires_grad or head.main_grad_VD is not None
+    return plan, enabled and hidden_TD.requires_grad, enabled and need_weight
+
+
+def _without_ignored(hidden_CD: Tensor, target_C: Tensor) -> Tensor:
+    """Zeros instead of ignored rows: a NaN in one must reach nothing."""
+    ignored_C = target_C == IGNORE
+    # A look at a CUDA tensor would wait for the device; here it saves a slow broadcast.
+    if hidden_CD.device.type == "cpu" and not torch.compiler.is_compiling() and not ignored_C.any():
+        return hidden_CD
+    return hidden_CD.masked_fill(ignored_C[:, None], 0)
+
+
+def _tile_list(tile: Tile | None) -> list[int]:
+    # Operator arguments are plain types.
+    return [] if tile is None else [int(value) for value in vars(tile).values()]
+
+
+def _make_plan(
+    temperature: float, softcap: float, entropy: str, form: str, tile: list[int]
+) -> HeadPlan:
+    made = Tile(*tile[:5], tma=bool(tile[5]), warp_specialize=bool(tile[6])) if tile else None
+    return HeadPlan(form, temperature, softcap, entropy, 1, made)
+
+
+@torch.library.custom_op("intfast::head_chunk", mutates_args=())
+def _chunk(
+    hidden_CD: Tensor,
+    weight_VD: Tensor,
+    target_C: Tensor,
+    temperature: float,
+    softcap: float,
+    entropy: str,
+    form: str,
+    tile: list[int],
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    plan = _make_plan(temperature, softcap, entropy, form, tile)
+    if form == "reference":
+        return head_reference.chunk(hidden_CD, weight_VD, target_C, plan, keep)
+    if hidden_CD.shape[0] == 0:
+        return _chunk_fake(
+            hidden_CD, weight_VD, target_C, temperature, softcap, entropy, form, tile, keep
+        )
+    if form == "odds":
+        from intfast.kernels import head_odds
+
+        return head_odds.chunk(hidden_CD, weight_VD, target_C, plan, keep)
+    from intfast.kernels import head_rows
+
+    return head_rows.chunk(hidden_CD, weight_VD, target_C, plan, keep)
+
+
+@_chunk.register_fake
+def _chunk_fake(hidden_CD, weight_VD, target_C, temperature, softcap, entropy, form, tile, keep):
+    num_rows, vocabulary = hidden_CD.shape[0], weight_VD.shape[0]
+    wide = torch.promote_types(hidden_CD.dtype, torch.float32)
+    logprob_C = hidden_CD.new_empty(num_rows, dtype=wide)
+    stats = hidden_CD.new_empty(4, num_rows, dtype=wide)
+    if not keep:
+        kept = hidden_CD.new_empty(0)
+    elif form == "odds":
+        kept = hidden_CD.new_empty(num_rows, padded_columns(vocabulary))[:, :vocabulary]
+    else:
+        kept = hidden_CD.new_empty(num_rows, vocabulary, dtype=wide)
+    return logprob_C, torch.empty_like(logprob_C), stats, kept
+
+
+@torch.library.custom_op("intfast::head_chunk_gradient", mutates_args=("kept_CV", "weight_grad_VD"))
+def _chunk_gradient(
+    kept_CV: Tensor,
+    stats: Tensor,
+    dlogprob_C: Tensor,
+    dentropy_C: Tensor | None,
+    hidden_CD: Tensor,
+    weight_VD: Tensor,
+    target_C: Tensor,
+    weight_grad_VD: Tensor | None,
+    temperature: float,
+    softcap: float,
+    form: str,
+    need_hidden: bool,
+    overwrite: bool,
+) -> Tensor:
+    plan = _make_plan(temperature, softcap, "none", form, [])
+    scale_C1 = None
+    if form == "rows":
+        from intfast.kernels import head_rows
+
+        left_CV = head_rows.chunk_gradient(
+            kept_CV, stats, dlogprob_C, dentropy_C, target_C, plan, hidden_CD.dtype
+        )
+    elif form == "odds":
+        from intfast.kernels import head_odds
+
+        left_CV, scale_C = head_odds.chunk_gradient(kept_CV, stats, dlogprob_C, plan)
+        scale_C1 = scale_C[:, None]
+    else:
+        left_CV, scale_C = head_reference.chunk_gradient(
+            kept_CV, stats, dlogprob_C, dentropy_C, target_C, plan
+        )
+        scale_C1 = scale_C[:, None]
+    hidden_grad_CD = hidden_CD.new_empty(0, hidden_CD.shape[1])
+    if need_hidden:
+        hidden_grad_CD = product(left_CV, weight_VD.to(left_CV.dtype))
+        if scale_C1 is not None:
+            hidden_grad_CD *= scale_C1
+        hidden_grad_CD = hidden_grad_CD.to(hidden_CD.dtype)
+    if weight_grad_VD is not None:
+        right_CD = hidden_CD if scale_C1 is None else (hidden_CD * scale_C1).to(left_CV.dtype)
+        accumulate(weight_grad_VD, left_CV.T, right_CD, overwrite)
+    return hidden_grad_CD
+
+
+@_chunk_gradient.register_fake
+def _chunk_gradient_fake(
+    kept_CV, stats, dlogprob_C, dentropy_C, hidden_CD, weight_VD, target_C, weight_grad_VD,
+    temperature, softcap, form, need_hidden, overwrite,
+):  # fmt: skip
+    return hidden_CD.new_empty(hidden_CD.shape[0] if need_hidden else 0, hidden_CD.shape[1])

@@ -1,0 +1,318 @@
+"""What the ops share before anything is launched: options, checks, the chunk plan, tile tables.
+
+Every choice is made here from shapes, types and the device, once, and can be printed
+(`HeadPlan.describe`). Nothing is chosen by timing or by catching an exception; `tune` in the
+benchmarks measures candidates and hands the winner back through the option `tile`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""The target of a row that carries no loss."""
+
+Impl = Literal["auto", "triton", "reference"]
+Form = Literal["auto", "odds", "rows"]
+Entropy = Literal["none", "value", "gradient"]
+
+# One chunk of 4,096 rows at the largest common vocabulary, 151,936, in bf16.
+DEFAULT_CHUNK_BYTES = 1_250_000_000
+_ROW_MULTIPLE = 128
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The launch configuration of the head's first matrix product."""
+
+    block_c: int
+    block_v: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+    tma: bool
+    warp_specialize: bool
+
+
+# Chosen by `python -m benchmarks.compile_check`: the largest tiles without spills on Triton 3.6
+# and 3.9. Reducing the entropy or applying a softcap in the epilogue needs more registers.
+ODDS_TILES = {
+    80: {
+        "plain": Tile(128, 128, 32, 8, 4, tma=False, warp_specialize=False),
+        "entropy": Tile(128, 128, 32, 8, 3, tma=False, warp_specialize=False),
+        "softcap": Tile(128, 128, 32, 8, 3, tma=False, warp_specialize=False),
+    },
+    90: {
+        "plain": Tile(128, 256, 64, 4, 3, tma=True, warp_specialize=True),
+        "entropy": Tile(128, 128, 64, 4, 4, tma=True, warp_specialize=True),
+        "softcap": Tile(128, 128, 64, 4, 4, tma=True, warp_specialize=True),
+    },
+    100: {
+        "plain": Tile(128, 128, 64, 8, 4, tma=True, warp_specialize=True),
+        "entropy": Tile(128, 128, 64, 8, 4, tma=True, warp_specialize=False),
+        "softcap": Tile(128, 64, 64, 8, 4, tma=True, warp_specialize=False),
+    },
+}
+# What one thread block may use, CUDA C++ programming guide, table of compute capabilities.
+SHARED_LIMIT_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
+
+# Small tiles, so that the interpreter sees several of them and ragged tails on small inputs.
+INTERPRETER_TILE = Tile(16, 32, 16, 4, 1, tma=False, warp_specialize=False)
+
+
+class HeadOptions(TypedDict, total=False):
+    """Keyword options of the ops on the loss head; the defaults are in `Head`.
+
+    temperature   the logits are divided by it, > 0
+    softcap       z -> softcap * tanh(z / softcap) before the temperature; None for none
+    rows_R        (R,) int64 on the inputs' device, without repeats: the only rows that enter a
+                  matrix product. The host knows them from the collator, so nothing is synced
+    main_grad_VD  (V, D) fp32, contiguous: the weight's gradient is added to it and autograd
+                  gets none; gives the weight a gradient even where requires_grad is False
+    chunk_bytes   bound of the (rows, V) buffer, in bytes; one row is the least
+    entropy       "none" skips the entropy, "value" has no gradient through it, "gradient" has
+    impl          "auto" is Triton for CUDA tensors and the reference for all others
+    form          of the Triton path: "odds" (bf16; exponential inside the matrix product) or
+                  "rows" (fp32 logits from cuBLAS, row kernels); "auto" picks by type and device
+    tile          a launch configuration for "odds" instead of the table's
+    """
+
+    temperature: float
+    softcap: float | None
+    rows_R: Tensor | None
+    main_grad_VD: Tensor | None
+    chunk_bytes: int
+    entropy: Entropy
+    impl: Impl
+    form: Form
+    tile: Tile | None
+
+
+@dataclass(frozen=True)
+class Head:
+    """`HeadOptions` with their defaults."""
+
+    temperature: float = 1.0
+    softcap: float | None = None
+    rows_R: Tensor | None = None
+    main_grad_VD: Tensor | None = None
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    entropy: Entropy = "value"
+    impl: Impl = "auto"
+    form: Form = "auto"
+    tile: Tile | None = None
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """How one call runs: plain values only, fixed before the first launch."""
+
+    form: Literal["reference", "odds", "rows"]
+    temperature: float
+    softcap: float
+    """0 for none."""
+    entropy: Entropy
+    chunk_rows: int
+    tile: Tile | None
+
+    def chunks(self, num_rows: int) -> list[tuple[int, int]]:
+        """(start, end) of each chunk of rows."""
+        starts = range(0, num_rows, self.chunk_rows)
+        return [(start, min(start + self.chunk_rows, num_rows)) for start in starts]
+
+    def describe(self) -> str:
+        """One line for the run's records."""
+        return f"head: form={self.form} chunk_rows={self.chunk_rows} tile={self.tile}"
+
+
+def resolve_impl(impl: Impl, device: torch.device) -> Literal["triton", "reference"]:
+    """The implementation for tensors on `device`; ValueError if Triton cannot run there."""
+    if impl not in ("auto", "triton", "reference"):
+        raise ValueError(f"impl: expected 'auto', 'triton' or 'reference', got {impl!r}")
+    if impl == "auto":
+        return "triton" if device.type == "cuda" else "reference"
+    if impl == "triton" and device.type != "cuda" and not interpreted():
+        raise ValueError(
+            f"impl='triton': expected CUDA tensors, got {device.type}; move them, use "
+            "impl='auto', or set TRITON_INTERPRET=1 before the import to debug on the CPU"
+        )
+    return impl
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter in this process."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def table_architecture(capability: tuple[int, int]) -> int:
+    """The key of the tile table for a device; ValueError below compute capability 8.0."""
+    major = capability[0]
+    if major < 8:
+        raise ValueError(f"expected compute capability >= 8.0, got {capability}; use form='rows'")
+    # 12.x has neither wgmma nor tcgen05 and little shared memory: the sm_80 kernels fit it.
+    return {9: 90, 10: 100, 11: 100}.get(major, 80)
+
+
+def plan_head(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, head: Head) -> HeadPlan:
+    """Check the inputs of a head op and fix how it runs; ValueError says what to change."""
+    check_head(hidden_TD, weight_VD, target_T, head)
+    form = _resolve_form(hidden_TD, weight_VD, head)
+    num_rows = hidden_TD.shape[0] if head.rows_R is None else head.rows_R.shape[0]
+    chunk_rows = max(1, head.chunk_bytes // _bytes_per_row(form, hidden_TD, weight_VD.shape[0]))
+    if chunk_rows < num_rows:
+        num_chunks = -(-num_rows // chunk_rows)
+        even = -(-num_rows // num_chunks)
+        aligned = -(-even // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        chunk_rows = aligned if aligned <= chunk_rows else even
+    tile = _resolve_tile(form, hidden_TD, head)
+    softcap = 0.0 if head.softcap is None else float(head.softcap)
+    temperature = float(head.temperature)
+    return HeadPlan(form, temperature, softcap, head.entropy, min(chunk_rows, num_rows or 1), tile)
+
+
+def check_head(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, head: Head) -> None:
+    """Refuse inputs that would not compute what they seem to say."""
+    if hidden_TD.ndim != 2 or weight_VD.ndim != 2 or hidden_TD.shape[1] != weight_VD.shape[1]:
+        raise ValueError(
+            f"expected hidden (T, D) and weight (V, D), got {tuple(hidden_TD.shape)} and "
+            f"{tuple(weight_VD.shape)}; flatten the batch, do not transpose the weight"
+        )
+    if hidden_TD.dtype != weight_VD.dtype or not hidden_TD.is_floating_point():
+        raise ValueError(
+            f"expected hidden and weight of one floating type, got {hidden_TD.dtype} and "
+            f"{weight_VD.dtype}; cast one of them"
+        )
+    expect("target", target_T, hidden_TD.shape[:1], torch.int64, hidden_TD.device)
+    if weight_VD.device != hidden_TD.device:
+        raise ValueError(f"weight: expected on {hidden_TD.device}, got {weight_VD.device}; move it")
+    if weight_VD.shape[0] == 0:
+        raise ValueError("weight: expected at least one vocabulary row, got (0, D)")
+    if head.rows_R is not None:
+        expect("rows_R", head.rows_R, head.rows_R.shape[:1], torch.int64, hidden_TD.device)
+    if head.main_grad_VD is not None:
+        fp64 = weight_VD.dtype == torch.float64
+        wanted = torch.float64 if fp64 else torch.float32
+        expect("main_grad_VD", head.main_grad_VD, weight_VD.shape, wanted, weight_VD.device)
+        if not head.main_grad_VD.is_contiguous():
+            raise ValueError("main_grad_VD: expected contiguous memory, got a strided view")
+    if not head.temperature > 0:
+        raise ValueError(
+            f"temperature: expected > 0, got {head.temperature}; greedy samples have no log-probs, "
+            "sample with a temperature to train on them"
+        )
+    if head.softcap is not None and not head.softcap > 0:
+        raise ValueError(f"softcap: expected > 0 or None, got {head.softcap}")
+    if head.chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes: expected >= 1, got {head.chunk_bytes}")
+    if head.entropy not in ("none", "value", "gradient"):
+        raise ValueError(f"entropy: expected 'none', 'value' or 'gradient', got {head.entropy!r}")
+    _check_targets(target_T, weight_VD.shape[0])
+
+
+def expect(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    """ValueError unless `tensor` has this shape, dtype and device."""
+    if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or tensor.device != device:
+        raise ValueError(
+            f"{name}: expected {tuple(shape)} {dtype} on {device}, got {tuple(tensor.shape)} "
+            f"{tensor.dtype} on {tensor.device}; cast or move it"
+        )
+
+
+def _check_targets(target_T: Tensor, vocabulary: int) -> None:
+    # A look at a CUDA tensor would wait for the device; there a bad target gives a NaN row.
+    if target_T.device.type != "cpu" or torch.compiler.is_compiling() or target_T.numel() == 0:
+        return
+    bad = (target_T != IGNORE) & ((target_T < 0) | (target_T >= vocabulary))
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"target: expected {IGNORE} or 0..{vocabulary - 1}, got {int(target_T[row])} in row "
+            f"{row}; check that the tokenizer fits the model"
+        )
+
+
+def _resolve_form(hidden_TD: Tensor, weight_VD: Tensor, head: Head) -> str:
+    if resolve_impl(head.impl, hidden_TD.device) == "reference":
+        return "reference"
+    if hidden_TD.dtype == torch.float64:
+        raise ValueError("impl='triton': expected fp32, bf16 or fp16, got fp64; use 'reference'")
+    if head.form not in ("auto", "odds", "rows"):
+        raise ValueError(f"form: expected 'auto', 'odds' or 'rows', got {head.form!r}")
+    # Exponentials relative to the target overflow fp16.
+    blockers = {
+        "fp16 inputs": hidden_TD.dtype == torch.float16,
+        "a gradient through the entropy": head.entropy == "gradient",
+    }
+    if hidden_TD.is_cuda:
+        blockers["fp32 inputs on a GPU"] = hidden_TD.dtype == torch.float32
+        blockers["rows that are no multiple of 16 bytes"] = not _tma_aligned(hidden_TD, weight_VD)
+        blockers["this device"] = torch.cuda.get_device_capability(hidden_TD.device)[0] < 8
+    blocking = [reason for reason, blocks in blockers.items() if blocks]
+    if head.form == "odds" and blocking:
+        raise ValueError(f"form='odds': not made for {' or '.join(blocking)}; use form='rows'")
+    if head.form == "auto":
+        return "rows" if blocking else "odds"
+    return head.form
+
+
+def _tma_aligned(hidden_TD: Tensor, weight_VD: Tensor) -> bool:
+    # The hidden states are copied where they are not; the weight is too large for that.
+    return hidden_TD.shape[1] % 8 == 0 and weight_VD.is_contiguous()
+
+
+def _resolve_tile(form: str, hidden_TD: Tensor, head: Head) -> Tile | None:
+    if form != "odds":
+        if head.tile is not None:
+            raise ValueError(f"tile: expected only with the odds form, got form {form!r}")
+        return None
+    if head.tile is not None:
+        return head.tile
+    if not hidden_TD.is_cuda:
+        return INTERPRETER_TILE
+    arch = table_architecture(torch.cuda.get_device_capability(hidden_TD.device))
+    if head.softcap is not None:
+        return ODDS_TILES[arch]["softcap"]
+    return ODDS_TILES[arch]["plain" if head.entropy == "none" else "entropy"]
+
+
+def padded_columns(vocabulary: int) -> int:
+    """Columns of a (rows, V) buffer whose rows start on 16 bytes in every type."""
+    return -(-vocabulary // 8) * 8
+
+
+def _bytes_per_row(form: str, hidden_TD: Tensor, vocabulary: int) -> int:
+    size = hidden_TD.element_size()
+    if form == "odds":
+        return padded_columns(vocabulary) * size
+    if form == "rows":
+        # fp32 logits, and their gradient in the inputs' type where it cannot overwrite them
+        return vocabulary * (4 if size == 4 else 4 + size)
+    # The reference keeps the exponents beside their exponentials, and upcasts.
+    return vocabulary * 2 * max(size, 4)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right` with an unrounded result: fp32 for bf16 and fp16, else the inputs' type."""
+    if left.dtype in (torch.float32, torch.float64):
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def accumulate(out: Tensor, left: Tensor, right: Tensor, overwrite: bool) -> None:
+    """`out += left @ right`, or `out =` it: one matrix product that accumulates in fp32 or more."""
+    if left.dtype == out.dtype:
+        out.addmm_(left, right, beta=0 if overwrite else 1)
+    elif left.is_cuda:
+        beta = 0 if overwrite else 1
+        torch.addmm(out, left, right, out_dtype=out.dtype, beta=beta, out=out)
+    else:
+        out.addmm_(left.to(out.dtype), right.to(out.dtype), beta=0 if overwrite else 1)

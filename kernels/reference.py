@@ -1,0 +1,102 @@
+"""The plain truth of every op: whole arrays, autograd, any floating type up to fp64.
+
+Nothing here is fast or small. Tests compare the ops with these functions in fp64; a reader finds
+in them what each op means.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from intfast.kernels.launch import IGNORE
+from torch import Tensor
+
+
+def linear_logprob(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    target_T: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(logprob_T, entropy_T) by log_softmax of the whole (T, V) logits; differentiable.
+
+    bf16 and fp16 inputs are upcast to fp32 first. Rows with target IGNORE give 0 and no gradient.
+    """
+    dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
+    live_T = target_T != IGNORE
+    # Zeros instead of the rows themselves: a NaN in an ignored row must reach nothing.
+    hidden_TD = torch.where(live_T[:, None], hidden_TD, 0)
+    logit_TV = hidden_TD.to(dtype) @ weight_VD.to(dtype).T
+    if softcap is not None:
+        logit_TV = softcap * torch.tanh(logit_TV / softcap)
+    logprob_TV = torch.log_softmax(logit_TV / temperature, dim=1)
+    logprob_T = logprob_TV.gather(1, target_T.clamp_min(0)[:, None])[:, 0]
+    entropy_T = -(logprob_TV.exp() * logprob_TV).sum(1)
+    return torch.where(live_T, logprob_T, 0), torch.where(live_T, entropy_T, 0)
+
+
+def linear_objective(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    target_T: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """`loss(logprob_T, entropy_T)`, a scalar whose derivatives autograd finds by itself."""
+    return loss(
+        *linear_logprob(hidden_TD, weight_VD, target_T, temperature=temperature, softcap=softcap)
+    )
+
+
+def span_cross_entropy(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    target_T: Tensor,
+    weight_T: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """Sum over tokens of weight times minus log-prob; tokens of weight 0 have no effect."""
+    target_T = torch.where(weight_T == 0, IGNORE, target_T)
+    logprob_T, _ = linear_logprob(
+        hidden_TD, weight_VD, target_T, temperature=temperature, softcap=softcap
+    )
+    return -(weight_T.to(logprob_T.dtype) * logprob_T).sum()
+
+
+def group_advantages(
+    rewards_N: Tensor,
+    offsets_P1: Tensor,
+    *,
+    baseline: str = "mean",
+    scale: str = "std",
+    eps: float = 1e-4,
+) -> Tensor:
+    """Advantage of each sample within its group, one group after the other."""
+    advantage_N = torch.zeros_like(rewards_N)
+    scored = ~rewards_N.isnan()
+    batch_std = rewards_N[scored].std() if scored.sum() > 1 else None
+    bounds = offsets_P1.tolist()
+    for start, end in itertools.pairwise(bounds):
+        live = scored[start:end]
+        reward = rewards_N[start:end][live]
+        if len(reward) < 2 or reward.max() == reward.min():
+            continue
+        centred = reward - reward.mean()
+        if baseline == "leave_one_out":
+            centred = centred * len(reward) / (len(reward) - 1)
+        divisor = {
+            "std": lambda r: r.std() + eps,
+            "population": lambda r: r.std(correction=0) + eps,
+            "batch": lambda r: batch_std + eps,
+            "none": lambda r: 1.0,
+        }[scale](reward)
+        advantage_N[start:end][live] = centred / divisor
+    return advantage_N

@@ -1,0 +1,158 @@
+"""Plant realistic bugs in a copy of kernels/ and see the kernel tests catch each of them.
+
+    python tests/mutants_kernels.py [substring of a file or note ...]
+
+Exit status 1 if a planted bug survives. Needs triton; takes minutes, so it is not collected by
+pytest.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LOGPROB, OBJECTIVE, GROUPS = "linear_logprob", "linear_objective", "group_advantages"
+ROW64 = "row = tl.program_id(0).to(tl.int64)"
+
+# (file, note, what the test file is called, from, to); `from` is replaced once, at its first place
+MUTANTS = [
+    ("head_odds", "padded columns enter the sum", LOGPROB,
+     "valid = (cols[None, :] < V) & (cols[None, :] != target.to(tl.int32)[:, None])",
+     "valid = cols[None, :] != target.to(tl.int32)[:, None]"),
+    ("head_odds", "target stays in the sum", LOGPROB,
+     "valid = (cols[None, :] < V) & (cols[None, :] != target.to(tl.int32)[:, None])",
+     "valid = cols[None, :] < V"),
+    ("head_odds", "int32 offset of hidden rows", LOGPROB,
+     "x_at = x_ptr + rows.to(tl.int64)[:, None]", "x_at = x_ptr + rows[:, None]"),
+    ("head_odds", "int32 offset of the target row", LOGPROB,
+     ROW64, "row = tl.program_id(0)"),
+    ("head_rows", "int32 offset of logits", LOGPROB, ROW64, "row = tl.program_id(0)"),
+    ("head_odds", "forgotten 1 / (1 + R)", LOGPROB,
+     "-dlogprob_C / ((r_C + torch.exp(-shift_C)) * plan.temperature)",
+     "-dlogprob_C / plan.temperature"),
+    ("head_odds", "forgotten temperature in the gradient", LOGPROB,
+     "(r_C + torch.exp(-shift_C)) * plan.temperature", "(r_C + torch.exp(-shift_C))"),
+    ("head_odds", "wrong sign in the target column", LOGPROB,
+     "own = -r * _cap_slope(logit", "own = r * _cap_slope(logit"),
+    ("head_odds", "overflow not noticed", LOGPROB, "tl.constexpr(6e27)", "tl.constexpr(6e37)"),
+    ("head_odds", "shift left out of the log-prob", LOGPROB,
+     "-(shift + log_total)", "-log_total"),
+    ("head_odds", "ragged tail of the inner axis", LOGPROB,
+     "in_d = (inner < D)[None, :]", "in_d = (inner < D + 1)[None, :]"),
+    ("head_odds", "log(1 + x) instead of log1p", LOGPROB,
+     "tl.where(x < 0.5, 2.0 * s * (1.0 + q * tail), tl.log(1.0 + x))", "tl.log(1.0 + x)"),
+    ("head_odds", "softcap slope left out", LOGPROB,
+     "return 1.0 - tanh * tanh", "return 1.0 + 0.0 * tanh"),
+    ("head_rows", "rescaling forgets the entropy sum", LOGPROB,
+     "k = (k - drop * r) * tl.exp(-drop)", "k = k * tl.exp(-drop)"),
+    ("head_rows", "sums not rescaled", LOGPROB, "r = r * tl.exp(-drop)", "r = r * 1.0"),
+    ("head_rows", "entropy slope of the target", LOGPROB,
+     "own_slope += dentropy", "own_slope -= dentropy"),
+    ("head_rows", "impossible target read as 0", LOGPROB,
+     'tl.where(known | (target == _IGNORE), logit, float("nan"))', "logit"),
+    ("head_reference", "off-by-one target", LOGPROB,
+     "column_C1 = target_C.clamp_min(0)[:, None]",
+     "column_C1 = (target_C.clamp_min(0)[:, None] - 1).clamp_min(0)"),
+    ("head_reference", "log(1 + R) instead of log1p", LOGPROB,
+     "r_C.log1p()", "(r_C + 1).log()"),
+    ("head_reference", "softcap slope left out", LOGPROB, "left_CV *= factor_CV", "pass"),
+    ("head", "gradient of ignored rows", LOGPROB,
+     "dlogprob_C = torch.where(live_C, dlogprob_C, 0)", "dlogprob_C = dlogprob_C"),
+    ("head", "NaN of ignored rows", LOGPROB, ".masked_fill(ignored_C[:, None], 0)", ""),
+    ("head", "only the last chunk's weight gradient", LOGPROB,
+     "self.fresh and start == 0", "self.fresh"),
+    ("head", "main gradient overwritten", LOGPROB, "self.fresh and start == 0", "start == 0"),
+    ("head", "rows scattered in another order", LOGPROB,
+     "index_copy_(0, rows_R, value_R)", "index_copy_(0, rows_R.flip(0), value_R)"),
+    ("head", "weight gradient of no rows uninitialised", LOGPROB,
+     "self.weight_VD.zero_()", "pass"),
+    ("launch", "chunks over the byte budget", OBJECTIVE,
+     "head.chunk_bytes //", "2 * head.chunk_bytes //"),
+    ("linear_objective", "gradient scaled in place", OBJECTIVE,
+     "hidden_grad_RD * dloss", "hidden_grad_RD.mul_(dloss)"),
+    ("linear_objective", "incoming gradient ignored", OBJECTIVE,
+     "weight_grad_VD = weight_grad_VD * dloss", "weight_grad_VD = weight_grad_VD"),
+    ("linear_objective", "tokens of weight 0 take part", OBJECTIVE,
+     "torch.where(streams.weight_T == 0, IGNORE, target_T)", "target_T"),
+    ("linear_objective", "coupled objective done per chunk", OBJECTIVE,
+     "couples = objective.whole_batch and len(chunks) > 1", "couples = False"),
+    ("span_cross_entropy", "rows without loss enter", OBJECTIVE,
+     "if len(rows_R) == len(weight_T):", "if True:"),
+    ("objectives", "one bound for both sides of the clip", OBJECTIVE,
+     "max=1 + self.high", "max=1 + self.low"),
+    ("objectives", "gradient through the clipped branch", OBJECTIVE,
+     "torch.where(free_T, -dratio_T * advantage_T, 0)", "-dratio_T * advantage_T"),
+    ("objectives", "sign of the k3 slope", OBJECTIVE,
+     "-torch.expm1(bounded_T)", "torch.expm1(bounded_T)"),
+    ("objectives", "CISPO bounds around 1", OBJECTIVE,
+     "ratio_T.clamp(self.low, self.high)", "ratio_T.clamp(1 - self.low, 1 + self.high)"),
+    ("objectives", "masked correction truncates", OBJECTIVE,
+     'if self.mode == "truncate":', "if True:"),
+    ("objectives", "sequence mean over dead tokens", OBJECTIVE,
+     "live_T = streams.weight_T != 0", "live_T = streams.weight_T == streams.weight_T"),
+    ("objectives", "missing sampler log-prob poisons", OBJECTIVE,
+     "torch.nan_to_num(old_T - sampler_T, nan=0.0)", "old_T - sampler_T"),
+    ("group_advantages_triton", "eps under the root", GROUPS,
+     "tl.sqrt(squares / tl.maximum(count - 1.0, 1.0)) + eps",
+     "tl.sqrt(squares / tl.maximum(count - 1.0, 1.0) + eps)"),
+    ("group_advantages_triton", "population for unbiased", GROUPS,
+     "tl.sqrt(squares / tl.maximum(count - 1.0", "tl.sqrt(squares / tl.maximum(count - 0.0"),
+    ("group_advantages_triton", "noise of equal rewards", GROUPS,
+     "factor = tl.where(active, factor, 0.0)", "factor = factor * 1.0"),
+    ("group_advantages_triton", "unscored tokens keep their weight", GROUPS,
+     "weight = tl.where(scored, weight, 0.0)", "weight = weight * 1.0"),
+    ("group_advantages_triton", "one-pass variance", GROUPS,
+     "centred = tl.where(reward == reward, reward - mean, 0.0)\n"
+     "        squares += tl.sum(centred * centred, 0)",
+     "centred = tl.where(reward == reward, reward, 0.0)\n"
+     "        squares += tl.sum(centred * centred, 0) - "
+     "tl.sum((reward == reward).to(tl.float32), 0) * mean * mean"),
+    ("group_advantages", "unscored tokens keep their weight on the CPU", GROUPS,
+     "torch.where(scored_N[sample_T], token_weight_T, 0)", "token_weight_T.clone()"),
+    ("reference", "leave-one-out without its factor", GROUPS,
+     "centred * len(reward) / (len(reward) - 1)", "centred"),
+]  # fmt: skip
+
+
+def caught(file: str, suite: str, old: str, new: str) -> tuple[bool, str]:
+    """Whether the suite fails on the mutant, and its first failing test."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("intfast", "kernels", "tests"):
+            shutil.copytree(ROOT / name, copy / name)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        path = copy / "kernels" / f"{file}.py"
+        text = path.read_text()
+        assert old in text, f"{file}: the mutant's text is gone: {old}"
+        path.write_text(text.replace(old, new, 1))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command.append(f"tests/test_kernels_{suite}.py")
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+        lines = done.stdout.splitlines()
+        first = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "")
+        # 1: a test failed; negative: the process died, as an offset into nowhere may make it do
+        return done.returncode == 1 or done.returncode < 0, first or f"exit {done.returncode}"
+
+
+def main(filters: list[str]) -> int:
+    survivors = []
+    chosen = [m for m in MUTANTS if not filters or any(f in m[0] + m[1] for f in filters)]
+    for file, note, suite, old, new in chosen:
+        start = time.perf_counter()
+        dead, how = caught(file, suite, old, new)
+        survivors += [] if dead else [note]
+        verdict = "caught" if dead else "SURVIVED"
+        how = how.split("::")[-1].split(" - ")[0][:70]
+        print(f"{verdict:<9}{file:<24}{note:<46}{time.perf_counter() - start:5.0f} s  {how}")
+        sys.stdout.flush()
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} planted bugs caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

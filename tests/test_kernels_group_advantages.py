@@ -1,0 +1,108 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from intfast.kernels.group_advantages import TokenLayout, group_advantages
+from kernels_common import DEVICE, HAS_TRITON
+
+IMPLS = ["reference", *(["triton"] if HAS_TRITON else [])]
+NAN = float("nan")
+
+
+def golden(rewards, offsets, baseline, scale, eps):
+    """Independent NumPy fp64, one sample at a time."""
+    out = np.zeros(len(rewards))
+    scored = [r for r in rewards if not math.isnan(r)]
+    for start, end in pairwise(offsets):
+        group = [i for i in range(start, end) if not math.isnan(rewards[i])]
+        values = [rewards[i] for i in group]
+        if len(set(values)) < 2:
+            continue
+        for i in group:
+            others = [rewards[j] for j in group if j != i]
+            base = np.mean(values) if baseline == "mean" else np.mean(others)
+            divisor = {
+                "std": np.std(values, ddof=1) + eps,
+                "population": np.std(values) + eps,
+                "batch": np.std(scored, ddof=1) + eps,
+                "none": 1.0,
+            }[scale]
+            out[i] = (rewards[i] - base) / divisor
+    return out
+
+
+def batch(seed):
+    made = np.random.default_rng(seed)
+    sizes = [1, 0, 5, 19, 8, 3, 2]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    rewards = made.integers(0, 2, offsets[-1]) + 0.25 * made.integers(0, 2, offsets[-1])
+    rewards[[2, 7, 20]] = NAN
+    rewards[25:33], rewards[33:36], rewards[36:] = 1.25, 0.1, NAN
+    lengths = made.integers(0, 40, offsets[-1])
+    token_offsets = np.concatenate([[0], np.cumsum(lengths)])
+    weights = made.random(token_offsets[-1]) * (made.random(token_offsets[-1]) > 0.3)
+    return rewards, offsets, token_offsets, weights
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@pytest.mark.parametrize("scale", ["std", "population", "batch", "none"])
+def test_against_numpy(impl, baseline, scale):
+    rewards, offsets, token_offsets, weights = batch(5)
+    layout = TokenLayout(
+        torch.tensor(token_offsets, device=DEVICE),
+        torch.tensor(weights, dtype=torch.float32, device=DEVICE),
+    )
+    got = group_advantages(
+        torch.tensor(rewards, dtype=torch.float32, device=DEVICE),
+        torch.tensor(offsets, device=DEVICE), layout,
+        baseline=baseline, scale=scale, eps=1e-2, impl=impl,
+    )  # fmt: skip
+    want = golden(rewards, offsets, baseline, scale, 1e-2)
+    np.testing.assert_allclose(got.advantage_N.cpu(), want, atol=2e-6)
+    sample_T = np.repeat(np.arange(len(rewards)), np.diff(token_offsets))
+    np.testing.assert_allclose(got.advantage_T.cpu(), want[sample_T], atol=2e-6)
+    kept = np.where(np.isnan(rewards[sample_T]), 0, weights)
+    np.testing.assert_allclose(got.weight_T.cpu(), kept, rtol=1e-6)
+    groups = [[r for r in rewards[a:b] if not math.isnan(r)] for a, b in pairwise(offsets)]
+    counts = [int(value) for value in got.counts]
+    assert counts == [
+        sum(1 for g in groups if g and min(g) > 0.5),
+        sum(1 for g in groups if g and max(g) <= 0.5),
+        sum(1 for g in groups if len(set(g)) > 1),
+        int((~np.isnan(rewards)).sum()),
+        int((kept != 0).sum()),
+    ]
+    assert min(counts) > 0
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_equal_rewards_give_exactly_zero(impl):
+    # the fp32 mean of these is not 0.1, and the difference over eps would be 0.07
+    rewards = torch.full((11,), 0.1, device=DEVICE)
+    offsets = torch.tensor([0, 11], device=DEVICE)
+    for scale in ("std", "population", "batch", "none"):
+        got = group_advantages(rewards, offsets, scale=scale, eps=1e-7, impl=impl)
+        assert (got.advantage_N == 0).all() and int(got.counts.active) == 0
+    assert got.advantage_T is None and got.weight_T is None
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_large_offsets_in_rewards_do_not_cancel(impl):
+    rewards = torch.tensor([4096.0, 4096.5, 4097.0, 4095.0], device=DEVICE)
+    got = group_advantages(rewards, torch.tensor([0, 4], device=DEVICE), eps=0.0, impl=impl)
+    want = golden(rewards.tolist(), [0, 4], "mean", "std", 0.0)
+    np.testing.assert_allclose(got.advantage_N.cpu(), want, atol=1e-4)
+
+
+def test_bad_arguments_are_refused():
+    rewards = torch.zeros(4)
+    for offsets in ([0, 3], [1, 4], [0, 3, 2, 4]):
+        with pytest.raises(ValueError, match="offsets"):
+            group_advantages(rewards, torch.tensor(offsets))
+    with pytest.raises(ValueError, match="scale"):
+        group_advantages(rewards, torch.tensor([0, 4]), scale="mad")
+    with pytest.raises(ValueError, match="rewards"):
+        group_advantages(rewards.double(), torch.tensor([0, 4]))

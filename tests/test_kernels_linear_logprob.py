@@ -1,0 +1,250 @@
+import pytest
+import torch
+from intfast.kernels.launch import IGNORE
+from intfast.kernels.linear_logprob import linear_logprob
+from kernels_common import (
+    DEVICE,
+    FORMS,
+    INTERPRETED,
+    LOGPROB_BUDGET,
+    assert_within,
+    inputs,
+    options,
+)
+
+from intfast.kernels import reference
+
+# (T, D, V, chunk_bytes): several tiles and ragged tails on every axis, single rows, columns, none
+SHAPES = [(36, 18, 70, 6_000), (1, 16, 31, 10**9), (3, 5, 1, 10**9), (0, 8, 9, 10**9)]
+LARGE = [
+    (255, 24, 257, 10**6),
+    (1025, 8, 1000, 10**6),
+    (3, 8, 50257, 10**6),
+    (5, 4, 151936, 2_600_000),
+]
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    """torch.empty gives NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def run(fn, hidden, weight, target, upstream, **kwargs):
+    hidden = hidden.detach().clone().requires_grad_()
+    weight = weight.detach().clone().requires_grad_()
+    logprob, entropy = fn(hidden, weight, target, **kwargs)
+    loss = (logprob * upstream[0].to(logprob.dtype)).sum()
+    if upstream[1] is not None:
+        loss = loss + (entropy * upstream[1].to(entropy.dtype)).sum()
+    return logprob.detach(), entropy.detach(), *torch.autograd.grad(loss, (hidden, weight))
+
+
+def compare(hidden, weight, target, form, entropy, chunk, budget=LOGPROB_BUDGET, **kwargs):
+    made = torch.Generator().manual_seed(7)
+    upstream = [torch.randn(len(target), generator=made).to(DEVICE) for _ in range(2)]
+    if entropy != "gradient":
+        upstream[1] = None
+    call = (target, upstream)
+    truth = run(reference.linear_logprob, hidden.double(), weight.double(), *call, **kwargs)
+    eager = run(reference.linear_logprob, hidden, weight, *call, **kwargs)
+    extra = {"entropy": entropy, "chunk_bytes": chunk, **options(form)}
+    got = run(linear_logprob, hidden, weight, *call, **kwargs, **extra)
+    assert got[0].dtype == torch.float32 and (got[0] <= 0).all()
+    if len(target):
+        for value, exact in zip(got[:2], truth[:2], strict=True):
+            assert (value.double() - exact).abs().max() <= budget
+        for value, plain, exact in zip(got[2:], eager[2:], truth[2:], strict=True):
+            assert_within(value, plain, exact, 2e-6)
+    return got, truth
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("capped", [False, True])
+def test_values_and_gradients_against_fp64(form, shape, capped):
+    T, D, V, chunk = shape
+    hidden, weight, target = inputs(T, D, V, scale=2.0)
+    target[T // 2 : T // 2 + 1] = IGNORE
+    entropy = "value" if form == "odds" else "gradient"
+    kwargs = {"temperature": 0.7, "softcap": 3.0} if capped else {}
+    compare(hidden, weight, target, form, entropy, chunk, **kwargs)
+
+
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_large_vocabularies_on_the_reference_path(shape):
+    T, D, V, chunk = shape
+    compare(*inputs(T, D, V, scale=2.0), "reference", "value", chunk)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_confident_tokens_keep_their_relative_accuracy(form):
+    _, weight, target = inputs(12, 16, 40)
+    margin = torch.linspace(8, 30, 12, device=DEVICE)
+    hidden = weight[target] / weight[target].square().sum(1, True) * margin[:, None]
+    got, truth = compare(hidden, weight, target, form, "value", 10**9)
+    confident = truth[0] > -1e-3
+    assert confident.sum() >= 3 and truth[0].max() > -1e-6
+    # one ulp of a logit of 30 is 2e-6, and the exponential carries it over
+    assert (got[0].double() / truth[0] - 1).abs()[confident].max() < 3e-5
+    rows = (got[2].double() - truth[2]).norm(dim=1) / truth[2].norm(dim=1)
+    assert rows.max() < 1e-4
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("softcap", [None, 200.0])
+def test_logits_of_eighty(form, softcap):
+    hidden, weight, target = inputs(10, 16, 40)
+    hidden = hidden / (hidden @ weight.T).abs().amax(1, True) * 80
+    own = (hidden[::2] * weight[target[::2]]).sum(1, True)
+    hidden[::2] *= -own.sign()
+    # half an ulp at 160 is 8e-6, for each of the two logits of a difference
+    _, truth = compare(hidden, weight, target, form, "value", 10**9, 6e-5, softcap=softcap)
+    assert truth[0].min() < -80 and truth[0].max() > -64
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ignored_rows_reach_nothing(form):
+    hidden, weight, target = inputs(19, 21, 40)
+    dead = [0, 5, 18]
+    target[dead], hidden[dead] = IGNORE, float("nan")
+    upstream = torch.ones(19, device=DEVICE)
+    upstream[5] = float("nan")
+    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    logprob, entropy = linear_logprob(h, w, target, **options(form))
+    logprob.backward(upstream)
+    for value in (logprob, entropy, h.grad):
+        assert (value[dead] == 0).all() and torch.isfinite(value).all()
+    assert torch.isfinite(w.grad).all() and w.grad.norm() > 0
+    h.grad = w.grad = None
+    logprob, _ = linear_logprob(h, w, torch.full_like(target, IGNORE), **options(form))
+    logprob.sum().backward()
+    assert (logprob == 0).all() and (h.grad == 0).all() and (w.grad == 0).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_main_gradient_and_frozen_inputs(form):
+    hidden, weight, target = inputs(21, 17, 40)
+    rows = torch.tensor([1, 2, 3, 11, 20], device=DEVICE)
+    upstream = torch.linspace(-1, 2, 21, device=DEVICE)
+    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    only = torch.full_like(target, IGNORE).index_copy_(0, rows, target[rows])
+    plain, _ = reference.linear_logprob(h, w, only)
+    want = (plain, *torch.autograd.grad(plain, (h, w), upstream))
+
+    def call(h, w, **extra):
+        return linear_logprob(h, w, target, rows_R=rows, **extra, **options(form))[0]
+
+    picked = call(h, w)
+    got = (picked, *torch.autograd.grad(picked, (h, w), upstream))
+    main = torch.ones_like(weight)
+    into_main = torch.autograd.grad(
+        call(h, weight, main_grad_VD=main, chunk_bytes=2_000), h, upstream
+    )
+    frozen = torch.autograd.grad(call(h, weight), h, upstream)
+    alone = torch.autograd.grad(call(hidden, w), w, upstream)
+    pairs = [*zip(got, want, strict=True), (main - 1, want[2]), (alone[0], want[2])]
+    for x, y in [*pairs, (into_main[0], want[1]), (frozen[0], want[1])]:
+        torch.testing.assert_close(x, y, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_strided_inputs_nothing_modified_and_repeatable(form):
+    hidden, weight, target = inputs(17, 18, 40)
+    strided = hidden.T.contiguous().T.requires_grad_()
+    wide = torch.randn(40, 25, device=DEVICE)
+    wide[:, :18] = weight
+    sliced = wide[:, :18].requires_grad_()
+    upstream = torch.linspace(-1, 2, 17, device=DEVICE)
+    held = (strided, sliced, target, upstream)
+    before = [x.detach().clone() for x in held]
+    runs = []
+    for _ in range(2):
+        logprob, _ = linear_logprob(strided, sliced, target, **options(form))
+        runs.append((logprob, *torch.autograd.grad(logprob, (strided, sliced), upstream)))
+    assert all(torch.equal(x, y) for x, y in zip(held, before, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+    truth = hidden.double().requires_grad_()
+    plain, _ = reference.linear_logprob(truth, weight.double(), target)
+    (grad,) = torch.autograd.grad(plain, truth, upstream.double())
+    torch.testing.assert_close(runs[0][1].double(), grad, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="CUDA targets are not checked on the host")
+def test_bad_inputs_are_refused():
+    hidden, weight, target = inputs(4, 8, 9)
+    bad = target.clone()
+    bad[2] = 9
+    with pytest.raises(ValueError, match="row 2"):
+        linear_logprob(hidden, weight, bad)
+    for kwargs in ({"temperature": 0.0}, {"softcap": -1.0}, {"chunk_bytes": 0}, {"impl": "x"}):
+        with pytest.raises(ValueError, match=next(iter(kwargs))):
+            linear_logprob(hidden, weight, target, **kwargs)
+    with pytest.raises(ValueError, match="one floating type"):
+        linear_logprob(hidden.double(), weight, target)
+    with pytest.raises(ValueError, match="main_grad_VD"):
+        linear_logprob(hidden, weight, target, main_grad_VD=torch.zeros(9, 7))
+    with pytest.raises(TypeError):
+        linear_logprob(hidden, weight, target, temprature=1.0)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "reference"])
+def test_impossible_target_shows_as_nan_without_a_host_check(form):
+    from intfast.kernels.launch import Head, plan_head
+
+    from intfast.kernels import head
+
+    hidden, weight, target = inputs(5, 8, 9)
+    plan = plan_head(hidden, weight, target, Head(**options(form)))
+    target[3] = 12
+    logprob, _ = head.statistics(head.gather(hidden, weight, target, None, plan))
+    assert logprob.isnan().tolist() == [False, False, False, True, False]
+
+
+def test_fp64_gradcheck():
+    hidden, weight, target = inputs(5, 4, 7, dtype=torch.float64)
+    target[1] = IGNORE
+
+    def fn(h, w):
+        return linear_logprob(
+            h, w, target, temperature=0.8, softcap=4.0, entropy="gradient",
+            impl="reference", chunk_bytes=300,
+        )  # fmt: skip
+
+    assert torch.autograd.gradcheck(fn, (hidden.requires_grad_(), weight.requires_grad_()))
+
+
+def far_rows(value):
+    """The same rows 2**30 elements apart, so that row 2 starts beyond int32."""
+    stride = 2**30
+    store = torch.empty((len(value) - 1) * stride + value.shape[1])
+    return store.as_strided(value.shape, (stride, 1)).copy_(value)
+
+
+@pytest.mark.skipif("odds" not in FORMS, reason="needs the interpreter")
+@pytest.mark.parametrize("far", ["hidden", "weight", "logits"])
+def test_offsets_beyond_two_to_the_31(far, monkeypatch):
+    from intfast.kernels.launch import Head, plan_head
+
+    from intfast.kernels import head_odds, head_rows
+
+    # The memory is virtual as long as nothing poisons it.
+    torch.use_deterministic_algorithms(False)
+    hidden, weight, target = inputs(3, 8, 4, scale=3.0)
+    want, _ = reference.linear_logprob(hidden, weight, target)
+    form = "rows" if far == "logits" else "odds"
+    plan = plan_head(hidden, weight, target, Head(**options(form)))
+    if far == "logits":
+        logits = far_rows(hidden @ weight.T)
+        monkeypatch.setattr(head_rows, "product", lambda left, right: logits)
+        got = head_rows.chunk(hidden, weight, target, plan, keep=True)
+        ones = torch.ones(3)
+        grad = head_rows.chunk_gradient(got[3], got[2], ones, None, target, plan, torch.float32)
+        assert grad.sum(1).abs().max() < 1e-5 and (grad.abs().sum(1) > 0.01).all()
+    else:
+        pair = {"hidden": hidden, "weight": weight}
+        pair[far] = far_rows(pair[far])
+        got = head_odds.chunk(pair["hidden"], pair["weight"], target, plan, keep=True)
+    torch.testing.assert_close(got[0], want)
