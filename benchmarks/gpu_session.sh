@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything a session on a GPU machine without network should bring home, in under 10 minutes:
 # the GPU tests, the compile check, the kernel benchmark (rows are appended to RESULTS), and a short
-# table last. Each step runs even when an earlier one failed; the exit status is the number of
+# table last. It needs torch, Triton, transformers and pytest, nothing else. Each step runs even when an earlier one failed; the exit status is the number of
 # failures.
 #
 #   benchmarks/gpu_session.sh [RESULTS [WHEELS]]
@@ -49,13 +49,13 @@ else
 fi
 # The architecture of this machine alone: the others are checked without a GPU.
 step compile_check 75 "$python" -m benchmarks.compile_check --arch 90
-step advantages 60 "$python" -m benchmarks kernels group_advantages \
+step advantages 60 "$python" -m benchmarks.kernels group_advantages \
     --rounds 30 --warmup 5 --results "$results"
-step spans 130 "$python" -m benchmarks kernels span_cross_entropy \
+step spans 130 "$python" -m benchmarks.kernels span_cross_entropy \
     --budget 85 --rounds 9 --results "$results" "${peers[@]}"
-step objective 100 "$python" -m benchmarks kernels linear_objective \
+step objective 100 "$python" -m benchmarks.kernels linear_objective \
     --budget 60 --rounds 9 --results "$results" "${peers[@]}"
-step logprob 75 "$python" -m benchmarks kernels linear_logprob \
+step logprob 75 "$python" -m benchmarks.kernels linear_logprob \
     --budget 40 --rounds 9 --results "$results" "${peers[@]}"
 
 echo "== table"

@@ -7,6 +7,7 @@ to torch.compile; what lies between them (the objective) is not, so it fuses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,8 @@ class Chunk(NamedTuple):
     entropy_C: Tensor
     stats: Tensor
     kept: Tensor
+    hidden_CD: Tensor
+    target_C: Tensor
 
 
 class Inputs(NamedTuple):
@@ -66,10 +69,11 @@ def forward(inputs: Inputs, start: int, end: int, keep: bool) -> Chunk:
     plan = inputs.plan
     hidden_CD, target_C = _rows(inputs, start, end)
     return Chunk(
-        *_chunk(
+        *_operator(plan, _chunk, _run_chunk)(
             hidden_CD, inputs.weight_VD, target_C, plan.temperature, plan.softcap,
             plan.entropy, plan.form, _tile_list(plan.tile), keep,
-        )
+        ),
+        hidden_CD, target_C,
     )  # fmt: skip
 
 
@@ -96,11 +100,13 @@ class Gradients:
     ) -> None:
         hidden_RD, weight_VD, _, plan = inputs
         self.inputs = inputs
-        self.hidden_RD = torch.empty_like(hidden_RD) if need_hidden else None
+        single = len(plan.chunks(len(hidden_RD))) <= 1
+        self.need_hidden, self.hidden_RD = need_hidden, None
+        if need_hidden and not (single and len(hidden_RD)):
+            self.hidden_RD = torch.empty_like(hidden_RD)
         self.weight_VD = main_grad_VD
         self.fresh = main_grad_VD is None and need_weight
         if self.fresh:
-            single = len(plan.chunks(len(hidden_RD))) <= 1
             wide = torch.promote_types(weight_VD.dtype, torch.float32)
             self.weight_VD = torch.empty_like(weight_VD, dtype=None if single else wide)
             if len(hidden_RD) == 0:
@@ -111,17 +117,19 @@ class Gradients:
     ) -> None:
         """Both gradient products of one chunk; `chunk.kept` is used up."""
         plan = self.inputs.plan
-        hidden_CD, target_C = _rows(self.inputs, start, end)
+        hidden_CD, target_C = chunk.hidden_CD, chunk.target_C
         live_C = target_C != IGNORE
         dlogprob_C = torch.where(live_C, dlogprob_C, 0)
         if dentropy_C is not None:
             dentropy_C = torch.where(live_C, dentropy_C, 0)
-        hidden_grad_CD = _chunk_gradient(
+        hidden_grad_CD = _operator(plan, _chunk_gradient, _run_chunk_gradient)(
             chunk.kept, chunk.stats, dlogprob_C, dentropy_C, hidden_CD, self.inputs.weight_VD,
             target_C, self.weight_VD, plan.temperature, plan.softcap, plan.form,
-            self.hidden_RD is not None, self.fresh and start == 0,
+            self.need_hidden, self.fresh and start == 0,
         )  # fmt: skip
-        if self.hidden_RD is not None:
+        if self.need_hidden and self.hidden_RD is None:
+            self.hidden_RD = hidden_grad_CD
+        elif self.need_hidden:
             self.hidden_RD[start:end] = hidden_grad_CD
 
     def returned_weight(self) -> Tensor | None:
@@ -141,9 +149,18 @@ def plan_call(
 
 def _rows(inputs: Inputs, start: int, end: int) -> tuple[Tensor, Tensor]:
     target_C = inputs.target_R[start:end]
+    hidden_CD, ignored_C1 = inputs.hidden_RD[start:end], (target_C == IGNORE)[:, None]
+    # On the CPU a look is cheaper than the copy; a look at a CUDA tensor would wait for it.
+    looks = target_C.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and not ignored_C1.any():
+        return hidden_CD, target_C
     # Zeros instead of the rows themselves: a NaN in an ignored row must reach nothing.
-    ignored_C1 = (target_C == IGNORE)[:, None]
-    return inputs.hidden_RD[start:end].masked_fill(ignored_C1, 0), target_C
+    return hidden_CD.masked_fill(ignored_C1, 0), target_C
+
+
+def _operator(plan: HeadPlan, registered: Callable, plain: Callable) -> Callable:
+    # Dispatch through the registry costs as much as a small CPU chunk.
+    return plain if plan.form == "reference" and not torch.compiler.is_compiling() else registered
 
 
 def _tile_list(tile: Tile | None) -> list[int]:
@@ -158,8 +175,7 @@ def _make_plan(
     return HeadPlan(form, temperature, softcap, entropy, 1, made)
 
 
-@torch.library.custom_op("intfast::head_chunk", mutates_args=())
-def _chunk(
+def _run_chunk(
     hidden_CD: Tensor,
     weight_VD: Tensor,
     target_C: Tensor,
@@ -186,6 +202,9 @@ def _chunk(
     return head_rows.chunk(hidden_CD, weight_VD, target_C, plan, keep)
 
 
+_chunk = torch.library.custom_op("intfast::head_chunk", _run_chunk, mutates_args=())
+
+
 @_chunk.register_fake
 def _chunk_fake(hidden_CD, weight_VD, target_C, temperature, softcap, entropy, form, tile, keep):
     num_rows, vocabulary = hidden_CD.shape[0], weight_VD.shape[0]
@@ -201,8 +220,7 @@ def _chunk_fake(hidden_CD, weight_VD, target_C, temperature, softcap, entropy, f
     return logprob_C, torch.empty_like(logprob_C), stats, kept
 
 
-@torch.library.custom_op("intfast::head_chunk_gradient", mutates_args=("kept_CV", "weight_grad_VD"))
-def _chunk_gradient(
+def _run_chunk_gradient(
     kept_CV: Tensor,
     stats: Tensor,
     dlogprob_C: Tensor,
@@ -245,6 +263,13 @@ def _chunk_gradient(
         right_CD = hidden_CD if scale_C1 is None else (hidden_CD * scale_C1).to(left_CV.dtype)
         accumulate(weight_grad_VD, left_CV.T, right_CD, overwrite)
     return hidden_grad_CD
+
+
+_chunk_gradient = torch.library.custom_op(
+    "intfast::head_chunk_gradient",
+    _run_chunk_gradient,
+    mutates_args=("kept_CV", "weight_grad_VD"),
+)
 
 
 @_chunk_gradient.register_fake
