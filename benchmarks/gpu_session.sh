@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything a session on a GPU machine without network should bring home, in under 10 minutes:
 # the GPU tests, the compile check, the kernel benchmark (rows are appended to RESULTS), and a short
-# table last. It needs torch, Triton, transformers and pytest, nothing else. Each step runs even when an earlier one failed; the exit status is the number of
-# failures.
+# table last. It needs torch, Triton, transformers and pytest, nothing else. Each step runs even
+# when an earlier one failed; the exit status is the number of failures.
 #
 #   benchmarks/gpu_session.sh [RESULTS [WHEELS]]
 #

@@ -6,15 +6,15 @@ for the gradient products as autograd does between bf16 tensors.
 
 import pytest
 import torch
+from kernels_common import LOGPROB_BUDGET, assert_within
+
+from intfast.kernels import reference
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
 from intfast.kernels.launch import IGNORE
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import EntropyBonus, Kl, PolicyClip, SequenceClip, Streams, Sum
 from intfast.kernels.span_cross_entropy import span_cross_entropy
-from kernels_common import LOGPROB_BUDGET, assert_within
-
-from intfast.kernels import reference
 
 pytestmark = [
     pytest.mark.gpu,
