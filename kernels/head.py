@@ -253,6 +253,9 @@ def _run_chunk_gradient(
             kept_CV, stats, dlogprob_C, dentropy_C, target_C, plan
         )
         scale_C1 = scale_C[:, None]
+        # Both products take the row scale: for few columns it is cheaper on their common factor.
+        if left_CV.shape[1] < 2 * hidden_CD.shape[1]:
+            left_CV, scale_C1 = left_CV.mul_(scale_C1), None
     hidden_grad_CD = hidden_CD.new_empty(0, hidden_CD.shape[1])
     if need_hidden:
         hidden_grad_CD = product(left_CV, weight_VD.to(left_CV.dtype))
