@@ -98,7 +98,7 @@ def cases(arch: int) -> list[Case]:
         Case("rereference", head_odds._rereference, redo, num_warps=8),
         Case("row_statistics", head_rows._row_statistics, row, num_warps=8),
         Case("row_gradient", head_rows._row_gradient, {**row, "ENTROPY": True}, num_warps=8),
-        Case("group_advantages", group_advantages_triton._group_advantages, groups),
+        Case("group_advantages", group_advantages_triton._group_advantages, groups, 8),
     ]
 
 

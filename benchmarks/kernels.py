@@ -12,6 +12,7 @@ import argparse
 import importlib.metadata
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -46,21 +47,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="also print each row as JSON")
 
 
-def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row per case and gradient mode."""
+def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row per case and gradient mode, as soon as it is measured."""
     unknown = set(args.ops) - set(OPS)
     if unknown:
         raise ValueError(f"ops: expected some of {', '.join(OPS)}, got {', '.join(unknown)}")
-    start, rows = time.monotonic(), []
+    start = time.monotonic()
     for case in kernel_cases.cases(args.ops or list(OPS), args.shapes):
         for main in (False, True) if case.has_gradient else (False,):
             if time.monotonic() - start > args.budget:
                 print(f"stopped: {args.budget:g} s are over")
-                return rows
-            rows.append(_measure(case, main, args))
+                return
+            row = _measure(case, main, args)
             if args.json:
-                print(json.dumps(rows[-1]))
-    return rows
+                print(json.dumps(row))
+            yield row
 
 
 def _measure(case: Case, main: bool, args: argparse.Namespace) -> dict[str, Any]:
@@ -228,3 +229,19 @@ def _print_figures(figures: dict[str, Any], floor: float | None) -> None:
         share = "" if floor is None else f"  {100 * entry['floor_share']:.0f} % of floor"
         errors = " ".join(f"{key} {value:.1e}" for key, value in entry["errors"].items())
         print(f"  {name:32} {text}{peak}{share}  error: {errors}")
+
+
+def main() -> None:
+    """This benchmark alone, for a machine that has only torch, Triton and transformers."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
+    harness.add_arguments(parser)
+    add_arguments(parser)
+    args = parser.parse_args()
+    if not args.device.startswith("cuda"):
+        print("On a CPU: these are not GPU figures, and no times are stored.")
+    for row in run(args):
+        harness.append(NAME, row, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -134,5 +134,6 @@ def run(
             eps, right_above,
             BLOCK_N=8 if small else 128, BLOCK_T=16 if small else 1024,
             SCALE=_SCALES[scale], LEAVE_ONE_OUT=baseline == "leave_one_out", TOKENS=tokens,
+            num_warps=8,
         )  # fmt: skip
     return advantage_N, advantage_T, out_weight_T, counts

@@ -7,6 +7,7 @@ to torch.compile; what lies between them (the objective) is not, so it fuses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -66,22 +67,24 @@ def scatter(value_R: Tensor, rows_R: Tensor | None, num_rows: int) -> Tensor:
 def forward(inputs: Inputs, start: int, end: int, keep: bool) -> Chunk:
     """The chunk of rows start..end."""
     plan = inputs.plan
-    target_C = inputs.target_R[start:end]
-    hidden_CD = _without_ignored(inputs.hidden_RD[start:end], target_C)
-    made = _chunk(
-        hidden_CD, inputs.weight_VD, target_C, plan.temperature, plan.softcap, plan.entropy,
-        plan.form, _tile_list(plan.tile), keep,
+    hidden_CD, target_C = _rows(inputs, start, end)
+    return Chunk(
+        *_operator(plan, _chunk, _run_chunk)(
+            hidden_CD, inputs.weight_VD, target_C, plan.temperature, plan.softcap,
+            plan.entropy, plan.form, _tile_list(plan.tile), keep,
+        ),
+        hidden_CD, target_C,
     )  # fmt: skip
-    return Chunk(*made, hidden_CD, target_C)
 
 
 def statistics(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """(logprob_R, entropy_R) of all rows, nothing kept: one matrix product."""
     chunks = inputs.plan.chunks(len(inputs.hidden_RD)) or [(0, 0)]
-    # Of a chunk only these two are held, so that its rows are freed before the next.
-    parts = [forward(inputs, start, end, keep=False)[:2] for start, end in chunks]
-    logprobs, entropies = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+    parts = [forward(inputs, start, end, keep=False) for start, end in chunks]
+    return (
+        torch.cat([part.logprob_C for part in parts]),
+        torch.cat([part.entropy_C for part in parts]),
+    )
 
 
 class Gradients:
@@ -97,16 +100,15 @@ class Gradients:
     ) -> None:
         hidden_RD, weight_VD, _, plan = inputs
         self.inputs = inputs
-        self.single = len(plan.chunks(len(hidden_RD))) == 1
-        self.need_hidden = need_hidden
-        self.hidden_RD = None
-        if need_hidden and not self.single:
+        single = len(plan.chunks(len(hidden_RD))) <= 1
+        self.need_hidden, self.hidden_RD = need_hidden, None
+        if need_hidden and not (single and len(hidden_RD)):
             self.hidden_RD = torch.empty_like(hidden_RD)
         self.weight_VD = main_grad_VD
         self.fresh = main_grad_VD is None and need_weight
         if self.fresh:
             wide = torch.promote_types(weight_VD.dtype, torch.float32)
-            self.weight_VD = torch.empty_like(weight_VD, dtype=None if self.single else wide)
+            self.weight_VD = torch.empty_like(weight_VD, dtype=None if single else wide)
             if len(hidden_RD) == 0:
                 self.weight_VD.zero_()
 
@@ -115,16 +117,17 @@ class Gradients:
     ) -> None:
         """Both gradient products of one chunk; `chunk.kept` is used up."""
         plan = self.inputs.plan
-        live_C = chunk.target_C != IGNORE
+        hidden_CD, target_C = chunk.hidden_CD, chunk.target_C
+        live_C = target_C != IGNORE
         dlogprob_C = torch.where(live_C, dlogprob_C, 0)
         if dentropy_C is not None:
             dentropy_C = torch.where(live_C, dentropy_C, 0)
-        hidden_grad_CD = _chunk_gradient(
-            chunk.kept, chunk.stats, dlogprob_C, dentropy_C, chunk.hidden_CD,
-            self.inputs.weight_VD, chunk.target_C, self.weight_VD, plan.temperature, plan.softcap,
-            plan.form, self.need_hidden, self.fresh and start == 0,
+        hidden_grad_CD = _operator(plan, _chunk_gradient, _run_chunk_gradient)(
+            chunk.kept, chunk.stats, dlogprob_C, dentropy_C, hidden_CD, self.inputs.weight_VD,
+            target_C, self.weight_VD, plan.temperature, plan.softcap, plan.form,
+            self.need_hidden, self.fresh and start == 0,
         )  # fmt: skip
-        if self.single and self.need_hidden:
+        if self.need_hidden and self.hidden_RD is None:
             self.hidden_RD = hidden_grad_CD
         elif self.need_hidden:
             self.hidden_RD[start:end] = hidden_grad_CD
@@ -144,13 +147,20 @@ def plan_call(
     return plan, enabled and hidden_TD.requires_grad, enabled and need_weight
 
 
-def _without_ignored(hidden_CD: Tensor, target_C: Tensor) -> Tensor:
-    """Zeros instead of ignored rows: a NaN in one must reach nothing."""
-    ignored_C = target_C == IGNORE
-    # A look at a CUDA tensor would wait for the device; here it saves a slow broadcast.
-    if hidden_CD.device.type == "cpu" and not torch.compiler.is_compiling() and not ignored_C.any():
-        return hidden_CD
-    return hidden_CD.masked_fill(ignored_C[:, None], 0)
+def _rows(inputs: Inputs, start: int, end: int) -> tuple[Tensor, Tensor]:
+    target_C = inputs.target_R[start:end]
+    hidden_CD, ignored_C1 = inputs.hidden_RD[start:end], (target_C == IGNORE)[:, None]
+    # On the CPU a look is cheaper than the copy; a look at a CUDA tensor would wait for it.
+    looks = target_C.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and not ignored_C1.any():
+        return hidden_CD, target_C
+    # Zeros instead of the rows themselves: a NaN in an ignored row must reach nothing.
+    return hidden_CD.masked_fill(ignored_C1, 0), target_C
+
+
+def _operator(plan: HeadPlan, registered: Callable, plain: Callable) -> Callable:
+    # Dispatch through the registry costs as much as a small CPU chunk.
+    return plain if plan.form == "reference" and not torch.compiler.is_compiling() else registered
 
 
 def _tile_list(tile: Tile | None) -> list[int]:
@@ -165,8 +175,7 @@ def _make_plan(
     return HeadPlan(form, temperature, softcap, entropy, 1, made)
 
 
-@torch.library.custom_op("intfast::head_chunk", mutates_args=())
-def _chunk(
+def _run_chunk(
     hidden_CD: Tensor,
     weight_VD: Tensor,
     target_C: Tensor,
@@ -193,6 +202,9 @@ def _chunk(
     return head_rows.chunk(hidden_CD, weight_VD, target_C, plan, keep)
 
 
+_chunk = torch.library.custom_op("intfast::head_chunk", _run_chunk, mutates_args=())
+
+
 @_chunk.register_fake
 def _chunk_fake(hidden_CD, weight_VD, target_C, temperature, softcap, entropy, form, tile, keep):
     num_rows, vocabulary = hidden_CD.shape[0], weight_VD.shape[0]
@@ -208,8 +220,7 @@ def _chunk_fake(hidden_CD, weight_VD, target_C, temperature, softcap, entropy, f
     return logprob_C, torch.empty_like(logprob_C), stats, kept
 
 
-@torch.library.custom_op("intfast::head_chunk_gradient", mutates_args=("kept_CV", "weight_grad_VD"))
-def _chunk_gradient(
+def _run_chunk_gradient(
     kept_CV: Tensor,
     stats: Tensor,
     dlogprob_C: Tensor,
@@ -242,6 +253,9 @@ def _chunk_gradient(
             kept_CV, stats, dlogprob_C, dentropy_C, target_C, plan
         )
         scale_C1 = scale_C[:, None]
+        # Both products take the row scale: for few columns it is cheaper on their common factor.
+        if left_CV.shape[1] < 2 * hidden_CD.shape[1]:
+            left_CV, scale_C1 = left_CV.mul_(scale_C1), None
     hidden_grad_CD = hidden_CD.new_empty(0, hidden_CD.shape[1])
     if need_hidden:
         hidden_grad_CD = product(left_CV, weight_VD.to(left_CV.dtype))
@@ -252,6 +266,13 @@ def _chunk_gradient(
         right_CD = hidden_CD if scale_C1 is None else (hidden_CD * scale_C1).to(left_CV.dtype)
         accumulate(weight_grad_VD, left_CV.T, right_CD, overwrite)
     return hidden_grad_CD
+
+
+_chunk_gradient = torch.library.custom_op(
+    "intfast::head_chunk_gradient",
+    _run_chunk_gradient,
+    mutates_args=("kept_CV", "weight_grad_VD"),
+)
 
 
 @_chunk_gradient.register_fake

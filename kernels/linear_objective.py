@@ -55,10 +55,11 @@ class _LinearObjective(torch.autograd.Function):
         if ctx.accumulated:
             _expect_one(dloss)
         # Out of place: the graph may be retained, and these are needed again.
+        if not _is_one(dloss):
+            hidden_grad_RD = None if hidden_grad_RD is None else hidden_grad_RD * dloss
+            weight_grad_VD = None if weight_grad_VD is None else weight_grad_VD * dloss
         if hidden_grad_RD is not None:
-            hidden_grad_RD = head.scatter(hidden_grad_RD * dloss, rows_R, ctx.num_rows)
-        if weight_grad_VD is not None:
-            weight_grad_VD = weight_grad_VD * dloss
+            hidden_grad_RD = head.scatter(hidden_grad_RD, rows_R, ctx.num_rows)
         return hidden_grad_RD, weight_grad_VD, None, None, None, None, None, None, None
 
 
@@ -110,6 +111,12 @@ def _weighted(
     return Terms(
         *(None if term is None else torch.where(live_C, term * weight_C, 0) for term in terms)
     )
+
+
+def _is_one(dloss: Tensor) -> bool:
+    """Whether scaling can be skipped; not asked of a CUDA tensor, which would wait for it."""
+    looks = dloss.device.type == "cpu" and not torch.compiler.is_compiling()
+    return looks and float(dloss) == 1.0
 
 
 def _expect_one(dloss: Tensor) -> None:

@@ -76,7 +76,7 @@ MUTANTS = [
     ("linear_objective", "gradient scaled in place", OBJECTIVE,
      "hidden_grad_RD * dloss", "hidden_grad_RD.mul_(dloss)"),
     ("linear_objective", "incoming gradient ignored", OBJECTIVE,
-     "weight_grad_VD = weight_grad_VD * dloss", "weight_grad_VD = weight_grad_VD"),
+     "else weight_grad_VD * dloss", "else weight_grad_VD"),
     ("linear_objective", "tokens of weight 0 take part", OBJECTIVE,
      "torch.where(streams.weight_T == 0, IGNORE, target_T)", "target_T"),
     ("linear_objective", "coupled objective done per chunk", OBJECTIVE,
@@ -140,6 +140,10 @@ def caught(file: str, suite: str, old: str, new: str) -> tuple[bool, str]:
 
 
 def main(filters: list[str]) -> int:
+    for suite in (LOGPROB, OBJECTIVE, GROUPS):
+        red, how = caught("head", suite, "", "")
+        if red:
+            raise SystemExit(f"{suite}: expected a green suite to plant bugs in, got {how}")
     survivors = []
     chosen = [m for m in MUTANTS if not filters or any(f in m[0] + m[1] for f in filters)]
     for file, note, suite, old, new in chosen:

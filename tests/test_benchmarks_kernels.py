@@ -9,7 +9,7 @@ from benchmarks import costs, harness, kernel_cases, kernels, peers, timing
 from benchmarks.kernel_cases import Case, Variant
 
 
-def arguments(*words, folder=None):
+def arguments(*words):
     parser = argparse.ArgumentParser()
     harness.add_arguments(parser)
     kernels.add_arguments(parser)
@@ -47,7 +47,7 @@ def test_cases_cover_the_shapes_and_shares():
 
 @pytest.mark.parametrize("op", kernel_cases.OPS)
 def test_each_op_runs_on_a_cpu(op):
-    rows = kernels.run(arguments(op))
+    rows = list(kernels.run(arguments(op)))
     for row in rows:
         assert row["setting"]["op"] == op
         for name, entry in row["figures"].items():

@@ -6,15 +6,15 @@ for the gradient products as autograd does between bf16 tensors.
 
 import pytest
 import torch
+from kernels_common import LOGPROB_BUDGET, assert_within
+
+from intfast.kernels import reference
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
 from intfast.kernels.launch import IGNORE
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import EntropyBonus, Kl, PolicyClip, SequenceClip, Streams, Sum
 from intfast.kernels.span_cross_entropy import span_cross_entropy
-from kernels_common import LOGPROB_BUDGET, assert_within
-
-from intfast.kernels import reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -250,7 +250,9 @@ def test_entropy_bonus_runs_and_agrees():
 
     got, eager, truth = three_ways(hidden, weight, ours, plain)
     assert (got[0].double() - truth[0]).abs() < 1e-3
-    assert_gradients(got[1], eager[1], truth[1])
+    # Over a whole array: single rows of few large terms round twice in one and once in the other.
+    for value, plain_grad, exact in zip(got[1], eager[1], truth[1], strict=True):
+        assert (value - exact).norm() <= 2 * (plain_grad - exact).norm()
 
 
 @pytest.mark.parametrize("shape", [(1025, 2560, 151_936), (255, 100, 257), (3, 200, 31)], ids=str)

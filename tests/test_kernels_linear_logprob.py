@@ -16,12 +16,8 @@ from intfast.kernels import reference
 
 # (T, D, V, chunk_bytes): several tiles and ragged tails on every axis, single rows, columns, none
 SHAPES = [(36, 18, 70, 6_000), (1, 16, 31, 10**9), (3, 5, 1, 10**9), (0, 8, 9, 10**9)]
-LARGE = [
-    (255, 24, 257, 10**6),
-    (1025, 8, 1000, 10**6),
-    (3, 8, 50257, 10**6),
-    (5, 4, 151936, 2_600_000),
-]
+LARGE = [(255, 24, 257, 10**6), (1025, 8, 1000, 10**6), (3, 8, 50257, 10**6),
+         (2, 4, 151936, 10**9)]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +52,8 @@ def compare(hidden, weight, target, form, entropy, chunk, budget=LOGPROB_BUDGET,
     if len(target):
         for value, exact in zip(got[:2], truth[:2], strict=True):
             assert (value.double() - exact).abs().max() <= budget
-        for value, plain, exact in zip(got[2:], eager[2:], truth[2:], strict=True):
-            assert_within(value, plain, exact, 2e-6)
+        assert_within(got[2], eager[2], truth[2], 2e-6)
+    assert_within(got[3], eager[3], truth[3], 2e-6)
     return got, truth
 
 

@@ -232,8 +232,14 @@ def test_rows_without_loss_never_reach_a_product(form, monkeypatch):
     from intfast.kernels import head
 
     seen = []
-    real = head._chunk
-    monkeypatch.setattr(head, "_chunk", lambda x, *rest: seen.append(len(x)) or real(x, *rest))
+    real = head.forward
+
+    def watched(inputs, start, end, keep):
+        chunk = real(inputs, start, end, keep)
+        seen.append(len(chunk.hidden_CD))
+        return chunk
+
+    monkeypatch.setattr(head, "forward", watched)
     hidden, weight, target = inputs(64, 8, 9)
     span_cross_entropy(hidden.requires_grad_(), weight, target, [(5, 8)], **options(form))
     assert seen == [3]
