@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import triton
-from intfast.kernels.launch import ODDS_TILES, SHARED_LIMIT_BYTES, Tile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from intfast.kernels import group_advantages_triton, head_odds, head_rows
+from intfast.kernels.launch import ODDS_TILES, SHARED_LIMIT_BYTES, Tile
 
 TENSOR_CORE = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from intfast.kernels.launch import Impl, expect, resolve_impl
 from torch import Tensor
 
 from intfast.kernels import reference
+from intfast.kernels.launch import Impl, expect, resolve_impl
 
 Baseline = Literal["mean", "leave_one_out"]
 Scale = Literal["std", "population", "batch", "none"]

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+from intfast.kernels import head_reference
 from intfast.kernels.launch import (
     IGNORE,
     Head,
@@ -21,9 +24,6 @@ from intfast.kernels.launch import (
     plan_head,
     product,
 )
-from torch import Tensor
-
-from intfast.kernels import head_reference
 
 
 class Chunk(NamedTuple):

@@ -23,8 +23,9 @@ import contextvars
 import torch
 import triton
 import triton.language as tl
-from intfast.kernels.launch import HeadPlan, interpreted, padded_columns
 from torch import Tensor
+
+from intfast.kernels.launch import HeadPlan, interpreted, padded_columns
 
 MAX_EXPONENT = tl.constexpr(64.0)
 # A sum that holds one clamped exponential, exp(64) = 6.2e27, is at least this.

@@ -8,8 +8,9 @@ softmax over the vocabulary.
 from __future__ import annotations
 
 import torch
-from intfast.kernels.launch import IGNORE, HeadPlan
 from torch import Tensor
+
+from intfast.kernels.launch import IGNORE, HeadPlan
 
 # Above this exponent a row is taken relative to its largest logit instead of its target's.
 MAX_EXPONENT = 64.0

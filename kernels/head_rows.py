@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from intfast.kernels.head_odds import _IGNORE, MAX_EXPONENT, _cap, _cap_slope, _finish
 from intfast.kernels.launch import HeadPlan, product
-from torch import Tensor
 
 
 @triton.jit

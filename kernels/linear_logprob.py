@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Unpack
 
 import torch
-from intfast.kernels.launch import Head, HeadOptions
 from torch import Tensor
 
 from intfast.kernels import head
+from intfast.kernels.launch import Head, HeadOptions
 
 
 class _LinearLogprob(torch.autograd.Function):

@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import NamedTuple, Unpack
 
 import torch
-from intfast.kernels.launch import IGNORE, Head, HeadOptions, expect
-from intfast.kernels.objectives import Objective, Streams, Terms
 from torch import Tensor
 
 from intfast.kernels import head
+from intfast.kernels.launch import IGNORE, Head, HeadOptions, expect
+from intfast.kernels.objectives import Objective, Streams, Terms
 
 
 class ObjectiveOutput(NamedTuple):

@@ -10,8 +10,9 @@ import itertools
 from collections.abc import Callable
 
 import torch
-from intfast.kernels.launch import IGNORE
 from torch import Tensor
+
+from intfast.kernels.launch import IGNORE
 
 
 def linear_logprob(

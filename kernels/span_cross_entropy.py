@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import Unpack
 
 import torch
+from torch import Tensor
+
 from intfast.kernels.launch import HeadOptions
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import CrossEntropy, Streams
-from torch import Tensor
 
 
 def span_cross_entropy(

@@ -4,8 +4,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from intfast.kernels.group_advantages import TokenLayout, group_advantages
 from kernels_common import DEVICE, HAS_TRITON
+
+from intfast.kernels.group_advantages import TokenLayout, group_advantages
 
 IMPLS = ["reference", *(["triton"] if HAS_TRITON else [])]
 NAN = float("nan")

@@ -1,7 +1,5 @@
 import pytest
 import torch
-from intfast.kernels.launch import IGNORE
-from intfast.kernels.linear_logprob import linear_logprob
 from kernels_common import (
     DEVICE,
     FORMS,
@@ -13,6 +11,8 @@ from kernels_common import (
 )
 
 from intfast.kernels import reference
+from intfast.kernels.launch import IGNORE
+from intfast.kernels.linear_logprob import linear_logprob
 
 # (T, D, V, chunk_bytes): several tiles and ragged tails on every axis, single rows, columns, none
 SHAPES = [(36, 18, 70, 6_000), (1, 16, 31, 10**9), (3, 5, 1, 10**9), (0, 8, 9, 10**9)]
@@ -188,9 +188,8 @@ def test_bad_inputs_are_refused():
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "reference"])
 def test_impossible_target_shows_as_nan_without_a_host_check(form):
-    from intfast.kernels.launch import Head, plan_head
-
     from intfast.kernels import head
+    from intfast.kernels.launch import Head, plan_head
 
     hidden, weight, target = inputs(5, 8, 9)
     plan = plan_head(hidden, weight, target, Head(**options(form)))
@@ -222,9 +221,8 @@ def far_rows(value):
 @pytest.mark.skipif("odds" not in FORMS, reason="needs the interpreter")
 @pytest.mark.parametrize("far", ["hidden", "weight", "logits"])
 def test_offsets_beyond_two_to_the_31(far, monkeypatch):
-    from intfast.kernels.launch import Head, plan_head
-
     from intfast.kernels import head_odds, head_rows
+    from intfast.kernels.launch import Head, plan_head
 
     # The memory is virtual as long as nothing poisons it.
     torch.use_deterministic_algorithms(False)

@@ -3,6 +3,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from kernels_common import DEVICE, FORMS, INTERPRETED, inputs, options
+
+from intfast.kernels import reference
 from intfast.kernels.launch import IGNORE, Head, plan_head
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import (
@@ -18,9 +21,6 @@ from intfast.kernels.objectives import (
     Sum,
 )
 from intfast.kernels.span_cross_entropy import span_cross_entropy
-from kernels_common import DEVICE, FORMS, INTERPRETED, inputs, options
-
-from intfast.kernels import reference
 
 SEQUENCES = 3
 

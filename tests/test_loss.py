@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from intfast.kernels.linear_objective import ObjectiveOutput
-from intfast.kernels.objectives import Streams
 from torch.autograd import gradcheck
 
 from intfast.batch import pack
+from intfast.kernels.linear_objective import ObjectiveOutput
+from intfast.kernels.objectives import Streams
 from intfast.loss import (
     merge_stats,
     objective_of,
