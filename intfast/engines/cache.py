@@ -5,8 +5,8 @@ are one contiguous slice per row and key/value head. R is rows, W slots per row,
 L slots read in a step, G query heads per key/value head.
 
 On the CPU in fp32 nothing here depends on what else is in the batch, to the last bit. That rests on
-three observations about MKL and torch's vector loops, which tests/test_engine_native.py checks end to end:
-matrix products treat all rows alike from BLOCK rows on (with several threads: up to a model
+three observations about MKL and torch's vector loops, which tests/test_engine_native.py checks end
+to end: matrix products treat all rows alike from BLOCK rows on (with several threads: up to a model
 width of about 512); loops over whole vectors treat all elements alike; sums over at most SUM_SLOTS
 slots run in order, so slots of probability 0 change nothing.
 """
