@@ -292,6 +292,22 @@ def test_gspo_ratio_is_the_geometric_mean_of_its_sequence():
     bounded = torch.where(negative, ratio.clamp(0.5, 1.25), ratio.clamp(max=1.2))
     loss = terms_of(config, logprob, streams).loss_T
     torch.testing.assert_close(loss, -bounded * streams.advantage_T)
+    output = ObjectiveOutput(loss.sum(), logprob, torch.zeros_like(logprob))
+    stats = policy_stats(output, streams, config, 5)
+    torch.testing.assert_close(stats["ratio_sum"], ratio.sum())
+    assert stats["clip_dual_sum"] == (negative & (ratio > 1.25)).sum()
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_divergence_estimators(estimator):
+    logprob, streams = some_streams(advantage_T=torch.zeros(40, dtype=torch.float64))
+    d = streams.reference_T - logprob
+    config = PolicyConfig(kl=0.3, kl_estimator=estimator)
+    loss = terms_of(config, logprob, streams).loss_T
+    expected = {"k1": -d, "k2": d**2 / 2, "k3": d.exp() - 1 - d}[estimator]
+    torch.testing.assert_close(loss, 0.3 * expected)
+    stats = policy_stats(ObjectiveOutput(loss.sum(), logprob, loss), streams, config, 5)
+    torch.testing.assert_close(stats["kl_sum"], expected.sum())
 
 
 @pytest.mark.parametrize("mode", ["truncate", "mask"])
