@@ -1,8 +1,15 @@
-"""Fixtures that several files share."""
+"""Fixtures that several files share; imported before every test file."""
+
+import os
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+if not torch.cuda.is_available():
+    # Triton reads it when a kernel is defined, so it must be set before any module imports one.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"

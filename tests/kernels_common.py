@@ -1,14 +1,10 @@
 """Shared by the kernel tests: which implementations run here, inputs that bite, error budgets."""
 
 import importlib.util
-import os
 
 import torch
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-if not torch.cuda.is_available():
-    # Read when the kernels are first imported.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = DEVICE == "cpu"
 # The Triton code runs in fp32 here: the interpreter's bf16 is not to be trusted.
