@@ -1,8 +1,8 @@
 """What the ops share before anything is launched: options, checks, the chunk plan, tile tables.
 
 Every choice is made here from shapes, types and the device, once, and can be printed
-(`HeadPlan.describe`). Nothing is chosen by timing or by catching an exception; `tune` in the
-benchmarks measures candidates and hands the winner back through the option `tile`.
+(`HeadPlan.describe`). Nothing is chosen by timing or by catching an exception; a caller who has
+measured a better tile gives it through the option `tile`.
 """
 
 from __future__ import annotations
