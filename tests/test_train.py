@@ -123,7 +123,8 @@ def test_a_finished_run_is_not_repeated(finished, monkeypatch):
     assert again["evaluations"] == summary["evaluations"]
 
 
-@pytest.mark.parametrize("call", [2, 4, 6, 9])
+# Attempts, verification, continuations, an evaluation, and rollouts of both RL arms.
+@pytest.mark.parametrize("call", [2, 3, 4, 5, 6, 9])
 def test_an_interrupted_run_continues_to_the_same_result(finished, tmp_path, monkeypatch, call):
     complete, calls = Solver.complete, []
 
