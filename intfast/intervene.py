@@ -1,16 +1,6 @@
 """Wrong attempts -> verified -> intervention -> continuations -> kept Examples.
 
-Every candidate is recorded with the gate that it reached, in this order:
-
-    too_long      the verification prompt does not fit the context
-    unparsed      the reply is not in the asked form
-    no_error      the reply finds nothing wrong
-    bad_location  the location is not a step of the attempt
-    leak          the replacement gives the answer away
-    duplicate     an earlier candidate of the same attempt has passed
-    passed        all of the above passed; its continuations are not yet counted
-    unsolved      too few right continuations
-    kept          all gates passed
+Every candidate is recorded with the gate that it reached; GATES has them in their order.
 """
 
 from __future__ import annotations
@@ -23,11 +13,23 @@ from typing import Any, NamedTuple
 import msgspec
 
 from intfast.config import InterveneConfig, SamplingConfig, SftConfig
+from intfast.evaluate import Estimate, bootstrap, coverage
 from intfast.prompts import cut, encode
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.rollout import derive_seed
 from intfast.solve import Solver, Start
 
+GATES = {
+    "too_long": "the verification prompt does not fit the context",
+    "unparsed": "the reply is not in the asked form",
+    "no_error": "the reply finds nothing wrong",
+    "bad_location": "the location is not a step of the attempt",
+    "leak": "the replacement gives the answer away",
+    "duplicate": "an earlier candidate of the same attempt has passed",
+    "passed": "all of the above passed; its continuations are not yet counted",
+    "unsolved": "too few right continuations",
+    "kept": "all gates passed",
+}
 REACHED_CONTINUATION = ("passed", "unsolved", "kept")
 OnFinished = Callable[[int, int], None]
 
@@ -280,6 +282,37 @@ def correct_counts(
     for record in continuations:
         counts[record.intervention_id] += record.start == start and record.grade == "correct"
     return counts
+
+
+def start_figures(
+    continued: Sequence[Intervention], drawn: Sequence[Continuation], seed: int
+) -> dict[str, Any]:
+    """Accuracy and coverage of the continuations `drawn` from one start, with their intervals.
+
+    Attempts are the unit that is continued; a problem is covered when any of its attempts is.
+    Raises ValueError when no continuation is scored.
+    """
+    by_attempt: dict[str, list[bool]] = defaultdict(list)
+    for record in drawn:
+        if record.grade != "unscored":
+            by_attempt[record.intervention_id].append(record.grade == "correct")
+    counts = {key: (len(right), sum(right)) for key, right in by_attempt.items()}
+    by_problem: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for record in continued:
+        if record.id in counts:
+            by_problem[record.problem_id].append(counts[record.id])
+    problems = [tuple(map(sum, zip(*rows, strict=True))) for rows in by_problem.values()]
+    shares = [correct / num for num, correct in problems]
+    low, high = bootstrap(shares, seed)
+    return {
+        "continuations": len(drawn),
+        "per_attempt": len(drawn) / max(1, len(counts)),
+        "accuracy": Estimate(
+            value=sum(shares) / len(shares), low=low, high=high, num_problems=len(shares)
+        ),
+        "attempt_coverage": coverage(list(counts.values())),
+        "problem_coverage": coverage(problems),
+    }
 
 
 def build_examples(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ import msgspec
 from rich.table import Table
 
 from intfast import intervene, weights
-from intfast.evaluate import Estimate, Evaluation, bootstrap, compare, coverage
+from intfast.evaluate import Estimate, Evaluation, compare
 from intfast.parts import Parts
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 
@@ -53,7 +52,7 @@ def intervention_figures(parts: Parts, found: Found) -> dict[str, Any]:
     for start in STARTS:
         drawn = [record for record in found.continuations if record.start == start]
         if drawn:
-            starts[start] = _start_figures(continued, drawn, parts.config.seed)
+            starts[start] = intervene.start_figures(continued, drawn, parts.config.seed)
     tokens = {
         "verify": sum(record.num_tokens for record in found.interventions),
         "continue": sum(len(r.token_ids) for r in found.continuations if r.start == "intervention"),
@@ -70,32 +69,6 @@ def intervention_figures(parts: Parts, found: Found) -> dict[str, Any]:
         "tokens_per_unlocked_problem": sum(tokens.values()) / unlocked if unlocked else None,
         "examples": len(found.examples),
         "loss_tokens": sum(w != 0 for e in found.examples for w in e.weights),
-    }
-
-
-def _start_figures(
-    continued: Sequence[Intervention], drawn: Sequence[Continuation], seed: int
-) -> dict[str, Any]:
-    by_attempt: dict[str, list[bool]] = defaultdict(list)
-    for record in drawn:
-        if record.grade != "unscored":
-            by_attempt[record.intervention_id].append(record.grade == "correct")
-    counts = {key: (len(right), sum(right)) for key, right in by_attempt.items()}
-    by_problem: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for record in continued:
-        if record.id in counts:
-            by_problem[record.problem_id].append(counts[record.id])
-    problems = [tuple(map(sum, zip(*rows, strict=True))) for rows in by_problem.values()]
-    shares = [correct / num for num, correct in problems]
-    low, high = bootstrap(shares, seed)
-    return {
-        "continuations": len(drawn),
-        "per_attempt": len(drawn) / max(1, len(counts)),
-        "accuracy": Estimate(
-            value=sum(shares) / len(shares), low=low, high=high, num_problems=len(shares)
-        ),
-        "attempt_coverage": coverage(list(counts.values())),
-        "problem_coverage": coverage(problems),
     }
 
 
