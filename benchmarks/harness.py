@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from intfast.safe_text import redact
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 
@@ -98,7 +100,7 @@ def append(benchmark: str, row: dict[str, Any], args: argparse.Namespace) -> Non
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "command": f"python -m benchmarks {' '.join(sys.argv[1:])}",
+        "command": redact(f"python -m benchmarks {' '.join(sys.argv[1:])}"),
         "device": device,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

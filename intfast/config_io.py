@@ -21,6 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from intfast.config import Config
+from intfast.safe_text import redact
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -32,10 +33,16 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     errors = [error for text in overrides if (error := _override(tree, text))]
     config = _build(Config, tree, "", errors)
     errors += _check_all(config, "")
+    errors += [
+        f"  {path}: holds a secret, which would be stored in the run folder; remove it there and "
+        "log in beforehand (hf auth login, or the environment variable HF_TOKEN)"
+        for path, *_, value, _ in walk(base=config)
+        if redact(str(value)) != str(value)
+    ]
     if errors:
         where = f"{path}: " if path is not None else ""
         count = f"{len(errors)} error" + ("s" if len(errors) > 1 else "")
-        raise ValueError("\n".join([f"{where}{count} in the configuration", *errors]))
+        raise ValueError(redact("\n".join([f"{where}{count} in the configuration", *errors])))
     return config
 
 

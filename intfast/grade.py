@@ -23,6 +23,7 @@ import msgspec
 
 from intfast.answers import Reason, Status, compare_quickly, extract
 from intfast.records import Problem, Record
+from intfast.safe_text import shown
 
 WORKER_START_S = 120.0
 WORKER_MEMORY_BYTES = 2 << 30
@@ -308,9 +309,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems = options.problems or options.file.with_name("problems.jsonl")
     try:
         with Grader(options.mode, options.workers, options.timeout_s) as grader:
-            print(regrade(options.file, problems, grader))
+            print(shown(regrade(options.file, problems, grader)))
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {shown(error)}") from error
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from intfast.runfolder import Journal
+from intfast.safe_text import shown
 
 Row = dict[str, Any]
 PLAIN_EVERY_S = 30.0
@@ -26,6 +27,11 @@ def make_console() -> Console:
     """A console as wide as its terminal, or wide enough for the tables in a log file."""
     console = Console()
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def say(console: Console, text: object) -> None:
+    """Print a text as it is, but for hidden characters and secrets; brackets are not markup."""
+    console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class Metrics:
@@ -68,8 +74,8 @@ class Metrics:
         return {stage: dict(phases) for stage, phases in total.items()}
 
     def say(self, text: str) -> None:
-        """Print one line as it is; brackets in it are not markup."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print one line, see the function `say`."""
+        say(self.console, text)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -20,7 +20,7 @@ from intfast import checkpoint, data, weights
 from intfast.config import Config
 from intfast.engines.native import NativeEngine
 from intfast.grade import Grader
-from intfast.metrics import Metrics, Row
+from intfast.metrics import Metrics, Row, say
 from intfast.model import Decoder
 from intfast.prompts import style_of
 from intfast.records import Problem
@@ -158,13 +158,13 @@ def load_data(config: Config, console: Console) -> tuple[list[Problem], list[Pro
     problems, report = data.load_problems(
         settings.train, purpose="train", columns=settings.columns, limit=settings.train_limit
     )
-    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+    say(console, report)
     tests: list[Problem] = []
     if settings.test is not None:
         tests, report = data.load_problems(
             settings.test, purpose="test", columns=settings.columns, limit=settings.test_limit
         )
-        console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+        say(console, report)
         if shared := data.overlap(problems, tests):
             raise ValueError(
                 f"{shared} test problems are also training problems; remove them from one file"

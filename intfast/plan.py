@@ -9,9 +9,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from intfast import config_io, weights
+from intfast import config_io, metrics, weights
 from intfast.config import Config
-from intfast.metrics import make_console
 from intfast.model import Decoder, ModelConfig
 from intfast.parts import load_data, load_tokenizer, pick_device
 from intfast.prompts import decode, style_of
@@ -25,10 +24,10 @@ def show(config: Config, console: Console | None = None) -> None:
 
     Raises ValueError or RuntimeError for what would stop the run at its start.
     """
-    console = console or make_console()
+    console = console or metrics.make_console()
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        metrics.say(console, text)
 
     say("Settings that differ from the defaults")
     for key, (_, value) in config_io.differences(config).items():

@@ -12,6 +12,7 @@ from typing import Any
 
 from intfast import config_io
 from intfast.config import Config
+from intfast.safe_text import shown
 
 USAGE = """\
 usage: python -m intfast.train CONFIG.toml [key.sub=value ...] [--dry-run]
@@ -85,10 +86,10 @@ def main(arguments: Sequence[str]) -> int:
         else:
             run(config)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command continues this run", file=sys.stderr)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 LAYERS = [
-    ["records", "settings", "answers", "kernels"],
+    ["records", "settings", "answers", "safe_text", "kernels"],
     ["config", "rollout", "evaluate", "sources", "grade_worker"],
     ["config_io", "data", "grade", "prompts", "credit", "batch", "model", "optim"],
     ["runfolder", "solve", "weights", "loss", "adapters"],
