@@ -270,6 +270,25 @@ class RlConfig(Settings):
         return errors
 
 
+class ParityConfig(Settings):
+    """Trainer and engine score the same tokens; see parity.py. Always done once for each set of
+    weights that is loaded, before anything is drawn from it."""
+
+    every: int = 10
+    """RL steps between checks of the step's own rollouts; 0: only after weights were loaded."""
+    threshold: float | None = None
+    """Highest mean |difference| of a token's log-prob, in nat; absent: 0.03 in bfloat16, 1e-4 in
+    float32. For an exact comparison use model.dtype = "float32", with vLLM also
+    VLLM_BATCH_INVARIANT=1."""
+
+    def check(self) -> list[str]:
+        positive = self.threshold is None or self.threshold > 0
+        errors = _at_least(self, every=0)
+        return errors + (
+            [] if positive else ["threshold must be > 0; leave it out for the default"]
+        )
+
+
 class EvaluateConfig(Settings):
     """Accuracy and pass@k on the test problems."""
 
@@ -304,6 +323,7 @@ class Config(Settings):
     batch: BatchConfig = BatchConfig(max_tokens=20480)
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
+    parity: ParityConfig = ParityConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def check(self) -> list[str]:

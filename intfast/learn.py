@@ -7,12 +7,11 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from intfast import checkpoint, credit, loss, stages
+from intfast import checkpoint, credit, forward, loss, parity, stages
 from intfast.batch import Batch, Packed, pack, split
-from intfast.model import Decoder, PackedAttention
+from intfast.model import Decoder
 from intfast.optim import Optimizer, StepStats
 from intfast.parts import Parts
 from intfast.records import Example, Problem
@@ -27,12 +26,6 @@ LossOf = Callable[[Tensor, Batch, int], tuple[Tensor, loss.Stats]]
 # --- one update --------------------------------------------------------------------------------
 
 
-def hidden_states(decoder: Decoder, batch: Batch, device: torch.device) -> Tensor:
-    """hidden_ND of the rows of a packed batch that carry loss; the last layer skips the others."""
-    attend = PackedAttention(batch.lengths, device)
-    return decoder(batch.token_ids_T, batch.position_ids_T, attend, last_only=batch.rows_N)
-
-
 def update(
     parts: Parts, optimizer: Optimizer, packed: Packed, divisor: float, loss_of: LossOf
 ) -> tuple[dict[str, float], StepStats]:
@@ -43,7 +36,8 @@ def update(
     total: loss.Stats | None = None
     for index, batch in enumerate(packed.batches):
         batch = batch.to(parts.device)
-        loss_sum, stats = loss_of(hidden_states(parts.decoder, batch, parts.device), batch, index)
+        hidden_ND = forward.hidden_states(parts.decoder, batch, parts.device)
+        loss_sum, stats = loss_of(hidden_ND, batch, index)
         (loss_sum / divisor).backward()
         total = loss.merge_stats(total, stats)
     assert total is not None
@@ -170,10 +164,14 @@ def rl(parts: Parts, name: str, start: str, problems: Sequence[Problem]) -> None
         reference = copy.deepcopy(parts.decoder).requires_grad_(False)
     total_steps = config.steps * config.minibatches
     done, optimizer, state = _resume(parts, name, start, config.optim, total_steps)
-    cursor = state.get("cursor", 0)
+    cursor, check_every = state.get("cursor", 0), parts.config.parity.every
+    parity.before_generating(parts)
     for step in range(done + 1, config.steps + 1):
         rollouts = draw(parts, name, problems, cursor)
         cursor = rollouts.cursor
+        if step == done + 1 or (check_every and step % check_every == 0):
+            where = f"{name} step {step}"
+            parity.check_rollouts(parts, where, rollouts.problems_P, rollouts.groups_P_G)
         values = rollouts.drawn | learn(parts, optimizer, rollouts, step, reference)
         parts.metrics.row(name, step, values, _line(name, step, config.steps, values))
         if config.evaluate_every and step < config.steps and step % config.evaluate_every == 0:
@@ -285,11 +283,15 @@ def learn(
         return {"updates": 0}
     policy, temperature = config.policy, config.sampling.temperature
     head_VD = parts.decoder.head_weight_VD
+
+    def scores(decoder: Decoder, packed: Packed) -> list[Tensor]:
+        return forward.logprobs(decoder, packed, parts.device, temperature)
+
     rows = []
     with parts.metrics.phase("train"):
         # One update per step: the current log-probs are the old ones, and need no extra pass.
-        old = [_scores(parts, parts.decoder, p) if len(jobs) > 1 else None for p, _ in jobs]
-        pinned = [_scores(parts, reference, p) if reference else None for p, _ in jobs]
+        old = [scores(parts.decoder, p) if len(jobs) > 1 else None for p, _ in jobs]
+        pinned = [scores(reference, p) if reference else None for p, _ in jobs]
         for (packed, divisor), old_B, reference_B in zip(jobs, old, pinned, strict=True):
 
             def loss_of(
@@ -330,15 +332,3 @@ def _minibatches(parts: Parts, rollouts: Rollouts, step: int) -> list[tuple[Pack
         if kept := credit.with_gradient(part, config.policy):
             jobs.append((pack(kept, parts.config.batch), divisor))
     return jobs
-
-
-@torch.no_grad()
-def _scores(parts: Parts, decoder: Decoder, packed: Packed) -> list[Tensor]:
-    """logprob_N of every micro-batch under a decoder."""
-    temperature = parts.config.rl.sampling.temperature
-    scores = []
-    for batch in packed.batches:
-        batch = batch.to(parts.device)
-        hidden_ND = hidden_states(decoder, batch, parts.device)
-        scores.append(loss.row_logprob(hidden_ND, decoder.head_weight_VD, batch, temperature))
-    return scores

@@ -54,6 +54,10 @@ class Metrics:
         if line:
             self.say(line)
 
+    def aside(self, stage: str, step: int, values: Row) -> None:
+        """Write one row in the middle of another stage, to which the seconds still belong."""
+        self.journal.append([{"stage": stage, "step": step} | values])
+
     def rows(self, stage: str) -> list[Row]:
         """The rows of a stage so far."""
         return [row for row in self.journal.records if row["stage"] == stage]

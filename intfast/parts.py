@@ -42,6 +42,8 @@ class Parts:
     solver: Solver
     holds: str = "base"
     """Which weights the decoder holds: "base", or the name of a trained stage."""
+    checked_version: int | None = None
+    """The engine's policy version that last passed the parity check."""
 
     @property
     def device(self) -> torch.device:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from intfast import intervene
+from intfast import intervene, parity
 from intfast.evaluate import Evaluation, ProblemCounts, count_samples
 from intfast.parts import Parts
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
@@ -30,6 +30,7 @@ def draw_missing(
     """Do the missing work of a stage in chunks of `rollout.chunk_samples`, under one bar."""
     if not todo:
         return
+    parity.before_generating(parts)
     with parts.metrics.progress(title, sum(map(size, todo))) as advance:
         for chunk in chunks(todo, parts.config.rollout.chunk_samples, size):
             work(chunk, advance)

@@ -1,0 +1,280 @@
+"""The parity gate: every planted fault stops the run, and a sound engine passes."""
+
+import copy
+import math
+
+import pytest
+import torch
+from msgspec.structs import replace as change
+from test_learn import Quiet, folder, weights_of  # noqa: F401
+
+from intfast import config_io, learn, parity, stages
+from intfast.answers import Reason
+from intfast.engines.native import NativeEngine
+from intfast.grade import Grade, Grader
+from intfast.parts import build
+
+
+@pytest.fixture
+def parts_of(folder, tmp_path, monkeypatch):  # noqa: F811
+    """Builds the parts of a run whose completions are right in turn."""
+
+    def grade(self, submissions):
+        reasons = [Reason.CORRECT if n % 2 else Reason.WRONG for n, _ in enumerate(submissions)]
+        return [Grade(status=reason.status, reason=reason) for reason in reasons]
+
+    monkeypatch.setattr(Grader, "grade_many", grade)
+
+    def make(*overrides, run="run"):
+        words = [
+            f"run={tmp_path / run}",
+            f"model.path={folder / 'base'}",
+            "model.dtype=float32",
+            "model.device=cpu",
+            f"data.train={folder / 'train.jsonl'}",
+            f"data.test={folder / 'test.jsonl'}",
+            "prompt.style=compact",
+            "prompt.separator=' ;'",
+            "grade.mode=tail:ans",
+            "rollout.cache_gib=0.1",
+            "batch.max_tokens=200",
+            "sft.epochs=0",
+            "rl.problems=selected",
+            "rl.steps=4",
+            "rl.problems_per_step=4",
+            "rl.group_size=4",
+            "rl.minibatches=1",
+            "rl.sampling={temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=8}",
+            "rl.optim.lr=0.01",
+            "parity.every=2",
+            "evaluate.samples=1",
+            "evaluate.ks=[1]",
+        ]
+        return build(config_io.load(None, [*words, *overrides]), Quiet())
+
+    return make
+
+
+def rows(parts):
+    return parts.metrics.rows("parity")
+
+
+# --- a sound engine -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [
+        ((), 1e-5),
+        (("rl.sampling.temperature=1.7",), 1e-5),
+        (("rl.minibatches=4",), 1e-5),
+        (("rl.sampling={temperature=0.9, top_p=0.8, top_k=20, max_new_tokens=8}",), 1e-5),
+        (("model.dtype=bfloat16",), 0.03),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, tuple) else "",
+)
+def test_the_native_engine_passes_at_start_and_every_n_steps(parts_of, options, bound):
+    with parts_of(*options) as parts:
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        found = rows(parts)
+    assert [row["of"] for row in found] == [
+        "base_rl in training",
+        "base_rl step 1",
+        "base_rl step 2",
+        "base_rl step 4",
+    ]
+    for row in found:
+        assert abs(row["signed"]) <= row["mean"] <= row["p99"] <= row["max"]
+        assert 0 < row["mean"] < bound <= row["threshold"]
+        assert row["tokens"] >= 20
+        assert row["ratio_min"] <= row["ratio_p01"] <= row["ratio_p99"] <= row["ratio_max"]
+
+
+def test_each_set_of_weights_is_checked_once_before_it_generates(parts_of):
+    with parts_of() as parts:
+        stages.evaluation(parts, "base")
+        parity.before_generating(parts)
+        assert [row["of"] for row in rows(parts)] == ["base"]
+        parts.changed("base")
+        parity.before_generating(parts)
+        assert len(rows(parts)) == 2
+
+
+def test_a_resumed_run_is_checked_again(parts_of, monkeypatch):
+    with parts_of("rl.checkpoint_every=1") as parts:
+        monkeypatch.setattr(learn, "_line", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            learn.rl(parts, "base_rl", "base", parts.problems)
+    monkeypatch.undo()
+    with parts_of("rl.checkpoint_every=1") as parts:
+        before = len(rows(parts))
+        parity.before_generating(parts)
+        assert len(rows(parts)) == before + 1
+
+
+def test_the_gate_changes_no_result(parts_of, monkeypatch):
+    def trained(run):
+        with parts_of(run=run) as parts:
+            learn.rl(parts, "base_rl", "base", parts.problems)
+            return weights_of(parts), [row["reward"] for row in parts.metrics.rows("base_rl")]
+
+    checked, rewards = trained("checked")
+    monkeypatch.setattr(parity, "check_parity", lambda *_: {})
+    monkeypatch.setattr(parity, "_check_samples", lambda *_: None)
+    unchecked, same_rewards = trained("unchecked")
+    assert rewards == same_rewards
+    assert all(torch.equal(checked[name], unchecked[name]) for name in checked)
+
+
+def test_a_finished_stage_generates_nothing_for_the_gate(parts_of, monkeypatch):
+    with parts_of() as parts:
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        stages.evaluation(parts, "base")
+    with parts_of() as parts:
+        monkeypatch.setattr(NativeEngine, "generate", lambda *_: pytest.fail("generated"))
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        stages.evaluation(parts, "base")
+
+
+# --- planted faults -----------------------------------------------------------------------------
+
+
+class StaleEngine(NativeEngine):
+    """Reads a copy of the weights, which no update reaches."""
+
+    def __init__(self, decoder, *arguments, **options):
+        super().__init__(copy.deepcopy(decoder), *arguments, **options)
+
+
+class Copying(StaleEngine):
+    """The control: the copy is renewed when the engine is told."""
+
+    def __init__(self, decoder, *arguments, **options):
+        self.source = decoder
+        super().__init__(decoder, *arguments, **options)
+
+    def weights_changed(self):
+        self.decoder.load_state_dict(self.source.state_dict())
+        super().weights_changed()
+
+
+def altered(alter):
+    """An engine whose completions are changed by `alter(completion)` on their way."""
+
+    class Altered(NativeEngine):
+        def generate(self, requests_P, on_finished=None):
+            return [
+                [alter(completion) for completion in group]
+                for group in super().generate(requests_P, on_finished)
+            ]
+
+    return Altered
+
+
+class Hotter(NativeEngine):
+    """Draws at another temperature than it was asked for."""
+
+    def generate(self, requests_P, on_finished=None):
+        hotter = [
+            change(r, sampling=change(r.sampling, temperature=1.25 * r.sampling.temperature))
+            for r in requests_P
+        ]
+        return super().generate(hotter, on_finished)
+
+
+class Truncating(NativeEngine):
+    """Adds a top-k of its own, as a generation_config.json would."""
+
+    def generate(self, requests_P, on_finished=None):
+        truncated = [change(r, sampling=change(r.sampling, top_k=20)) for r in requests_P]
+        return super().generate(truncated, on_finished)
+
+
+def shifted(completion):
+    return change(completion, logprobs=completion.logprobs[1:] + completion.logprobs[:1])
+
+
+def one_is_nan(completion):
+    return change(completion, logprobs=[math.nan, *completion.logprobs[1:]])
+
+
+def rounded(completion):
+    """Log-probs of logits in bfloat16."""
+    return change(completion, logprobs=torch.tensor(completion.logprobs).bfloat16().tolist())
+
+
+def older(completion):
+    return change(completion, policy_version=completion.policy_version - 1)
+
+
+def run_with(parts_of, monkeypatch, engine, *options, run="run"):
+    monkeypatch.setattr("intfast.parts.NativeEngine", engine)
+    with parts_of(*options, run=run) as parts:
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        return parts
+
+
+def test_an_engine_with_a_copy_passes_when_it_renews_it(parts_of, monkeypatch):
+    run_with(parts_of, monkeypatch, Copying)
+
+
+def test_stale_weights_stop_the_run_at_the_next_check(parts_of, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"(?s)base_rl step 2: .*stale weights"):
+        run_with(parts_of, monkeypatch, StaleEngine)
+
+
+def test_weights_changed_without_a_word_stop_the_run(parts_of, monkeypatch):
+    """The trainer forgets to tell an engine that keeps a copy."""
+    update = learn.update
+
+    def forgetful(parts, *arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(parts.solver.engine, "weights_changed", lambda: None)
+            return update(parts, *arguments)
+
+    monkeypatch.setattr(learn, "update", forgetful)
+    with pytest.raises(RuntimeError, match=r"(?s)base_rl step 2: .*weights_changed"):
+        run_with(parts_of, monkeypatch, Copying)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [Hotter, Truncating, altered(shifted), altered(one_is_nan), altered(rounded)],
+    ids=["temperature", "truncation", "off by one", "nan", "bfloat16 log-probs"],
+)
+def test_a_fault_of_sampling_stops_the_run_at_the_start(parts_of, monkeypatch, engine):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)parity of base_rl in training: .*allowed"
+    ) as caught:
+        run_with(parts_of, monkeypatch, engine)
+    text = str(caught.value)
+    for named in ("temperature", "prefix cache", "vocabulary", "positions", "parity.threshold"):
+        assert named in text
+
+
+def test_tokens_of_another_policy_version_are_stale(parts_of, monkeypatch):
+    with pytest.raises(RuntimeError, match="stale"):
+        run_with(parts_of, monkeypatch, altered(older))
+
+
+def test_the_row_of_a_failed_check_is_kept(parts_of, monkeypatch):
+    with pytest.raises(RuntimeError):
+        run_with(parts_of, monkeypatch, Hotter)
+    with parts_of() as parts:
+        assert rows(parts)[0]["mean"] > rows(parts)[0]["threshold"]
+
+
+def test_the_threshold_is_a_setting(parts_of, monkeypatch):
+    run_with(parts_of, monkeypatch, altered(rounded), "parity.threshold=0.1")
+    with pytest.raises(RuntimeError, match="allowed are 1e-09"):
+        run_with(parts_of, monkeypatch, NativeEngine, "parity.threshold=1e-9", run="strict")
+
+
+def test_statistics_against_numbers_by_hand():
+    trainer = torch.tensor([-1.0, -2.0, -3.0, -4.0])
+    values = parity.compare(trainer, trainer - torch.tensor([0.1, -0.3, 0.0, 0.2]))
+    assert values["mean"] == pytest.approx(0.15)
+    assert values["signed"] == pytest.approx(0.0, abs=1e-6)
+    assert values["max"] == pytest.approx(0.3)
+    assert values["ratio_max"] == pytest.approx(math.exp(0.2))
+    assert values["ratio_min"] == pytest.approx(math.exp(-0.3))
