@@ -11,11 +11,11 @@ import argparse
 
 import torch
 
-from benchmarks import engine, harness, kernels, quickstart, training_step
+from benchmarks import collection, engine, harness, kernels, quickstart, training_step
 
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
-BENCHMARKS = (engine, training_step, quickstart, kernels)
+BENCHMARKS = (engine, training_step, quickstart, collection, kernels)
 
 
 def main() -> None:

@@ -170,8 +170,13 @@ class InterveneConfig(Settings):
     """Continuations from prefix + intervention, per intervention."""
     wave: int = 8
     """Continuations per wave; the stop rule looks between waves."""
-    stop: Literal["never", "first_success"] = "never"
-    """"never": all continuations, as in the paper; "first_success": no wave after a right one."""
+    stop: Literal["never", "first_success", "futility"] = "never"
+    """"never": all continuations, as in the paper; "first_success": no wave after a right one;
+    "futility": nor when a right one among those left is unlikely."""
+    futility: float = 0.05
+    """Stop "futility": the chance of a right one, under a Beta prior fitted to the run so far."""
+    one_per_problem: bool = False
+    """Stop a problem's other interventions too, once one has a right continuation."""
     min_correct: int = 1
     """Right continuations that an intervention needs to be kept."""
     baselines: bool = False
@@ -185,9 +190,13 @@ class InterveneConfig(Settings):
             errors.append(
                 f"continuations ({self.continuations}) must be >= min_correct ({self.min_correct})"
             )
-        if self.stop == "first_success" and self.min_correct > 1:
-            errors.append('stop = "first_success" cannot reach min_correct > 1; use stop = "never"')
-        return errors
+        if self.stop != "never" and self.min_correct > 1:
+            errors.append(f'stop = "{self.stop}" cannot reach min_correct > 1; use stop = "never"')
+        if self.stop == "never" and self.one_per_problem:
+            errors.append('one_per_problem needs stop = "first_success" or "futility"')
+        if not 0 < self.futility < 1:
+            errors.append(f"futility must be in (0, 1), got {self.futility}")
+        return errors + self._unused("futility", self.stop != "futility", f'stop = "{self.stop}"')
 
 
 class SftConfig(Settings):

@@ -18,6 +18,7 @@ from intfast.prompts import cut, encode
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.rollout import derive_seed
 from intfast.solve import Solver, Start
+from intfast.waves import Tried, next_wave
 
 GATES = {
     "too_long": "the verification prompt does not fit the context",
@@ -171,34 +172,20 @@ def missing(
     With `config.baselines` the prefix + wrong step and the prefix alone are continued as well,
     as often as the rule allows at most.
     """
-    starts = ("intervention", "error", "prefix") if config.baselines else ("intervention",)
     done: dict[tuple[str, str], dict[int, bool]] = defaultdict(dict)
     for record in records:
         done[record.intervention_id, record.start][record.sample] = record.grade == "correct"
-    return [
-        Todo(
-            problem,
-            intervention,
-            start,
-            samples,
-            answer_so_far(solver, attempt, intervention, start),
-        )
-        for problem, attempt, intervention in passed
-        for start in starts
-        if (samples := next_wave(done[intervention.id, start], config, start))
-    ]
-
-
-def next_wave(done: Mapping[int, bool], config: InterveneConfig, start: str) -> list[int]:
-    """The samples to draw next, given which were right; empty when the stop rule is met."""
-    for begin in range(0, config.continuations, config.wave):
-        wave = range(begin, min(begin + config.wave, config.continuations))
-        if undrawn := [sample for sample in wave if sample not in done]:
-            return undrawn
-        solved = any(done[sample] for sample in range(wave.stop))
-        if config.stop == "first_success" and start == "intervention" and solved:
-            return []
-    return []
+    todo = []
+    for start in ("intervention", "error", "prefix") if config.baselines else ("intervention",):
+        rule = config
+        if start != "intervention":
+            rule = msgspec.structs.replace(config, stop="never", one_per_problem=False)
+        tried = [Tried(problem.id, done[record.id, start]) for problem, _, record in passed]
+        for (problem, attempt, record), samples in zip(passed, next_wave(tried, rule), strict=True):
+            if samples:
+                ids = answer_so_far(solver, attempt, record, start)
+                todo.append(Todo(problem, record, start, samples, ids))
+    return todo
 
 
 def continue_from(

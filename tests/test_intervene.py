@@ -127,24 +127,6 @@ def test_the_leak_gate_can_be_switched_off():
 # --- continuations -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("done", "stop", "start", "expected"),
-    [
-        ({}, "never", "intervention", [0, 1]),
-        ({0: False}, "never", "intervention", [1]),
-        ({0: True, 1: False}, "never", "intervention", [2, 3]),
-        ({0: True, 1: False}, "first_success", "intervention", []),
-        ({0: False, 1: False}, "first_success", "intervention", [2, 3]),
-        ({0: True}, "first_success", "intervention", [1]),
-        ({0: True, 1: True}, "first_success", "error", [2, 3]),
-        ({0: False, 1: False, 2: False, 3: False}, "never", "intervention", []),
-    ],
-)
-def test_waves(done, stop, start, expected):
-    config = msgspec.structs.replace(CONFIG, stop=stop)
-    assert intervene.next_wave(done, config, start) == expected
-
-
 def run_continuations(config: InterveneConfig, *texts: str):
     """All waves on one passed candidate: the records, and the engine."""
     solver = solver_of(REPLY, *texts)
@@ -183,6 +165,14 @@ def test_the_first_success_stops_the_waves():
     config = msgspec.structs.replace(CONFIG, stop="first_success")
     _, records, _ = run_continuations(config, WRONG, RIGHT, WRONG, WRONG)
     assert len(records) == 2
+
+
+def test_no_rule_ends_the_baselines_early():
+    config = msgspec.structs.replace(CONFIG, stop="first_success", baselines=True)
+    texts = [RIGHT, WRONG, RIGHT, WRONG, RIGHT, WRONG, WRONG, WRONG, WRONG, WRONG]
+    _, records, _ = run_continuations(config, *texts)
+    drawn = [record.start for record in records]
+    assert [drawn.count(start) for start in ("intervention", "error", "prefix")] == [2, 4, 4]
 
 
 def test_judging_needs_min_correct_and_touches_only_what_was_continued():
