@@ -21,6 +21,7 @@ unscored sample belongs in neither a reward nor a baseline.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from enum import StrEnum
 from fractions import Fraction
 
@@ -64,13 +65,27 @@ _ANSWER_LINE = re.compile(r"answer\s{0,3}:([^\n]*)", re.IGNORECASE)
 
 def last_boxed(text: str) -> str | None:
     """The content of the last balanced, non-empty \\boxed{...}, or None. Linear in the text."""
+    best_start, best = -1, None
+    for start, stop in _boxes(text):
+        # Only what is not inside a later box is copied: nested boxes would cost n squared.
+        if start > best_start and (content := text[start:stop].strip()):
+            best_start, best = start, content
+    return best
+
+
+def all_boxed(text: str) -> list[str]:
+    """The contents of all balanced, non-empty \\boxed{...}."""
+    return [content for start, stop in _boxes(text) if (content := text[start:stop].strip())]
+
+
+def _boxes(text: str) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the contents of balanced boxes, in the order in which they close."""
     first = text.find("\\boxed")
     if first < 0:
-        return None
+        return
     while first and text[first - 1] == "\\":
         first -= 1
     open_at: list[int | None] = []
-    best_start, best = -1, None
     for match in _BRACE.finditer(text, first):
         slashes, token = match.groups()
         if token.startswith("boxed"):
@@ -81,12 +96,8 @@ def last_boxed(text: str) -> str | None:
             open_at.append(None)
         elif open_at:
             start = open_at.pop()
-            if start is None or start < best_start:
-                continue
-            content = text[start : match.start(2)].strip()
-            if content:
-                best_start, best = start, content
-    return best
+            if start is not None:
+                yield start, match.start(2)
 
 
 def extract(text: str, mode: str) -> str | None:

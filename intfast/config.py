@@ -166,6 +166,8 @@ class InterveneConfig(Settings):
     """How guided solutions and verifications are drawn."""
     leak_gate: bool = True
     """Drop interventions that give the answer away."""
+    max_step_tokens: int = 1024
+    """Longest replacement step, in tokens; a longer one is dropped, never cut."""
     continuations: int = 32
     """Continuations from prefix + intervention, per intervention."""
     wave: int = 8
@@ -185,7 +187,9 @@ class InterveneConfig(Settings):
     """How continuations are drawn."""
 
     def check(self) -> list[str]:
-        errors = _at_least(self, samples=1, continuations=0, wave=1, min_correct=1)
+        errors = _at_least(
+            self, samples=1, max_step_tokens=1, continuations=0, wave=1, min_correct=1
+        )
         if 0 < self.continuations < self.min_correct:
             errors.append(
                 f"continuations ({self.continuations}) must be >= min_correct ({self.min_correct})"

@@ -5,7 +5,6 @@ Every candidate is recorded with the gate that it reached; GATES has them in the
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import msgspec
 
 from intfast.config import InterveneConfig, SamplingConfig, SftConfig
 from intfast.evaluate import Estimate, bootstrap, coverage
+from intfast.leak import leaks
 from intfast.prompts import cut, encode
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.rollout import derive_seed
@@ -23,8 +23,12 @@ from intfast.waves import Tried, next_wave
 GATES = {
     "too_long": "the verification prompt does not fit the context",
     "unparsed": "the reply is not in the asked form",
+    "conflict": "the reply gives several verdicts, and they differ",
     "no_error": "the reply finds nothing wrong",
     "bad_location": "the location is not a step of the attempt",
+    "unsafe_text": "the replacement holds hidden characters or control tokens",
+    "overlong": "the replacement is longer than intervene.max_step_tokens",
+    "no_room": "prompt, prefix and replacement leave no room to continue in the context",
     "leak": "the replacement gives the answer away",
     "duplicate": "an earlier candidate of the same attempt has passed",
     "passed": "all of the above passed; its continuations are not yet counted",
@@ -80,8 +84,8 @@ def propose(
         for draft, completion in zip(drafts, completions, strict=True):
             reply = solver.text(completion)
             found = _read_reply(solver, reply, steps, attempt)
-            if found["gate"] == "passed" and config.leak_gate:
-                found["gate"] = "leak" if leaks(found["content"], problem.answer) else "passed"
+            if found["gate"] == "passed":
+                found["gate"] = _gate(solver, problem, attempt, found, config)
             if found["gate"] == "passed" and has_passed:
                 found["gate"] = "duplicate"
             has_passed = has_passed or found["gate"] == "passed"
@@ -131,21 +135,23 @@ def _read_reply(
     }
 
 
-def leaks(content: str, answer: str) -> bool:
-    """Whether a replacement step states the final answer.
-
-    An answer of three or more characters must occur as a whole word. A shorter one ("2") occurs in
-    most steps by chance, so it counts only inside \\boxed{} or after "answer is" or "answer:".
-    """
-    answer = " ".join(answer.split())
-    text = " ".join(content.split())
-    exact = re.escape(answer)
-    if re.search(rf"\\boxed\s*\{{\s*{exact}\s*\}}", text):
-        return True
-    if len(answer) < 3:
-        pattern = rf"answer\s*(?:is|:|=)\s*\$?\s*{exact}(?![\w.])"
-        return re.search(pattern, text, re.IGNORECASE) is not None
-    return re.search(rf"(?<![\w.]){exact}(?!\w|\.\d)", text) is not None
+def _gate(
+    solver: Solver,
+    problem: Problem,
+    attempt: Attempt,
+    found: Mapping[str, Any],
+    config: InterveneConfig,
+) -> str:
+    """The gate at which a well-formed replacement is dropped, or "passed"."""
+    if len(found["intervention_ids"]) > config.max_step_tokens:
+        return "overlong"
+    num_prompt = len(solver.prompt(problem))
+    num_tokens = num_prompt + len(found["prefix_ids"]) + len(found["intervention_ids"])
+    # The baselines continue from within the attempt, which may fill the context.
+    is_full = config.baselines and num_prompt + len(attempt.token_ids) >= solver.context
+    if is_full or not solver.fits(num_tokens, config.continuation):
+        return "no_room"
+    return "leak" if config.leak_gate and leaks(found["content"], problem.answer) else "passed"
 
 
 # --- continue ----------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 LAYERS = [
     ["records", "settings", "answers", "safe_text", "kernels"],
-    ["config", "rollout", "evaluate", "sources", "grade_worker"],
-    ["config_io", "data", "grade", "prompts", "credit", "batch", "model", "optim", "waves"],
+    ["config", "rollout", "evaluate", "sources", "grade_worker", "verdict"],
+    ["config_io", "data", "grade", "leak", "prompts", "credit", "batch", "model", "optim", "waves"],
     ["runfolder", "solve", "weights", "loss", "adapters"],
     ["checkpoint", "metrics", "intervene", "engines", "forward"],
     ["parts"],

@@ -1,0 +1,54 @@
+"""Whether a replacement step gives the final answer away."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from intfast.answers import Reason, all_boxed, compare_quickly, normalise, number
+
+MIN_TELLING = 3
+"""An answer of fewer characters (or a number of fewer digits) occurs in most steps by chance."""
+
+_NUMBER = re.compile(
+    r"[+-]?(?:\\frac\{\d+\}\{\d+\}|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+|/\d+)?)(?![\w{])"
+)
+_SAID = (
+    r"answer\b[^.\n]{0,40}?(?:\bis\b|\bare\b|\bbe\b|\bequals?\b|:|=)"
+    r"(?:\s+[a-z]+){0,2}?[\s$*(\[{\\]*"
+)
+
+
+def leaks(content: str, answer: str) -> bool:
+    """Whether a replacement step states the final answer.
+
+    In a \\boxed{}, or after "answer is" or "answer:", any answer counts, in any spelling that
+    arithmetic knows. Elsewhere an answer of MIN_TELLING or more characters counts as a whole word,
+    and a number of as many digits in any spelling; a shorter one ("2") does not.
+    """
+    if any(compare_quickly(answer, box) is Reason.CORRECT for box in all_boxed(content)):
+        return True
+    text, wanted = _plain(content), _plain(answer)
+    spellings = {(text, wanted), (normalise(text), normalise(wanted))}
+    value = number(normalise(wanted))
+    is_telling = value is not None and sum(map(str.isdigit, wanted)) >= MIN_TELLING
+    for found in _NUMBER.finditer(normalise(text)) if value is not None else ():
+        before = normalise(text)[: found.start()]
+        is_said = re.search(_SAID + r"$", before) is not None
+        is_whole = not re.search(r"[\w.]$", before)
+        if (is_said or (is_telling and is_whole)) and number(found[0]) == value:
+            return True
+    return any(_states(*pair) for pair in spellings if pair[1])
+
+
+def _states(text: str, wanted: str) -> bool:
+    exact = re.escape(wanted) + r"(?!\w|\.\d)"
+    if re.search(_SAID + exact, text):
+        return True
+    return len(wanted) >= MIN_TELLING and re.search(rf"(?<![\w.]){exact}", text) is not None
+
+
+def _plain(text: str) -> str:
+    """One spelling of case, spacing and compatibility characters."""
+    text = unicodedata.normalize("NFKC", text).replace("\u2044", "/").casefold()
+    return " ".join(text.split())
