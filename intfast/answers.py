@@ -152,7 +152,7 @@ def normalise(text: str) -> str:
         if text.startswith(left) and text.endswith(right) and len(text) >= len(left + right):
             text = text[len(left) : -len(right)].strip()
     text = text.replace("{,}", ",").replace(r"\%", "%").replace(r"\$", "").rstrip(".")
-    text = re.sub(r"\\[dtc]frac\b", r"\\frac", text)
+    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text)
     text = _SPACES.sub("", _SPACING.sub(" ", text).strip())
     text = re.sub(r"\^(\\circ|\{\\circ\})$", "", text)
     wrapped = _WRAPPED.fullmatch(text)

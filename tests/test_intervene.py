@@ -109,10 +109,53 @@ def test_a_prompt_without_room_for_the_reply_is_dropped_and_never_cut():
         ("take \\frac{1}{2} of it", "\\frac{1}{2}", True),
         ("ans d 13  c 5 e 1", "d 13 c 5 e 1", True),
         (FIX, "d 13 c 5 e 1", False),
+        ("so the answer is 2.", "2", True),
+        ("the final answer must then be $2$", "2", True),
+        ("Answer = (2)", "2", True),
+        ("my answer is the sum of 2 and 3", "2", False),
+        ("the answer is 2.5", "2", False),
+        ("we have \\boxed{\\dfrac12}", "0.5", True),
+        ("we have \\boxed{3}", "2", False),
+        ("the answer is 0.5", "\\frac{1}{2}", True),
+        ("hence 1,024 of them", "1024", True),
+        ("hence 1024.0 of them", "1024", True),
+        ("so n = \uff11\uff10\uff12\uff14", "1024", True),
+        ("half, 0.5, of them", "1/2", False),
+        ("therefore the claim is True", "true", True),
+        ("untrue", "true", False),
+        ("so it is C", "C", False),
+        ("the answer is c", "C", True),
+        ("2" * 400, "2", False),
+        ("x = 102400", "1024", False),
     ],
 )
 def test_leaks_knows_words_and_numbers(content, answer, leaks):
     assert intervene.leaks(content, answer) is leaks
+
+
+def test_a_replacement_that_is_too_long_or_leaves_no_room_is_dropped():
+    num_fix = len(encode(TOKENIZER, FIX))
+    for limit, gate in ((num_fix, "passed"), (num_fix - 1, "overlong")):
+        config = msgspec.structs.replace(CONFIG, samples=1, max_step_tokens=limit)
+        assert propose(REPLY, config=config)[0].gate == gate
+    num_prompt = len(ATTEMPT.prompt_ids)
+    long = msgspec.structs.replace(SAMPLING, max_new_tokens=400)
+    config = msgspec.structs.replace(CONFIG, samples=1, continuation=long)
+    for context, gate in ((num_prompt + num_fix + 400, "passed"), (num_prompt + 400, "no_room")):
+        assert propose(REPLY, config=config, context=context)[0].gate == gate
+
+
+def test_baselines_need_room_behind_the_attempt():
+    full = len(ATTEMPT.prompt_ids) + len(ATTEMPT.token_ids)
+    reply_room = msgspec.structs.replace(SAMPLING, max_new_tokens=1)
+    for baselines, gate in ((True, "no_room"), (False, "passed")):
+        config = msgspec.structs.replace(
+            CONFIG, samples=1, sampling=reply_room, continuation=reply_room, baselines=baselines
+        )
+        solver = solver_of(REPLY, context=full)
+        solver.fits = lambda *_: True
+        (record,) = intervene.propose(solver, [(PROBLEM, ATTEMPT)], config, seed=0)
+        assert record.gate == gate
 
 
 def test_the_leak_gate_can_be_switched_off():
@@ -269,9 +312,13 @@ def test_the_chat_style_solves_along_the_reference_and_then_verifies(bpe):
                 token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
             )
 
-    reply = "<location>2</location>\n<intervention>\nWait, y = 3.\n</intervention>"
-    engine = ChatScript(["my own solution", "no tags", reply])
     style = ChatStyle(PromptConfig(), bpe)
+    mark = style.mark([text])
+    reply = (
+        f"<location-{mark}>2</location-{mark}>\n"
+        f"<intervention-{mark}>\nWait, y = 3.\n</intervention-{mark}>"
+    )
+    engine = ChatScript(["my own solution", "no tags", reply])
     solver = Solver(engine, bpe, style, Grader(), 5000)
     config = msgspec.structs.replace(CONFIG, samples=2)
     first, second = intervene.propose(solver, [(problem, attempt)], config, seed=0)
