@@ -53,13 +53,7 @@ RULES: dict[str, dict[str, Any]] = {
         for one in ("", ", one per problem")
     },
 }
-TRAINED = (
-    "paper",
-    "one per problem, waves of 4",
-    "at most 16",
-    "at most 8",
-    "futility 0.1, waves of 4, one per problem",
-)
+TRAINED = ("paper", "one per problem, waves of 4", "at most 8")
 """Under SFT; "first success" gives the paper's examples, so its SFT is the paper's."""
 
 
