@@ -278,6 +278,12 @@ class RlConfig(Settings):
                 "policy.correction needs the full distribution: set sampling.top_p = 1 and "
                 'sampling.top_k = 0, or policy.correction = "off"'
             )
+        if self.credit.process != "none" and self.refill:
+            errors.append("refill drops the groups that are all wrong, where credit.process acts")
+        if self.credit.process != "none" and self.policy.objective == "gspo":
+            errors.append(
+                'policy.objective = "gspo" has one advantage a sequence, credit.process many'
+            )
         if self.sampling.temperature == 0:
             errors.append("sampling.temperature must be > 0: greedy rollouts of a group are equal")
         return errors

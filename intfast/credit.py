@@ -114,12 +114,13 @@ def _advantages(
 def examples(
     prompts_P: Sequence[Sequence[int]],
     completions_P_G: Sequence[Sequence[Completion]],
-    advantages_P_G: Sequence[Sequence[float | None]],
+    advantages_P_G: Sequence[Sequence[float | Sequence[float] | None]],
     config: CreditConfig,
     problem_ids_P: Sequence[str] | None = None,
 ) -> list[Example]:
     """One Example per completion that takes part in the loss, in order.
 
+    An advantage is a number, or one per sampled token (process_credit).
     Left out: advantage None, and with `mask_truncated` finish reason "length". Weight of a sampled
     token: 1, or 1 / number of sampled tokens for "sequence-mean"; of a prompt token: 0. A
     completion without tokens gives an Example without weight: it counts in `divisor`.
@@ -145,7 +146,7 @@ def examples(
 def _example(
     prompt_ids: Sequence[int],
     completion: Completion,
-    advantage: float,
+    advantage: float | Sequence[float],
     config: CreditConfig,
     problem_id: str,
 ) -> Example:
@@ -162,10 +163,11 @@ def _example(
         )
     weight = 1.0 / length if config.normalisation == "sequence-mean" and length else 1.0
     before = [0.0] * len(prompt_ids)
+    scalar = isinstance(advantage, (int, float))
     return Example(
         token_ids=[*prompt_ids, *completion.token_ids],
         weights=before + [weight] * length,
-        advantages=before + [advantage] * length,
+        advantages=before + ([advantage] * length if scalar else list(advantage)),
         sampler_logprobs=before + completion.logprobs,
         problem_id=problem_id,
         kind="rollout",

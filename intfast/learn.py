@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from intfast import checkpoint, credit, forward, loss, parity, stages
+from intfast import checkpoint, credit, forward, loss, parity, process_credit, stages
 from intfast.batch import Batch, Packed, pack, split
 from intfast.model import Decoder
 from intfast.optim import Optimizer, StepStats
 from intfast.parts import Parts
+from intfast.process_credit import Located
 from intfast.records import Example, Problem
 from intfast.rollout import derive_seed
 from intfast.settings import OptimConfig
@@ -146,6 +147,7 @@ class Rollouts(NamedTuple):
     groups_P_G: list[list[Graded]]
     cursor: int
     drawn: dict[str, float]
+    located_P_G: list[list[Located | None]] | None = None
 
 
 def rl(parts: Parts, name: str, start: str, problems: Sequence[Problem]) -> None:
@@ -172,6 +174,7 @@ def rl(parts: Parts, name: str, start: str, problems: Sequence[Problem]) -> None
         if step == done + 1 or (check_every and step % check_every == 0):
             where = f"{name} step {step}"
             parity.check_rollouts(parts, where, rollouts.problems_P, rollouts.groups_P_G)
+        rollouts = _locate(parts, rollouts, step)
         values = rollouts.drawn | learn(parts, optimizer, rollouts, step, reference)
         parts.metrics.row(name, step, values, _line(name, step, config.steps, values))
         if config.evaluate_every and step < config.steps and step % config.evaluate_every == 0:
@@ -231,6 +234,19 @@ def draw(parts: Parts, name: str, problems: Sequence[Problem], cursor: int) -> R
     return Rollouts(problems_P, groups_P_G, cursor, _counts(parts, drawn_P_G))
 
 
+def _locate(parts: Parts, rollouts: Rollouts, step: int) -> Rollouts:
+    """The rollouts with the wrong steps that `credit.process` needs, and what finding them took."""
+    config = parts.config
+    if config.rl.credit.process == "none":
+        return rollouts
+    problems_P, groups_P_G = rollouts.problems_P, rollouts.groups_P_G
+    seed = derive_seed(config.seed, "process", step)
+    located_P_G, counts = process_credit.locate(
+        parts.solver, problems_P, groups_P_G, config.intervene, config.rl.credit, seed
+    )
+    return rollouts._replace(located_P_G=located_P_G, drawn=rollouts.drawn | counts)
+
+
 def _nth(parts: Parts, problems: Sequence[Problem], place: int) -> Problem:
     """The problem at a place of the endless stream."""
     epoch, index = divmod(place, len(problems))
@@ -265,6 +281,8 @@ def _counts(parts: Parts, drawn_P_G: Sequence[Sequence[Graded]]) -> dict[str, fl
         "truncated": sum(g.completion.finish_reason == "length" for g in flat) / len(flat),
         "length": sum(lengths) / len(lengths),
         "sampled_tokens": sum(lengths),
+        # Of all rollouts; `entropy_mean` is of the tokens that carry gradient.
+        "entropy_sampled": -sum(sum(g.completion.logprobs) for g in flat) / max(1, sum(lengths)),
     }
 
 
@@ -317,11 +335,19 @@ def learn(
 def _minibatches(parts: Parts, rollouts: Rollouts, step: int) -> list[tuple[Packed, float]]:
     """(packed, divisor) of each update of a step; minibatches without gradient are left out."""
     config = parts.config.rl
-    found = credit.group_advantages(_rewards(rollouts.groups_P_G), config.credit)
+    groups_P_G, located_P_G = rollouts.groups_P_G, rollouts.located_P_G
+    rewards_P_G = _rewards(groups_P_G)
+    prompts_P = [parts.solver.prompt(problem) for problem in rollouts.problems_P]
+    found = credit.group_advantages(rewards_P_G, config.credit)
+    advantages_P_G: Any = found.advantages_P_G
+    if located_P_G is not None:
+        advantages_P_G = process_credit.token_advantages(
+            prompts_P, groups_P_G, rewards_P_G, found, located_P_G, config.credit
+        )
     made = credit.examples(
-        [parts.solver.prompt(problem) for problem in rollouts.problems_P],
-        [[graded.completion for graded in group] for group in rollouts.groups_P_G],
-        found.advantages_P_G,
+        prompts_P,
+        [[graded.completion for graded in group] for group in groups_P_G],
+        advantages_P_G,
         config.credit,
         [problem.id for problem in rollouts.problems_P],
     )

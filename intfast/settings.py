@@ -54,12 +54,38 @@ class CreditConfig(Settings):
     """What the summed loss is divided by; see credit.divisor."""
     mask_truncated: bool = False
     """Leave completions that hit the length limit out of the loss (their reward still counts)."""
+    process: Literal["none", "vppo", "capo"] = "none"
+    """Credit inside wrong rollouts, located by verification: "vppo" rewards the tokens before the
+    wrong step, "capo" penalises those of the step."""
+    process_weight: float = 0.5
+    """That reward or penalty; a right rollout earns 1."""
+    process_rollouts: int = 2
+    """Wrong rollouts of a group that are verified, at most."""
+    process_margin: float = 1.0
+    """Tokens right before the wrong step that "vppo" does not reward, in prompt lengths."""
+    process_clamp: bool = True
+    """No negative advantage on the tokens that "vppo" rewards."""
 
     def check(self) -> list[str]:
         """See Settings.check."""
         return super().check() or [
             *self._expect(0 <= self.eps < math.inf, "eps", "a number >= 0", "use 1e-4"),
             *self._unused("eps", self.scale == "none", "scale='none'"),
+            *self._check_process(),
+        ]
+
+    def _check_process(self) -> list[str]:
+        process = self.process
+        others = "process_margin process_clamp"
+        return [
+            *self._expect(0 < self.process_weight < 1, "process_weight", "0 < weight < 1", "0.5"),
+            *self._expect(self.process_rollouts >= 1, "process_rollouts", "a count >= 1", "use 2"),
+            *self._expect(
+                0 <= self.process_margin < math.inf, "process_margin", "a number >= 0", "use 1"
+            ),
+            *self._unused("process_weight process_rollouts", process == "none", "process='none'"),
+            *self._unused(others, process != "vppo", f"process='{process}'"),
+            *self._unused("baseline scale", process == "vppo", "process='vppo'"),
         ]
 
 
