@@ -7,6 +7,7 @@ to torch.compile; what lies between them (the objective) is not, so it fuses.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -175,6 +176,18 @@ def _make_plan(
     return HeadPlan(form, temperature, softcap, entropy, 1, made)
 
 
+def _without_autocast(run: Callable) -> Callable:
+    """Autocast would round the factors of a product to its own type without a word."""
+
+    @functools.wraps(run)
+    def guarded(first: Tensor, *rest: object) -> object:
+        with torch.autocast(first.device.type, enabled=False):
+            return run(first, *rest)
+
+    return guarded
+
+
+@_without_autocast
 def _run_chunk(
     hidden_CD: Tensor,
     weight_VD: Tensor,
@@ -220,6 +233,7 @@ def _chunk_fake(hidden_CD, weight_VD, target_C, temperature, softcap, entropy, f
     return logprob_C, torch.empty_like(logprob_C), stats, kept
 
 
+@_without_autocast
 def _run_chunk_gradient(
     kept_CV: Tensor,
     stats: Tensor,
@@ -263,8 +277,8 @@ def _run_chunk_gradient(
             hidden_grad_CD *= scale_C1
         hidden_grad_CD = hidden_grad_CD.to(hidden_CD.dtype)
     if weight_grad_VD is not None:
-        right_CD = hidden_CD if scale_C1 is None else (hidden_CD * scale_C1).to(left_CV.dtype)
-        accumulate(weight_grad_VD, left_CV.T, right_CD, overwrite)
+        right_CD = hidden_CD if scale_C1 is None else hidden_CD * scale_C1
+        accumulate(weight_grad_VD, left_CV.T, right_CD.to(left_CV.dtype), overwrite)
     return hidden_grad_CD
 
 

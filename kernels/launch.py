@@ -301,6 +301,9 @@ def _bytes_per_row(form: str, hidden_TD: Tensor, vocabulary: int) -> int:
 def product(left: Tensor, right: Tensor) -> Tensor:
     """`left @ right` with an unrounded result: fp32 for bf16 and fp16, else the inputs' type."""
     if left.dtype in (torch.float32, torch.float64):
+        if len(left) == 1 and not left.is_cuda:
+            # A CPU's matrix-vector product adds term after term: 20 times the error of two rows.
+            return (left.expand(2, -1) @ right)[:1]
         return left @ right
     if left.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32)
@@ -315,4 +318,7 @@ def accumulate(out: Tensor, left: Tensor, right: Tensor, overwrite: bool) -> Non
         beta = 0 if overwrite else 1
         torch.addmm(out, left, right, out_dtype=out.dtype, beta=beta, out=out)
     else:
-        out.addmm_(left.to(out.dtype), right.to(out.dtype), beta=0 if overwrite else 1)
+        # The factors may be wider than what they add up to: only the result is rounded.
+        dtype = torch.promote_types(out.dtype, torch.promote_types(left.dtype, torch.float32))
+        made = left.to(dtype) @ right.to(dtype)
+        out.copy_(made if overwrite else made.add_(out))

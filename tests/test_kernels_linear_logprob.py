@@ -16,8 +16,8 @@ from intfast.kernels.linear_logprob import linear_logprob
 
 # (T, D, V, chunk_bytes): several tiles and ragged tails on every axis, single rows, columns, none
 SHAPES = [(36, 18, 70, 6_000), (1, 16, 31, 10**9), (3, 5, 1, 10**9), (0, 8, 9, 10**9)]
-LARGE = [(255, 24, 257, 10**6), (1025, 8, 1000, 10**6), (3, 8, 50257, 10**6),
-         (2, 4, 151936, 10**9)]  # fmt: skip
+# more than 32 tiles of the vocabulary; hidden states wider than 1,024
+WIDE = [(3, 8, 1100, 10**9), (3, 1030, 9, 10**9)]
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +69,11 @@ def test_values_and_gradients_against_fp64(form, shape, capped):
     compare(hidden, weight, target, form, entropy, chunk, **kwargs)
 
 
-@pytest.mark.parametrize("shape", LARGE, ids=str)
-def test_large_vocabularies_on_the_reference_path(shape):
+@pytest.mark.parametrize("form", [form for form in FORMS if form == "odds"])
+@pytest.mark.parametrize("shape", WIDE, ids=str)
+def test_second_tiles_of_the_small_kernels(form, shape):
     T, D, V, chunk = shape
-    compare(*inputs(T, D, V, scale=2.0), "reference", "value", chunk)
+    compare(*inputs(T, D, V, scale=2.0), form, "value", chunk)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -91,13 +92,15 @@ def test_confident_tokens_keep_their_relative_accuracy(form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("softcap", [None, 200.0])
-def test_logits_of_eighty(form, softcap):
-    hidden, weight, target = inputs(10, 16, 40)
+@pytest.mark.parametrize("shape", [(10, 16, 40), (6, 70, 150)], ids=str)
+def test_logits_of_eighty(form, softcap, shape):
+    hidden, weight, target = inputs(*shape)
     hidden = hidden / (hidden @ weight.T).abs().amax(1, True) * 80
     own = (hidden[::2] * weight[target[::2]]).sum(1, True)
     hidden[::2] *= -own.sign()
-    # half an ulp at 160 is 8e-6, for each of the two logits of a difference
-    _, truth = compare(hidden, weight, target, form, "value", 10**9, 6e-5, softcap=softcap)
+    # three units in the last place of a logit of 80, or of the softcap; eager is as far off
+    budget = 3 * 2.0 ** (-17 if softcap is None else -16)
+    _, truth = compare(hidden, weight, target, form, "value", 10**9, budget, softcap=softcap)
     assert truth[0].min() < -80 and truth[0].max() > -64
 
 
