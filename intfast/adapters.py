@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,15 @@ from intfast.kernels.launch import IGNORE
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import (
-    RATIO_BOUND,
     Cispo,
     Kl,
     Objective,
     PolicyClip,
+    ScaledK3,
     SequenceClip,
     Streams,
     Sum,
-    Terms,
+    TrustRegion,
 )
 from intfast.kernels.span_cross_entropy import span_cross_entropy
 
@@ -100,11 +100,9 @@ def _labelled_loss(hidden_BLD: Tensor, weight_VD: Tensor, label_BL: Tensor, **op
     hidden_TD, weight_VD = _head_inputs(hidden_BLD, weight_VD)
     target_T = label_BL.reshape(-1).to(hidden_TD.device)
     live_T = target_T != IGNORE
-    # Autocast would round the fp32 products inside the op.
-    with torch.autocast(hidden_TD.device.type, enabled=False):
-        return span_cross_entropy(
-            hidden_TD, weight_VD, target_T, live_T.float(), rows_R=live_T.nonzero()[:, 0], **options
-        )
+    return span_cross_entropy(
+        hidden_TD, weight_VD, target_T, live_T.float(), rows_R=live_T.nonzero()[:, 0], **options
+    )
 
 
 def _head_inputs(hidden_BLD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,22 +117,6 @@ def _head_inputs(hidden_BLD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]
 
 
 # TRL --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ScaledK3:
-    """coefficient * r * k3 with the gradient through r: TRL's `use_bias_correction_kl`."""
-
-    coefficient: float
-    whole_batch: ClassVar[bool] = False
-    entropy_gradient: ClassVar[bool] = False
-
-    def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
-        old_T = logprob_T if streams.old_T is None else streams.old_T
-        ratio_T = (logprob_T - old_T).clamp(-RATIO_BOUND, RATIO_BOUND).exp()
-        d_T = (streams.reference_T - logprob_T).clamp(-RATIO_BOUND, RATIO_BOUND)
-        scaled_T = self.coefficient * ratio_T
-        return Terms(scaled_T * (torch.expm1(d_T) - d_T), -scaled_T * d_T)
 
 
 def trl_compute_loss(trainer: Any, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -170,11 +152,10 @@ def trl_compute_loss(trainer: Any, model: nn.Module, inputs: dict[str, Tensor]) 
         reference_T=None if reference_BL is None else reference_BL.reshape(-1),
         sequence_T=sequence_BL.expand(answer_BL.shape).reshape(-1),
     )
-    with torch.autocast(hidden_TD.device.type, enabled=False):
-        output = linear_objective(
-            hidden_TD, weight_VD, answer_BL.reshape(-1), _trl_objective(trainer, len(answer_BL)),
-            streams, rows_R=mask_BL.reshape(-1).nonzero()[:, 0], temperature=trainer.temperature,
-        )  # fmt: skip
+    output = linear_objective(
+        hidden_TD, weight_VD, answer_BL.reshape(-1), _trl_objective(trainer, len(answer_BL)),
+        streams, rows_R=mask_BL.reshape(-1).nonzero()[:, 0], temperature=trainer.temperature,
+    )  # fmt: skip
     mode = "train" if trainer.model.training else "eval"
     entropy = output.entropy_T.sum() / mask_BL.sum().clamp(min=1)
     trainer._metrics[mode]["entropy"].append(trainer.accelerator.gather(entropy).nanmean().item())
@@ -284,11 +265,10 @@ def verl_logprob(
             f"{dist_process_group}; use verl's own head"
         )
     hidden_TD, weight_VD = _head_inputs(hidden, weight)
-    with torch.autocast(hidden_TD.device.type, enabled=False):
-        return linear_logprob(
-            hidden_TD, weight_VD, labels.reshape(-1).long(), temperature=temperature,
-            entropy="gradient",
-        )  # fmt: skip
+    return linear_logprob(
+        hidden_TD, weight_VD, labels.reshape(-1).long(), temperature=temperature,
+        entropy="gradient",
+    )  # fmt: skip
 
 
 # torchtitan -------------------------------------------------------------------------------------
@@ -317,29 +297,6 @@ def titan_loss() -> type:
 
 
 # prime-rl ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TrustRegion:
-    """-r A where exp(logprob) - exp(old) stays inside the region, plus kl times its square log.
-
-    A token is dropped when its probability has moved further than `high` up (A > 0) or further
-    than `low` down (otherwise).
-    """
-
-    low: float
-    high: float
-    kl: float
-    whole_batch: ClassVar[bool] = False
-    entropy_gradient: ClassVar[bool] = False
-
-    def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
-        log_ratio_T = logprob_T - streams.old_T
-        moved_T = logprob_T.exp() - streams.old_T.exp()
-        advantage_T = streams.advantage_T
-        dropped_T = torch.where(advantage_T > 0, moved_T > self.high, moved_T < -self.low)
-        gain_T = torch.where(dropped_T, 0, log_ratio_T.exp() * advantage_T)
-        return Terms(-gain_T + self.kl * log_ratio_T.square(), -gain_T + 2 * self.kl * log_ratio_T)
 
 
 def prime_rl_loss(

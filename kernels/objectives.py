@@ -189,6 +189,46 @@ class Kl:
 
 
 @dataclass(frozen=True)
+class ScaledK3:
+    """coefficient * r * k3 with the gradient through r: TRL's `use_bias_correction_kl`."""
+
+    coefficient: float
+    whole_batch: ClassVar[bool] = False
+    entropy_gradient: ClassVar[bool] = False
+
+    def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
+        ratio_T, _ = policy_ratio(logprob_T, streams)
+        d_T = _need(streams, "reference_T", self).to(logprob_T.dtype) - logprob_T
+        d_T = d_T.clamp(-RATIO_BOUND, RATIO_BOUND)
+        scaled_T = self.coefficient * ratio_T
+        return Terms(scaled_T * (torch.expm1(d_T) - d_T), -scaled_T * d_T)
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """prime-rl's: -r A where exp(logprob) - exp(old) is inside the region, plus kl times log^2 r.
+
+    A token is dropped when its probability has moved further than `high` up (A > 0) or further
+    than `low` down (otherwise).
+    """
+
+    low: float
+    high: float
+    kl: float
+    whole_batch: ClassVar[bool] = False
+    entropy_gradient: ClassVar[bool] = False
+
+    def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
+        advantage_T = _need(streams, "advantage_T", self).to(logprob_T.dtype)
+        old_T = _need(streams, "old_T", self)
+        log_ratio_T = logprob_T - old_T
+        moved_T = logprob_T.exp() - old_T.exp()
+        dropped_T = torch.where(advantage_T > 0, moved_T > self.high, moved_T < -self.low)
+        gain_T = torch.where(dropped_T, 0, log_ratio_T.exp() * advantage_T)
+        return Terms(-gain_T + self.kl * log_ratio_T.square(), -gain_T + 2 * self.kl * log_ratio_T)
+
+
+@dataclass(frozen=True)
 class EntropyBonus:
     """-coefficient times the entropy of the row; costs one pass over the chunk's logits."""
 

@@ -31,7 +31,7 @@ def inputs(T: int, D: int, V: int, scale: float = 1.0, dtype=torch.float32):
 
 
 def logprob_budget(truth_T):
-    """1e-5 nat, or one unit in the last place of an fp32 result where that is more (from 128 on)."""
+    """1e-5 nat, or one unit in the last place of an fp32 result where that is more: from 128 on."""
     ulp_T = torch.exp2(truth_T.abs().clamp(min=1e-30).log2().floor() - 23)
     return ulp_T.clamp(min=LOGPROB_BUDGET)
 
