@@ -204,14 +204,24 @@ class InterveneConfig(Settings):
 
 
 class SftConfig(Settings):
-    """Stage 3: fine-tuning on prefix + intervention."""
+    """Stage 3: fine-tuning on prefix + intervention, or on the data of a rival method."""
 
+    data: Literal["intervention", "reference", "reflection", "rft", "star", "prefix"] = (
+        "intervention"
+    )
+    """"reference": reference solutions; "reflection": the model's rewrites of its wrong attempts;
+    "rft": its right attempts; "star": those, and right solutions written with the reference in
+    view; "prefix": beginnings of its attempts, right or wrong (UPFT)."""
+    samples: int = 4
+    """"star": solutions with the reference in view, per problem without a right attempt."""
+    prefix_tokens: int = 32
+    """"prefix": tokens of each beginning; every tenth problem keeps its whole attempt."""
     epochs: int = 4
     """Passes over the examples; 0 skips the stage."""
     batch_size: int = 64
     """Examples per optimizer step."""
     loss_on: Literal["prefix+intervention", "intervention"] = "prefix+intervention"
-    """Which tokens carry loss; the paper trains both."""
+    """Which tokens of an intervention example carry loss; the paper trains both."""
     suffix: bool = False
     """Append a right continuation to the target (an ablation; the paper advises against it)."""
     filter: bool = True
@@ -222,7 +232,7 @@ class SftConfig(Settings):
     """Optimizer and schedule."""
 
     def check(self) -> list[str]:
-        return _at_least(self, epochs=0, batch_size=1)
+        return _at_least(self, epochs=0, batch_size=1, samples=1, prefix_tokens=1)
 
 
 class RlConfig(Settings):
@@ -238,6 +248,13 @@ class RlConfig(Settings):
     """Optimizer steps per rollout step."""
     problems: Literal["selected", "unlocked"] = "unlocked"
     """"selected": all of stage 1; "unlocked": those with a kept intervention (the paper)."""
+    hint: Literal["off", "shortest", "fixed"] = "off"
+    """Hint-guided RL: problems also appear with the beginning of their reference, one to one.
+    "shortest": the first of `hint_shares` from which a sample is right; "fixed": the first."""
+    hint_shares: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
+    """Shares of the reference's characters, in rising order."""
+    hint_samples: int = 8
+    """Samples from each share, until one is right."""
     refill: int = 0
     """Dynamic sampling: extra rounds that replace groups without variance, at most so many."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0)
@@ -248,6 +265,8 @@ class RlConfig(Settings):
     """From rewards to per-token advantages and weights."""
     optim: OptimConfig = OptimConfig(schedule="constant", weight_decay=0.01, max_grad_norm=0.3)
     """Optimizer and schedule."""
+    until_tokens: int | None = None
+    """Go on after `steps` until the run has generated so many tokens, collection included."""
     checkpoint_every: int = 20
     """Steps between checkpoints."""
     evaluate_every: int | None = None
@@ -263,6 +282,8 @@ class RlConfig(Settings):
             group_size=2,
             minibatches=1,
             refill=0,
+            hint_samples=1,
+            until_tokens=1,
             checkpoint_every=1,
             evaluate_every=1,
         )
@@ -278,11 +299,21 @@ class RlConfig(Settings):
                 "policy.correction needs the full distribution: set sampling.top_p = 1 and "
                 'sampling.top_k = 0, or policy.correction = "off"'
             )
-        if self.credit.process != "none" and self.refill:
+        process = self.credit.process != "none"
+        if process and self.refill:
             errors.append("refill drops the groups that are all wrong, where credit.process acts")
-        if self.credit.process != "none" and self.policy.objective == "gspo":
+        if process and self.hint != "off":
+            errors.append("credit.process reads whole solutions; hint leaves their beginning out")
+        if process and self.policy.objective == "gspo":
             errors.append(
                 'policy.objective = "gspo" has one advantage a sequence, credit.process many'
+            )
+        shares = self.hint_shares
+        if not shares or sorted(set(shares)) != shares or not 0 < shares[0] <= shares[-1] < 1:
+            errors.append(f"hint_shares must rise within (0, 1), got {shares}")
+        if self.until_tokens and self.optim.schedule != "constant":
+            errors.append(
+                'until_tokens leaves the number of steps open: set optim.schedule = "constant"'
             )
         if self.sampling.temperature == 0:
             errors.append("sampling.temperature must be > 0: greedy rollouts of a group are equal")
@@ -345,6 +376,24 @@ class Config(Settings):
     parity: ParityConfig = ParityConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @property
+    def needs_interventions(self) -> bool:
+        """Whether interventions are what is trained on, or what selects the problems of RL."""
+        by_rl = bool(self.rl.steps) and self.rl.problems == "unlocked"
+        return by_rl or (bool(self.sft.epochs) and self.sft.data == "intervention")
+
+    @property
+    def needs_attempts(self) -> bool:
+        """Whether training data or the choice of problems come from attempts."""
+        by_sft = bool(self.sft.epochs) and self.sft.data != "reference"
+        return self.needs_interventions or self.attempts.unsolved_only or by_sft
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether a reference solution takes part anywhere."""
+        by_sft = bool(self.sft.epochs) and self.sft.data not in ("rft", "prefix")
+        return self.needs_interventions or by_sft or self.rl.hint != "off"
+
     def check(self) -> list[str]:
         """Combinations that cannot work, or settings that would have no effect."""
         errors = []
@@ -358,16 +407,18 @@ class Config(Settings):
                 f"batch.max_tokens ({self.batch.max_tokens}) must hold a prompt and "
                 f"rl.sampling.max_new_tokens ({longest})"
             )
-        if self.sft.filter and self.sft.epochs and not self.intervene.continuations:
+        continued = self.intervene.continuations
+        on_interventions = self.sft.epochs and self.sft.data == "intervention"
+        if self.sft.filter and on_interventions and not continued:
             errors.append(
                 "sft.filter = true needs intervene.continuations > 0 (or set sft.filter = false)"
             )
-        if self.sft.suffix and not self.intervene.continuations:
+        if self.sft.suffix and not continued:
             errors.append("sft.suffix = true needs intervene.continuations > 0")
-        if self.intervene.baselines and not self.intervene.continuations:
+        if self.intervene.baselines and not continued:
             errors.append("intervene.baselines = true needs intervene.continuations > 0")
-        if not self.sft.epochs and self.rl.problems == "unlocked":
-            errors.append('rl.problems = "unlocked" needs sft.epochs > 0; use "selected"')
+        if self.rl.steps and self.rl.problems == "unlocked" and not continued:
+            errors.append('rl.problems = "unlocked" needs intervene.continuations > 0')
         if not self.sft.epochs and self.rl.from_base:
             errors.append("rl.from_base repeats plain RL when sft.epochs = 0; set it to false")
         if self.rl.from_base and not self.rl.steps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -20,6 +20,10 @@ from intfast.rollout import derive_seed
 from intfast.settings import OptimConfig
 from intfast.solve import Graded, Start
 
+Hints = Mapping[str, list[int]]
+"""Problem id -> the prompt ids of the problem with its hint."""
+Task = tuple[Problem, list[int] | None]
+"""A problem and, for its guided version, the prompt with the hint."""
 LossOf = Callable[[Tensor, Batch, int], tuple[Tensor, loss.Stats]]
 """(hidden_ND, batch, its place in the update) -> (loss sum, statistics)."""
 
@@ -89,17 +93,26 @@ def finished(parts: Parts, name: str) -> bool:
 # --- supervised --------------------------------------------------------------------------------
 
 
+class NoExamples(ValueError):
+    """The data of the SFT stage came out empty."""
+
+
+_NO_EXAMPLES = {
+    True: "no intervention passed the gates, so there is nothing to fine-tune on; read the gates "
+    "in interventions.jsonl, then give the model more attempts or continuations, set "
+    "sft.filter = false, or use a stronger base model",
+    False: "sft.data gave no example: the model was right in none of the samples it could come "
+    "from; draw more of them, or take another sft.data",
+}
+
+
 def sft(parts: Parts, name: str, examples: Sequence[Example]) -> None:
     """Fine-tune the base model on the examples; the result is the weights `name`."""
     config = parts.config.sft
     if finished(parts, name):
         return
     if not examples:
-        raise ValueError(
-            "no intervention passed the gates, so there is nothing to fine-tune on; read the gates "
-            "in interventions.jsonl, then give the model more attempts or continuations, set "
-            "sft.filter = false, or use a stronger base model"
-        )
+        raise NoExamples(_NO_EXAMPLES[parts.config.sft.data == "intervention"])
     steps_per_epoch = -(-len(examples) // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
     done, optimizer, _ = _resume(parts, name, "base", config.optim, total_steps)
@@ -143,15 +156,21 @@ def _stepped(stepped: StepStats) -> dict[str, float]:
 class Rollouts(NamedTuple):
     """The groups that one step learns from, where the stream of problems stands, and counts."""
 
-    problems_P: list[Problem]
+    starts_P: list[Start]
     groups_P_G: list[list[Graded]]
     cursor: int
     drawn: dict[str, float]
     located_P_G: list[list[Located | None]] | None = None
 
 
-def rl(parts: Parts, name: str, start: str, problems: Sequence[Problem]) -> None:
-    """GRPO on the outcome from the weights `start`; the result is the weights `name`."""
+def rl(
+    parts: Parts, name: str, start: str, problems: Sequence[Problem], hints: Hints | None = None
+) -> None:
+    """GRPO on the outcome from the weights `start`; the result is the weights `name`.
+
+    Problems with a hint appear once bare and once with it, in the same stream. A hint is prompt:
+    it carries no loss.
+    """
     config = parts.config.rl
     if finished(parts, name):
         return
@@ -166,22 +185,31 @@ def rl(parts: Parts, name: str, start: str, problems: Sequence[Problem]) -> None
         reference = copy.deepcopy(parts.decoder).requires_grad_(False)
     total_steps = config.steps * config.minibatches
     done, optimizer, state = _resume(parts, name, start, config.optim, total_steps)
-    cursor, check_every = state.get("cursor", 0), parts.config.parity.every
+    tasks: list[Task] = [(problem, None) for problem in problems]
+    tasks += [(problem, hints[problem.id]) for problem in problems if problem.id in (hints or {})]
+    cursor, step, last = state.get("cursor", 0), done, False
+    collected = sum(stages.generated_tokens(parts).values()) if config.until_tokens else 0
+    check_every = parts.config.parity.every
     parity.before_generating(parts)
-    for step in range(done + 1, config.steps + 1):
-        rollouts = draw(parts, name, problems, cursor)
+    while not last:
+        step += 1
+        rollouts = draw(parts, name, tasks, cursor)
         cursor = rollouts.cursor
         if step == done + 1 or (check_every and step % check_every == 0):
             where = f"{name} step {step}"
-            parity.check_rollouts(parts, where, rollouts.problems_P, rollouts.groups_P_G)
+            parity.check_rollouts(parts, where, rollouts.starts_P, rollouts.groups_P_G)
         rollouts = _locate(parts, rollouts, step)
         values = rollouts.drawn | learn(parts, optimizer, rollouts, step, reference)
         parts.metrics.row(name, step, values, _line(name, step, config.steps, values))
-        if config.evaluate_every and step < config.steps and step % config.evaluate_every == 0:
+        last = step >= config.steps and (
+            not config.until_tokens
+            or collected + stages.rl_tokens(parts, name) >= config.until_tokens
+        )
+        every = config.evaluate_every
+        if not last and (step == config.steps or (every and step % every == 0)):
             stages.evaluation(parts, name, step)
-        if step == config.steps or step % config.checkpoint_every == 0:
-            kept = {"finished": step == config.steps, "cursor": cursor}
-            _save(parts, name, step, optimizer, kept)
+        if last or step % config.checkpoint_every == 0:
+            _save(parts, name, step, optimizer, {"finished": last, "cursor": cursor})
     optimizer.close()
     parts.changed(name)
 
@@ -198,40 +226,35 @@ def _line(name: str, step: int, total: int, values: dict[str, float]) -> str:
     return line + f"  entropy {values['entropy_mean']:.3f}{skipped}"
 
 
-def draw(parts: Parts, name: str, problems: Sequence[Problem], cursor: int) -> Rollouts:
-    """Rollouts of the next problems of the stream, which repeats in a new order every epoch.
+def draw(parts: Parts, name: str, tasks: Sequence[Task], cursor: int) -> Rollouts:
+    """Rollouts of the next tasks of the stream, which repeats in a new order every epoch.
 
     Dynamic sampling (`rl.refill`): groups without variance are replaced by those of the next
     problems, for at most so many rounds; what is still missing then is missing in the step.
     """
     config = parts.config.rl
-    problems_P: list[Problem] = []
+    starts_P: list[Start] = []
     groups_P_G: list[list[Graded]] = []
-    drawn_P_G: list[list[Graded]] = []
+    drawn: list[tuple[Start, list[Graded]]] = []
     for _ in range(1 + config.refill):
-        wanted = config.problems_per_step - len(problems_P)
-        chosen = [(place, _nth(parts, problems, place)) for place in range(cursor, cursor + wanted)]
+        wanted = config.problems_per_step - len(starts_P)
+        starts = [_start(parts, tasks, place) for place in range(cursor, cursor + wanted)]
         cursor += wanted
-        starts = [
-            Start(
-                problem,
-                [
-                    derive_seed(parts.config.seed, "rl", place, problem.id, sample)
-                    for sample in range(config.group_size)
-                ],
-            )
-            for place, problem in chosen
-        ]
         with parts.metrics.progress(f"{name} rollouts", wanted * config.group_size) as advance:
             new_P_G = parts.solver.solve(starts, config.sampling, advance)
-        drawn_P_G += new_P_G
-        for (_, problem), group in zip(chosen, new_P_G, strict=True):
+        drawn += zip(starts, new_P_G, strict=True)
+        for start, group in zip(starts, new_P_G, strict=True):
             if not config.refill or _has_variance(group):
-                problems_P.append(problem)
+                starts_P.append(start)
                 groups_P_G.append(group)
-        if len(problems_P) == config.problems_per_step:
+        if len(starts_P) == config.problems_per_step:
             break
-    return Rollouts(problems_P, groups_P_G, cursor, _counts(parts, drawn_P_G))
+    values = _counts(parts, [group for _, group in drawn])
+    bare = [group for start, group in drawn if start.prompt_ids is None]
+    if len(bare) < len(drawn):
+        # What hints earn says nothing of the problems themselves.
+        values["reward_bare"] = _counts(parts, bare)["reward"] if bare else None
+    return Rollouts(starts_P, groups_P_G, cursor, values)
 
 
 def _locate(parts: Parts, rollouts: Rollouts, step: int) -> Rollouts:
@@ -239,7 +262,8 @@ def _locate(parts: Parts, rollouts: Rollouts, step: int) -> Rollouts:
     config = parts.config
     if config.rl.credit.process == "none":
         return rollouts
-    problems_P, groups_P_G = rollouts.problems_P, rollouts.groups_P_G
+    problems_P = [start.problem for start in rollouts.starts_P]
+    groups_P_G = rollouts.groups_P_G
     seed = derive_seed(config.seed, "process", step)
     located_P_G, counts = process_credit.locate(
         parts.solver, problems_P, groups_P_G, config.intervene, config.rl.credit, seed
@@ -247,11 +271,14 @@ def _locate(parts: Parts, rollouts: Rollouts, step: int) -> Rollouts:
     return rollouts._replace(located_P_G=located_P_G, drawn=rollouts.drawn | counts)
 
 
-def _nth(parts: Parts, problems: Sequence[Problem], place: int) -> Problem:
-    """The problem at a place of the endless stream."""
-    epoch, index = divmod(place, len(problems))
-    order = _shuffled(len(problems), derive_seed(parts.config.seed, "rl-order", epoch))
-    return problems[order[index]]
+def _start(parts: Parts, tasks: Sequence[Task], place: int) -> Start:
+    """The task at a place of the endless stream, with its seeds."""
+    seed = parts.config.seed
+    epoch, index = divmod(place, len(tasks))
+    problem, prompt_ids = tasks[_shuffled(len(tasks), derive_seed(seed, "rl-order", epoch))[index]]
+    samples = range(parts.config.rl.group_size)
+    seeds = [derive_seed(seed, "rl", place, problem.id, sample) for sample in samples]
+    return Start(problem, seeds, prompt_ids=prompt_ids)
 
 
 def _rewards(groups_P_G: Sequence[Sequence[Graded]]) -> list[list[float | None]]:
@@ -337,7 +364,7 @@ def _minibatches(parts: Parts, rollouts: Rollouts, step: int) -> list[tuple[Pack
     config = parts.config.rl
     groups_P_G, located_P_G = rollouts.groups_P_G, rollouts.located_P_G
     rewards_P_G = _rewards(groups_P_G)
-    prompts_P = [parts.solver.prompt(problem) for problem in rollouts.problems_P]
+    prompts_P = [parts.solver.start_prompt(start) for start in rollouts.starts_P]
     found = credit.group_advantages(rewards_P_G, config.credit)
     advantages_P_G: Any = found.advantages_P_G
     if located_P_G is not None:
@@ -349,7 +376,7 @@ def _minibatches(parts: Parts, rollouts: Rollouts, step: int) -> list[tuple[Pack
         [[graded.completion for graded in group] for group in groups_P_G],
         advantages_P_G,
         config.credit,
-        [problem.id for problem in rollouts.problems_P],
+        [start.problem.id for start in rollouts.starts_P],
     )
     jobs = []
     seed = derive_seed(parts.config.seed, "minibatches", step)

@@ -18,10 +18,10 @@ from intfast import forward
 from intfast.batch import pack
 from intfast.config import SamplingConfig
 from intfast.parts import Parts
-from intfast.records import Example, Problem
+from intfast.records import Example
 from intfast.rollout import Completion, derive_seed
 from intfast.settings import BatchConfig
-from intfast.solve import Graded
+from intfast.solve import Graded, Start
 
 Pair = tuple[Sequence[int], Completion]
 """(prompt ids, what the engine drew after them)."""
@@ -56,7 +56,7 @@ def before_generating(parts: Parts) -> None:
 def check_rollouts(
     parts: Parts,
     where: str,
-    problems_P: Sequence[Problem],
+    starts_P: Sequence[Start],
     groups_P_G: Sequence[Sequence[Graded]],
 ) -> None:
     """Check rollouts that were drawn with the current weights; nothing is generated.
@@ -69,8 +69,8 @@ def check_rollouts(
         _check_samples(parts, where)
         return
     pairs_P_G = [
-        [(parts.solver.prompt(problem), graded.completion) for graded in group]
-        for problem, group in zip(problems_P, groups_P_G, strict=True)
+        [(parts.solver.start_prompt(start), graded.completion) for graded in group]
+        for start, group in zip(starts_P, groups_P_G, strict=True)
     ]
     # The first sample of every prompt before the second of any: the budget sees many prompts.
     by_sample = chain.from_iterable(zip_longest(*pairs_P_G))

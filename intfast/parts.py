@@ -171,10 +171,11 @@ def load_data(config: Config, console: Console) -> tuple[list[Problem], list[Pro
             raise ValueError(
                 f"{shared} test problems are also training problems; remove them from one file"
             )
-    if config.sft.epochs and not any(problem.reference for problem in problems):
+    if config.needs_references and not any(problem.reference for problem in problems):
         raise ValueError(
-            f"{settings.train}: no problem has a reference solution, which interventions need; "
-            "add a column reference_solution, or set sft.epochs = 0 for plain RL"
+            f"{settings.train}: no problem has a reference solution, which interventions, rewrites "
+            "and hints need; add a column reference_solution, or for plain RL set sft.epochs = 0 "
+            'and rl.problems = "selected"'
         )
     return problems, tests
 

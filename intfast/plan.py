@@ -53,12 +53,13 @@ def show(config: Config, console: Console | None = None) -> None:
 def work(config: Config, problems: list[Problem], tests: list[Problem]) -> list[str]:
     """The arithmetic of the run as sentences; upper bounds where the model decides."""
     lines = []
-    if config.sft.epochs:
-        attempts, stage = config.attempts, config.intervene
-        num = len(problems)
-        selected = min(num, attempts.max_problems or num)
-        wrong = selected * attempts.wrong_per_problem
+    attempts, stage = config.attempts, config.intervene
+    num = len(problems)
+    selected = min(num, attempts.max_problems or num)
+    wrong = selected * attempts.wrong_per_problem
+    if config.needs_attempts:
         lines.append(f"{num} problems x {attempts.samples} attempts = {num * attempts.samples:,}")
+    if config.needs_interventions:
         lines.append(
             f"at most {selected} problems x {attempts.wrong_per_problem} wrong attempts "
             f"x {stage.samples} verifications = {wrong * stage.samples:,} candidates"
@@ -70,17 +71,25 @@ def work(config: Config, problems: list[Problem], tests: list[Problem]) -> list[
             + f" = {wrong * stage.continuations * starts:,}, in waves of {stage.wave}, "
             f"stop = {stage.stop}"
         )
+    if config.sft.epochs and config.sft.data in ("star", "reflection"):
+        most = selected * config.sft.samples if config.sft.data == "star" else wrong
+        lines.append(f"at most {most:,} solutions with the reference in view")
+    if config.sft.epochs:
         lines.append(
-            f"SFT: {config.sft.epochs} epochs over at most {wrong:,} examples, "
-            f"{config.sft.batch_size} a step"
+            f"SFT on {config.sft.data} data: {config.sft.epochs} epochs, "
+            f"{config.sft.batch_size} examples a step"
         )
     if config.rl.steps:
         rl = config.rl
         rollouts = rl.problems_per_step * rl.group_size
+        if rl.hint == "shortest":
+            most = selected * rl.hint_samples * len(rl.hint_shares)
+            lines.append(f"at most {most:,} samples in search of the shortest hint")
         lines.append(
             f"RL: {rl.problems_per_step} problems x {rl.group_size} rollouts = {rollouts} rollouts "
             f"-> {rl.minibatches} updates of {rollouts // rl.minibatches}, {rl.steps} steps"
             + (", twice: from InT and from the base model" if rl.from_base else "")
+            + (f", and on until {rl.until_tokens:,} tokens" if rl.until_tokens else "")
         )
     if tests:
         lines.append(

@@ -1,4 +1,5 @@
-"""What the model is asked (solve, guided solve, verify + intervene) and how its reply is read.
+"""What the model is asked (solve, guided solve, verify + intervene, and what rival methods ask
+instead) and how its reply is read.
 
 Two styles share one interface. `ChatStyle` is the two-turn conversation for instruction-tuned
 models, after the InT paper (arXiv 2601.14209), in our own words. `CompactStyle` is the word-level
@@ -37,6 +38,15 @@ class Style(Protocol):
 
     def read(self, reply: str, steps: Sequence[str]) -> Verdict:
         """The verdict of a reply on an attempt with these steps."""
+
+    def reflect(self, problem: Problem, attempt: str) -> list[int]:
+        """The request to rewrite a whole wrong attempt, given the reference."""
+
+    def rationalise(self, problem: Problem) -> list[int]:
+        """The request to solve the problem with the reference in view, no attempt being shown."""
+
+    def hint(self, problem: Problem, beginning: str) -> list[int]:
+        """The problem with the beginning of its reference, to be continued from there."""
 
 
 def style_of(config: PromptConfig, tokenizer: Any) -> Style:
@@ -147,6 +157,37 @@ the replacement step
 If no substep is critically wrong, write none in place of the number and leave the \
 intervention empty."""
 
+_REFLECT = """\
+Below are a problem, a reference solution, and an earlier solution of yours that came out wrong.
+
+<problem>
+{problem}
+</problem>
+
+<reference>
+{reference}
+</reference>
+
+<attempt>
+{attempt}
+</attempt>
+
+Compare the two and find out where your solution goes astray. Then write a complete solution \
+that is right, step by step and in your own way of writing, keeping what was good in your first \
+one. Write it for a reader who has seen neither text, and close with the final answer."""
+
+_HINT = """\
+{problem}
+
+Here is the beginning of a correct solution, broken off at some point:
+
+<reference>
+{beginning}
+</reference>
+
+Read it closely, then go on from exactly where it ends, without repeating it, up to the final \
+answer."""
+
 
 class ChatStyle:
     """The two-turn conversation, rendered with the model's own chat template."""
@@ -194,6 +235,24 @@ class ChatStyle:
     def mark(self, steps: Sequence[str]) -> str:
         """What the tags of the verification of these steps carry, and the steps do not."""
         return verdict.mark_of("".join(steps))
+
+    def reflect(self, problem: Problem, attempt: str) -> list[int]:
+        assert problem.reference is not None
+        text = _REFLECT.format(
+            problem=verdict.neutralise(self._question(problem)),
+            reference=verdict.neutralise(problem.reference),
+            attempt=verdict.neutralise(attempt),
+        )
+        return self._render([("user", text)])
+
+    def rationalise(self, problem: Problem) -> list[int]:
+        return self._render([("user", self._guided_turn(problem))])
+
+    def hint(self, problem: Problem, beginning: str) -> list[int]:
+        text = _HINT.format(
+            problem=self._question(problem), beginning=verdict.neutralise(beginning)
+        )
+        return self._render([("user", text)])
 
     def _question(self, problem: Problem) -> str:
         instruction = self.config.instruction
@@ -285,3 +344,16 @@ class CompactStyle:
                     return Verdict(location=location, reason="unsafe_text")
                 return Verdict(location=location, content=" " + " ".join(fix))
         return Verdict(reason="no_error" if words == ["<none>"] else "unparsed")
+
+    def reflect(self, problem: Problem, attempt: str) -> list[int]:
+        text = f"<rewrite> {problem.problem} <sol> {attempt} <ref> {problem.reference} <out>"
+        return encode(self.tokenizer, text)
+
+    def rationalise(self, problem: Problem) -> list[int]:
+        # The base model knows no request with a reference alone: the attempt is left empty.
+        return self.reflect(problem, "")
+
+    def hint(self, problem: Problem, beginning: str) -> list[int]:
+        # The language has no hints. After a reference's beginning the model goes on in its own
+        # dialect, and solves more than after the same words in the <tutor> or <rewrite> forms.
+        return encode(self.tokenizer, f"<solve> {problem.problem} {beginning}")

@@ -95,6 +95,26 @@ class Continuation(Record):
     reason: str
 
 
+class Guided(Record):
+    """One solution that was sampled with the reference, or part of it, in the prompt; graded.
+
+    `kind` is "reflection" (a rewrite of a wrong attempt), "star" (a solution along the reference)
+    or "hint" (a continuation of the reference's beginning, `share` of its characters).
+    """
+
+    kind: str
+    problem_id: str
+    sample: int
+    token_ids: list[int]
+    text: str
+    finish_reason: str
+    grade: str
+    reason: str
+    attempt: int = -1
+    """The attempt that was rewritten; -1 where there is none."""
+    share: float = 0.0
+
+
 class Example(Record):
     """One training sequence: tokens, and what the loss does with each of them.
 

@@ -22,11 +22,15 @@ MIN_ROOM = 1024
 
 
 class Start(NamedTuple):
-    """What to complete: a problem, the ids of its answer so far, one seed per sample."""
+    """What to complete: a problem, the ids of its answer so far, one seed per sample.
+
+    `prompt_ids` stand in for the solve prompt of the problem where they are given.
+    """
 
     problem: Problem
     seeds: Sequence[int]
     answer_ids: Sequence[int] = ()
+    prompt_ids: Sequence[int] | None = None
 
 
 class Graded(NamedTuple):
@@ -67,6 +71,10 @@ class Solver:
         if problem.id not in self._prompts:
             self._prompts[problem.id] = self.style.solve(problem)
         return self._prompts[problem.id]
+
+    def start_prompt(self, start: Start) -> Sequence[int]:
+        """The prompt ids of a start: its own, or the solve prompt of its problem."""
+        return self.prompt(start.problem) if start.prompt_ids is None else start.prompt_ids
 
     def fits(self, num_tokens: int, sampling: SamplingConfig) -> bool:
         """Whether a prompt of so many tokens leaves room to answer: it is never cut."""
@@ -124,7 +132,7 @@ class Solver:
     ) -> list[list[Graded]]:
         """Graded completions_P_G of each start, one per seed, in order."""
         requests = [
-            self.request([*self.prompt(s.problem), *s.answer_ids], s.seeds, sampling)
+            self.request([*self.start_prompt(s), *s.answer_ids], s.seeds, sampling)
             for s in starts_P
         ]
         completions_P_G = self.complete(requests, on_finished)

@@ -14,7 +14,7 @@ import msgspec
 from intfast import intervene, parity
 from intfast.evaluate import Evaluation, ProblemCounts, count_samples
 from intfast.parts import Parts
-from intfast.records import Attempt, Continuation, Example, Intervention, Problem
+from intfast.records import Attempt, Continuation, Guided, Intervention, Problem
 from intfast.rollout import derive_seed
 from intfast.runfolder import Journal
 from intfast.solve import Graded, Item, Start, chunks
@@ -180,16 +180,35 @@ def _continue(
         parts.metrics.row("continue", wave, values, f"continuations: {line}")
 
 
-def examples(
-    parts: Parts, judged: Sequence[Intervention], continuations: Sequence[Continuation]
-) -> list[Example]:
-    """The training sequences of the SFT stage, also written to examples.jsonl."""
-    problems = {problem.id: problem for problem in parts.problems}
-    built = intervene.build_examples(
-        parts.solver, problems, judged, continuations, parts.config.sft
-    )
-    parts.folder.journal("examples", Example).replace(built)
-    return built
+def generated_tokens(parts: Parts) -> dict[str, int]:
+    """Tokens that the model generated to make training data and choose problems, by journal.
+
+    Continuations from the error or the prefix alone, and evaluations, only measure: not counted.
+    """
+
+    def records(name: str, kind: type) -> list[Any]:
+        return parts.folder.journal(name, kind).records
+
+    return {
+        # An attempt is stored without the token that stopped it.
+        "attempts": sum(
+            len(record.token_ids) + (record.finish_reason == "stop")
+            for record in records("attempts", Attempt)
+        ),
+        "verify": sum(record.num_tokens for record in records("interventions", Intervention)),
+        "continue": sum(
+            len(record.token_ids)
+            for record in records("continuations", Continuation)
+            if record.start == "intervention"
+        ),
+        "guided": sum(len(record.token_ids) for record in records("guided", Guided)),
+    }
+
+
+def rl_tokens(parts: Parts, name: str) -> int:
+    """Tokens that an RL stage has generated so far: rollouts, and verifications of `credit`."""
+    rows = parts.metrics.rows(name)
+    return sum(row.get("sampled_tokens", 0) + row.get("verify_tokens", 0) for row in rows)
 
 
 # --- evaluation --------------------------------------------------------------------------------

@@ -9,12 +9,27 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
-from intfast import intervene, weights
+from intfast import intervene, stages, weights
 from intfast.evaluate import Estimate, Evaluation, compare
 from intfast.parts import Parts
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 
-ARMS = {"base": "base", "base_rl": "RL", "int": "InT", "int_rl": "InT + RL"}
+ARMS = {
+    "base": "base",
+    "base_rl": "RL",
+    "reference": "SFT on references",
+    "reference_rl": "SFT on references + RL",
+    "reflection": "SFT on self-reflections",
+    "reflection_rl": "SFT on self-reflections + RL",
+    "rft": "SFT on right attempts (RFT)",
+    "rft_rl": "RFT + RL",
+    "star": "STaR rationalisation",
+    "star_rl": "STaR + RL",
+    "prefix": "SFT on beginnings (UPFT)",
+    "prefix_rl": "UPFT + RL",
+    "int": "InT",
+    "int_rl": "InT + RL",
+}
 """Stored name of an evaluation -> its row in the table, in this order."""
 STARTS = {
     "intervention": "prefix + intervention",
@@ -25,9 +40,10 @@ STARTS = {
 
 @dataclass
 class Found:
-    """What the InT stage brought to light."""
+    """What the stages before training brought to light."""
 
     selected: list[Problem]
+    attempts: list[Attempt] = field(default_factory=list)
     wrong: list[tuple[Problem, Attempt]] = field(default_factory=list)
     interventions: list[Intervention] = field(default_factory=list)
     continuations: list[Continuation] = field(default_factory=list)
@@ -113,15 +129,19 @@ def write(parts: Parts, found: Found, seconds: float) -> dict[str, Any]:
     }
     ks = parts.config.evaluate.ks
     rows = {name: evaluation.summary(ks) for name, evaluation in evaluations.items()}
+    rl = {name: _rl_figures(parts, name) for name in ARMS if parts.metrics.rows(name)}
     result = {
         "evaluations": rows,
         "differences": {
-            f"int_rl - {name}": compare(evaluations["int_rl"], evaluations[name])
-            for name in ("base_rl", "int", "base")
-            if name in evaluations and "int_rl" in evaluations
+            f"{best} - {name}": compare(evaluations[best], evaluations[name])
+            for best in list(evaluations)[-1:]
+            for name in evaluations
+            if name != best
         },
         "intervention": intervention_figures(parts, found) if found.interventions else None,
-        "rl": {name: _rl_figures(parts, name) for name in ARMS if parts.metrics.rows(name)},
+        "rl": rl,
+        "generated_tokens": stages.generated_tokens(parts)
+        | {name: stages.rl_tokens(parts, name) for name, figures in rl.items() if figures},
         "seconds": parts.metrics.seconds(),
         "seconds_last_process": seconds,
     }

@@ -8,11 +8,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intfast import config_io
 from intfast.config import Config
 from intfast.safe_text import shown
+
+if TYPE_CHECKING:
+    from intfast.parts import Parts
+    from intfast.summary import Found
 
 USAGE = """\
 usage: python -m intfast.train CONFIG.toml [key.sub=value ...] [--dry-run]
@@ -32,39 +36,49 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
 
     Raises ValueError for what the user can change, RuntimeError for the environment.
     """
-    from intfast import learn, stages, summary
+    from intfast import guided, learn, sft_data, stages, summary
     from intfast.metrics import make_console
     from intfast.parts import build
 
     start = time.perf_counter()
     with build(config, console or make_console()) as parts:
         stages.evaluation(parts, "base")
+        found = collect(parts)
         last = "base"
-        found = summary.Found(selected=parts.problems)
 
         if config.sft.epochs:
-            attempts = stages.attempts(parts)
-            found.selected = stages.select(parts, attempts)
-            found.wrong = stages.wrong_attempts(parts, found.selected, attempts)
-            found.interventions, found.continuations = stages.interventions(parts, found.wrong)
-            found.examples = stages.examples(parts, found.interventions, found.continuations)
-            summary.say_intervention(parts, found)
-            learn.sft(parts, "int", found.examples)
-            stages.evaluation(parts, "int")
-            last = "int"
+            last = sft_data.STAGES.get(config.sft.data, config.sft.data)
+            found.examples = sft_data.examples(parts, found)
+            if found.interventions:
+                summary.say_intervention(parts, found)
+            learn.sft(parts, last, found.examples)
+            stages.evaluation(parts, last)
 
         if config.rl.steps:
             problems = found.rl_problems(config.rl.problems)
-            name = f"{last}_rl"
-            learn.rl(parts, name, last, problems)
-            stages.evaluation(parts, name)
-            if config.rl.from_base:
-                learn.rl(parts, "base_rl", "base", problems)
-                stages.evaluation(parts, "base_rl")
-            last = name
+            hints = guided.hints(parts, problems)
+            for name in (last, "base") if config.rl.from_base else (last,):
+                learn.rl(parts, f"{name}_rl", name, problems, hints)
+                stages.evaluation(parts, f"{name}_rl")
+            last = f"{last}_rl"
 
         summary.export(parts, last)
         return summary.write(parts, found, time.perf_counter() - start)
+
+
+def collect(parts: Parts) -> Found:
+    """What the config's training data and choice of problems need: attempts, interventions."""
+    from intfast import stages
+    from intfast.summary import Found
+
+    found = Found(selected=parts.problems[: parts.config.attempts.max_problems])
+    if parts.config.needs_attempts:
+        found.attempts = stages.attempts(parts)
+        found.selected = stages.select(parts, found.attempts)
+        found.wrong = stages.wrong_attempts(parts, found.selected, found.attempts)
+    if parts.config.needs_interventions:
+        found.interventions, found.continuations = stages.interventions(parts, found.wrong)
+    return found
 
 
 def main(arguments: Sequence[str]) -> int:

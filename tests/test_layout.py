@@ -18,7 +18,8 @@ LAYERS = [
     ["parts"],
     ["parity"],
     ["stages", "plan"],
-    ["learn", "summary"],
+    ["guided", "summary"],
+    ["learn", "sft_data"],
     ["train"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

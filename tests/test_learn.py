@@ -187,18 +187,19 @@ def test_dynamic_sampling_replaces_idle_groups_within_its_bound(parts_of, monkey
                 Grade(status=r.status, reason=r) for r in (reasons[next(rights)] for _ in list(s))
             ],
         )
-        rollouts = learn.draw(parts, "rl", parts.problems, 0)
-    assert len(rollouts.problems_P) == len(rollouts.groups_P_G) == 4
+        rollouts = learn.draw(parts, "rl", [(p, None) for p in parts.problems], 0)
+    assert len(rollouts.starts_P) == len(rollouts.groups_P_G) == 4
     assert (rollouts.cursor, rollouts.drawn["groups"]) == (7, 7)
     assert rollouts.drawn["all_wrong"] == pytest.approx(3 / 7)
     ids = [problem.id for problem in parts.problems]
-    assert {problem.id for problem in rollouts.problems_P} <= set(ids)
+    assert {start.problem.id for start in rollouts.starts_P} <= set(ids)
 
 
 def test_every_epoch_of_the_stream_is_a_permutation(parts_of):
     with parts_of() as parts:
+        tasks = [(problem, None) for problem in parts.problems]
         epochs = [
-            [learn._nth(parts, parts.problems, 6 * epoch + n).id for n in range(6)]
+            [learn._start(parts, tasks, 6 * epoch + n).problem.id for n in range(6)]
             for epoch in range(4)
         ]
     assert all(sorted(epoch) == sorted(p.id for p in parts.problems) for epoch in epochs)

@@ -119,7 +119,8 @@ def parts_of(tmp_path):
 
 def test_located_steps_are_spans_of_the_sampled_tokens(parts_of):
     with parts_of("rl.credit.process=capo") as parts:
-        rollouts = learn._locate(parts, learn.draw(parts, "rl", parts.problems, 0), 1)
+        tasks = [(problem, None) for problem in parts.problems]
+        rollouts = learn._locate(parts, learn.draw(parts, "rl", tasks, 0), 1)
         assert rollouts.located_P_G is not None
         places = 0
         for group, located in zip(rollouts.groups_P_G, rollouts.located_P_G, strict=True):
