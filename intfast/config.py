@@ -1,7 +1,8 @@
 """Every setting of a run: one tree of frozen Structs. `config_io` loads, checks and explains it.
 
-Defaults are the InT paper's and stand here and in `settings.py` (what credit, batching, objective
-and optimizer need), and nowhere else. The text after a field is its help text.
+Defaults are the InT paper's and stand here, in `problem_settings.py` and in `settings.py` (what
+credit, batching, objective and optimizer need), and nowhere else. The text after a field is its
+help text.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ from typing import Literal
 
 from msgspec import field
 
-from intfast.settings import BatchConfig, CreditConfig, OptimConfig, PolicyConfig, Settings
-
-
-def _at_least(section: Settings, **bounds: float) -> list[str]:
-    """A message for each field below its bound; absent values pass."""
-    return [
-        f"{name} must be >= {bound}, got {value}"
-        for name, bound in bounds.items()
-        if (value := getattr(section, name)) is not None and value < bound
-    ]
+from intfast.problem_settings import DataConfig, GradeConfig, PromptConfig
+from intfast.settings import (
+    BatchConfig,
+    CreditConfig,
+    OptimConfig,
+    PolicyConfig,
+    Settings,
+    at_least,
+)
 
 
 class ModelConfig(Settings):
@@ -39,61 +39,7 @@ class ModelConfig(Settings):
     """CPU threads of torch; absent: torch's own choice."""
 
     def check(self) -> list[str]:
-        return _at_least(self, threads=1)
-
-
-class DataConfig(Settings):
-    """Problems with answers and reference solutions."""
-
-    train: str | None = None
-    """Training problems: .jsonl, .json, .parquet, a dataset folder, or a hub name."""
-    test: str | None = None
-    """Held-out problems; absent: no evaluation."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Your column names where ours do not fit: {problem = "question_text"}."""
-    train_limit: int | None = None
-    """Use only the first so many training problems."""
-    test_limit: int | None = None
-    """Use only the first so many test problems."""
-
-    def check(self) -> list[str]:
-        return _at_least(self, train_limit=1, test_limit=1)
-
-
-class PromptConfig(Settings):
-    """What the model is asked, and how its text is cut into steps."""
-
-    style: Literal["chat", "compact"] = "chat"
-    """"chat": the two-turn conversation for instruct models; "compact": the quickstart's."""
-    instruction: str = ""
-    """Text added to every problem in the chat style, for example how to box the answer."""
-    separator: str = "\n\n"
-    """What ends a step. Steps keep their separator, so they join to the attempt byte for byte."""
-
-    def check(self) -> list[str]:
-        return (
-            [] if self.separator else ["separator must not be empty; the paper's is a blank line"]
-        )
-
-
-class GradeConfig(Settings):
-    """How the answer is found in a text and compared."""
-
-    mode: str = "boxed"
-    """"boxed": the last \\boxed{} (else after "Answer:"), compared as mathematics; "tail:WORD": the
-    text after the last WORD, compared as text."""
-    workers: int = 2
-    """Processes for answers that need a computer-algebra comparison."""
-    timeout_s: float = 10.0
-    """Seconds after which such a process is killed and the answer counted as unscored."""
-
-    def check(self) -> list[str]:
-        errors = _at_least(self, workers=1)
-        if self.mode != "boxed" and not (
-            self.mode.startswith("tail:") and self.mode.removeprefix("tail:")
-        ):
-            errors.append(f'mode must be "boxed" or "tail:WORD", got "{self.mode}"')
-        return errors
+        return at_least(self, threads=1)
 
 
 class RolloutConfig(Settings):
@@ -109,7 +55,7 @@ class RolloutConfig(Settings):
     """Samples per call of the engine; records are written to disk after every call."""
 
     def check(self) -> list[str]:
-        errors = _at_least(self, max_rows=1, chunk_samples=1)
+        errors = at_least(self, max_rows=1, chunk_samples=1)
         return errors + ([] if self.cache_gib > 0 else ["cache_gib must be > 0"])
 
 
@@ -126,7 +72,7 @@ class SamplingConfig(Settings):
     """Longest completion, in tokens."""
 
     def check(self) -> list[str]:
-        errors = _at_least(self, temperature=0, top_k=0, max_new_tokens=1)
+        errors = at_least(self, temperature=0, top_k=0, max_new_tokens=1)
         if not 0 < self.top_p <= 1:
             errors.append(f"top_p must be in (0, 1], got {self.top_p}")
         return errors
@@ -147,7 +93,7 @@ class AttemptConfig(Settings):
     """How attempts are drawn."""
 
     def check(self) -> list[str]:
-        errors = _at_least(self, samples=1, wrong_per_problem=1, max_problems=1)
+        errors = at_least(self, samples=1, wrong_per_problem=1, max_problems=1)
         if self.wrong_per_problem > self.samples:
             errors.append(
                 f"wrong_per_problem ({self.wrong_per_problem}) must be <= samples ({self.samples})"
@@ -187,7 +133,7 @@ class InterveneConfig(Settings):
     """How continuations are drawn."""
 
     def check(self) -> list[str]:
-        errors = _at_least(
+        errors = at_least(
             self, samples=1, max_step_tokens=1, continuations=0, wave=1, min_correct=1
         )
         if 0 < self.continuations < self.min_correct:
@@ -232,7 +178,7 @@ class SftConfig(Settings):
     """Optimizer and schedule."""
 
     def check(self) -> list[str]:
-        return _at_least(self, epochs=0, batch_size=1, samples=1, prefix_tokens=1)
+        return at_least(self, epochs=0, batch_size=1, samples=1, prefix_tokens=1)
 
 
 class RlConfig(Settings):
@@ -275,7 +221,7 @@ class RlConfig(Settings):
     """Also run the same RL from the base model, for comparison."""
 
     def check(self) -> list[str]:
-        errors = _at_least(
+        errors = at_least(
             self,
             steps=0,
             problems_per_step=1,
@@ -333,7 +279,7 @@ class ParityConfig(Settings):
 
     def check(self) -> list[str]:
         positive = self.threshold is None or self.threshold > 0
-        errors = _at_least(self, every=0)
+        errors = at_least(self, every=0)
         return errors + (
             [] if positive else ["threshold must be > 0; leave it out for the default"]
         )
@@ -350,7 +296,7 @@ class EvaluateConfig(Settings):
     """How test answers are drawn."""
 
     def check(self) -> list[str]:
-        errors = _at_least(self, samples=1)
+        errors = at_least(self, samples=1)
         if bad := [k for k in self.ks if not 1 <= k <= self.samples]:
             errors.append(f"ks must lie in 1..samples ({self.samples}), got {bad}")
         return errors

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from intfast.config import SamplingConfig
-from intfast.intervene import OnFinished, leaks
+from intfast.intervene import OnFinished
+from intfast.leak import leaks
 from intfast.parts import Parts
 from intfast.records import Attempt, Guided, Problem
 from intfast.rollout import derive_seed

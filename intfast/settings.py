@@ -41,6 +41,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ]
 
 
+def at_least(section: Settings, **bounds: float) -> list[str]:
+    """A message for each field below its bound; absent values pass."""
+    return [
+        f"{name} must be >= {bound}, got {value}"
+        for name, bound in bounds.items()
+        if (value := getattr(section, name)) is not None and value < bound
+    ]
+
+
 class CreditConfig(Settings):
     """How rewards of a group become per-token weights and advantages."""
 
