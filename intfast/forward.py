@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from intfast import loss
 from intfast.batch import Batch, Packed
 from intfast.model import Decoder, PackedAttention
+
+LossOf = Callable[[Tensor, Batch, int], tuple[Tensor, loss.Stats]]
+"""(hidden_ND, batch, its place in the update) -> (loss sum, statistics)."""
 
 
 def hidden_states(decoder: Decoder, batch: Batch, device: torch.device) -> Tensor:

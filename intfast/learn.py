@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from intfast import checkpoint, credit, forward, loss, parity, process_credit, stages
+from intfast import checkpoint, credit, faults, forward, loss, parity, process_credit, stages
 from intfast.batch import Batch, Packed, pack, split
 from intfast.model import Decoder
 from intfast.optim import Optimizer, StepStats
@@ -24,15 +24,13 @@ Hints = Mapping[str, list[int]]
 """Problem id -> the prompt ids of the problem with its hint."""
 Task = tuple[Problem, list[int] | None]
 """A problem and, for its guided version, the prompt with the hint."""
-LossOf = Callable[[Tensor, Batch, int], tuple[Tensor, loss.Stats]]
-"""(hidden_ND, batch, its place in the update) -> (loss sum, statistics)."""
 
 
 # --- one update --------------------------------------------------------------------------------
 
 
 def update(
-    parts: Parts, optimizer: Optimizer, packed: Packed, divisor: float, loss_of: LossOf
+    parts: Parts, optimizer: Optimizer, packed: Packed, divisor: float, loss_of: forward.LossOf
 ) -> tuple[dict[str, float], StepStats]:
     """One optimizer step on the micro-batches of `packed`; the engine is told of it.
 
@@ -46,10 +44,13 @@ def update(
         (loss_sum / divisor).backward()
         total = loss.merge_stats(total, stats)
     assert total is not None
-    stepped = optimizer.step()
-    parts.solver.engine.weights_changed()
     values = loss.read_stats(total)
     values["loss"] = values.pop("loss_sum") / divisor
+    stepped = optimizer.step(
+        loss=values["loss"],
+        diagnose=lambda: faults.first_non_finite(parts, optimizer, packed, divisor, loss_of),
+    )
+    parts.solver.engine.weights_changed()
     return values, stepped
 
 
@@ -129,9 +130,9 @@ def sft(parts: Parts, name: str, examples: Sequence[Example]) -> None:
                 packed = pack([examples[i] for i in chosen], parts.config.batch)
                 values, stepped = update(parts, optimizer, packed, packed.weight_sum, loss_of)
             advance(1, packed.num_tokens)
-            skipped = "  SKIPPED: the gradient is not finite" if stepped.skipped else ""
+            skipped = f"  SKIPPED, not finite: {stepped.cause}" if stepped.skipped else ""
             line = f"{name} {step + 1}/{total_steps}  nll {values['nll_mean']:.4f}{skipped}"
-            parts.metrics.row(name, step + 1, values | _stepped(stepped), line)
+            parts.metrics.row(name, step + 1, values | stepped.row(), line)
             # A checkpoint an epoch: SFT is short beside the stages around it.
             if place == steps_per_epoch - 1:
                 last = step + 1 == total_steps
@@ -144,10 +145,6 @@ def _shuffled(count: int, seed: int) -> list[int]:
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return order
-
-
-def _stepped(stepped: StepStats) -> dict[str, float]:
-    return {"lr": stepped.lr, "grad_norm": stepped.grad_norm, "skipped": int(stepped.skipped)}
 
 
 # --- reinforcement -----------------------------------------------------------------------------
@@ -222,7 +219,7 @@ def _line(name: str, step: int, total: int, values: dict[str, float]) -> str:
     )
     if not values["updates"]:
         return line + "  no update: no group has variance"
-    skipped = "  SKIPPED: the gradient is not finite" if values["skipped"] else ""
+    skipped = f"  SKIPPED, not finite: {values['cause']}" if values["skipped"] else ""
     return line + f"  entropy {values['entropy_mean']:.3f}{skipped}"
 
 
@@ -320,7 +317,7 @@ def learn(
     step: int,
     reference: Decoder | None = None,
 ) -> dict[str, float]:
-    """The updates of one step, one per minibatch; the statistics are means over them."""
+    """The updates of one step, one per minibatch, and their statistics together."""
     config = parts.config.rl
     with parts.metrics.phase("prepare"):
         jobs = _minibatches(parts, rollouts, step)
@@ -353,10 +350,8 @@ def learn(
                 )
 
             values, stepped = update(parts, optimizer, packed, divisor, loss_of)
-            rows.append(values | _stepped(stepped))
-    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} | {
-        "updates": len(rows)
-    }
+            rows.append(values | stepped.row())
+    return loss.together(rows)
 
 
 def _minibatches(parts: Parts, rollouts: Rollouts, step: int) -> list[tuple[Packed, float]]:

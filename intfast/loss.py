@@ -10,6 +10,9 @@ update: `merge_stats` over micro-batches, then `read_stats`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -256,3 +259,27 @@ def read_stats(total: Stats) -> dict[str, float]:
         else:
             read[name] = value
     return read
+
+
+def together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Plain statistics of several updates of one step, `read_stats` and the optimizer's row each.
+
+    Extremes stay extremes, counts add up, means are weighted by tokens; the first cause stays.
+    """
+    tokens = [row["num_tokens"] for row in rows]
+    found: dict[str, Any] = {"updates": len(rows)}
+    for key in rows[0]:
+        values = [row.get(key) for row in rows]
+        if key in ("num_tokens", "skipped"):
+            found[key] = sum(values)
+        elif key.endswith("_max"):
+            found[key] = max(values)
+        elif key.endswith("_min"):
+            found[key] = min(values)
+        elif key.endswith("_mean"):
+            total = sum(value * count for value, count in zip(values, tokens, strict=True))
+            found[key] = total / sum(tokens)
+        elif key != "cause":
+            found[key] = sum(values) / len(values)
+    causes = [row["cause"] for row in rows if row["skipped"]]
+    return found | ({"cause": causes[0]} if causes else {})

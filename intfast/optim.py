@@ -7,8 +7,9 @@ fp32; an fp32 parameter is its own master. The storage that the engine reads nev
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,18 @@ class StepStats:
 
     lr: float
     grad_norm: float
-    """Global norm before clipping; not finite when the step was skipped."""
+    """Global norm before clipping."""
     skipped: bool
+    """The loss or the norm was not finite; no weight and no moment changed."""
+    cause: str = ""
+    """What was not finite, when skipped."""
     update_to_weight: float | None = None
     """Norm of the change over norm of the masters; only when asked for, 0 when skipped."""
+
+    def row(self) -> dict[str, Any]:
+        """What a row of metrics.jsonl says of the step; `cause` only where it was skipped."""
+        row = {"lr": self.lr, "grad_norm": self.grad_norm, "skipped": int(self.skipped)}
+        return row | ({"cause": self.cause} if self.skipped else {})
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
@@ -43,7 +52,8 @@ def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
 class Optimizer:
     """One update of all trainable parameters per `step`, after any number of `backward` calls.
 
-    A step with a non-finite gradient changes no weight and no moment, but counts in the schedule.
+    A step with a non-finite loss or gradient changes no weight and no moment, but counts in the
+    schedule.
     Call `close` before another Optimizer takes the same parameters.
     """
 
@@ -103,11 +113,20 @@ class Optimizer:
         return adamw
 
     @torch.no_grad()
-    def step(self, *, measure_update: bool = False) -> StepStats:
+    def step(
+        self,
+        *,
+        loss: float = 0.0,
+        diagnose: Callable[[], str] = str,
+        measure_update: bool = False,
+    ) -> StepStats:
         """Clip, update the masters, write the parameters in place, and free the gradients.
 
+        loss            of the whole update; where it is not finite, the step is skipped
+        diagnose        called when the step is skipped, after the gradients were freed; what it
+                        returns names the origin in StepStats.cause and in the error
         measure_update  keeps a copy of the masters for the duration of the step
-        raises          RuntimeError after config.max_skipped non-finite gradients in a row;
+        raises          RuntimeError after config.max_skipped skipped steps in a row;
                         ValueError without any gradient
         """
         grads = [m.grad for m in self._masters.values() if m.grad is not None]
@@ -117,10 +136,12 @@ class Optimizer:
         norm = nn.utils.get_total_norm(grads)
         grad_norm = norm.item()
         self.num_steps += 1
-        if not math.isfinite(grad_norm):
-            self._skip(grad_norm)
+        if not (math.isfinite(grad_norm) and math.isfinite(loss)):
+            cause = self._skip(loss, grad_norm, diagnose)
             zero = 0.0 if measure_update else None
-            return StepStats(lr=lr, grad_norm=grad_norm, skipped=True, update_to_weight=zero)
+            return StepStats(
+                lr=lr, grad_norm=grad_norm, skipped=True, cause=cause, update_to_weight=zero
+            )
         self._skipped_in_a_row = 0
         if grad_norm > self.config.max_grad_norm > 0:
             torch._foreach_mul_(grads, self.config.max_grad_norm / grad_norm)
@@ -134,16 +155,31 @@ class Optimizer:
         ratio = _relative_change(before, masters) if before else None
         return StepStats(lr=lr, grad_norm=grad_norm, skipped=False, update_to_weight=ratio)
 
-    def _skip(self, grad_norm: float) -> None:
+    def _skip(self, loss: float, grad_norm: float, diagnose: Callable[[], str]) -> str:
+        """Count and explain a refused step; the cause."""
         self.num_skipped += 1
         self._skipped_in_a_row += 1
+        name = self.non_finite_gradient()
+        found = f"loss {loss}, gradient norm {grad_norm}" + (f", first in {name}" if name else "")
         self.zero_grad()
+        with torch.enable_grad():
+            origin = diagnose()
+        cause = f"{origin} ({found})" if origin else found
         if self._skipped_in_a_row >= self.config.max_skipped:
             raise RuntimeError(
-                f"step {self.num_steps - 1}: gradient norm {grad_norm} for "
-                f"{self._skipped_in_a_row} steps in a row; the weights are those before them. "
-                "Resume from the last checkpoint with a lower lr or max_grad_norm"
+                f"update {self.num_steps - 1}: not finite for {self._skipped_in_a_row} updates in "
+                f"a row, optim.max_skipped allows no more: {cause}; the weights are those before "
+                "them. Resume from the last checkpoint with a lower optim.lr or "
+                'optim.max_grad_norm, or with model.dtype = "float32"'
             )
+        return cause
+
+    def non_finite_gradient(self) -> str:
+        """Name of the parameter nearest to the loss whose gradient is not finite; "" for none."""
+        for name, master in reversed(self._masters.items()):
+            if master.grad is not None and not master.grad.isfinite().all():
+                return name
+        return ""
 
     def _write_parameters(self) -> None:
         if self._narrow:

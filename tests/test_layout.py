@@ -17,7 +17,7 @@ LAYERS = [
     ["runfolder", "solve", "weights", "loss", "adapters"],
     ["checkpoint", "metrics", "intervene", "process_credit", "engines", "forward"],
     ["parts"],
-    ["parity"],
+    ["parity", "faults"],
     ["stages", "plan"],
     ["guided", "summary"],
     ["learn", "sft_data"],

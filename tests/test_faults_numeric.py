@@ -1,0 +1,255 @@
+"""Numbers that are not finite, wherever they enter: nothing is learned from them, aloud."""
+
+import contextlib
+import math
+
+import pytest
+import torch
+from test_learn import SFT, folder, sft_examples, weights_of  # noqa: F401
+from test_parity import altered, one_is_nan, parts_of  # noqa: F401
+
+from intfast import credit, forward, learn, loss, optim, parity
+from intfast.batch import pack
+from intfast.records import Example
+from intfast.settings import BatchConfig, PolicyConfig
+
+PLACES = ["loss", "loss alone", "gradient", "hidden", "log-prob"]
+NAMED = {
+    "loss": "the loss of micro-batch",
+    "loss alone": "the loss of micro-batch",
+    "gradient": "the gradient of model.layers.0.mlp.down_proj.weight of micro-batch",
+    "hidden": "the hidden states of micro-batch",
+    "log-prob": "the loss of micro-batch",
+}
+
+
+@pytest.fixture
+def optimizers(monkeypatch):
+    """The optimizers that stages make, in order."""
+    made = []
+
+    class Kept(optim.Optimizer):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(learn, "Optimizer", Kept)
+    return made
+
+
+def poisoned_loss(function, factor, offset):
+    def poisoned(*arguments, **options):
+        loss_sum, stats = function(*arguments, **options)
+        loss_sum = loss_sum * factor + offset
+        return loss_sum, stats | {"loss_sum": loss_sum.detach().double()}
+
+    return poisoned
+
+
+@contextlib.contextmanager
+def planted(parts, place, value=math.nan):
+    """`value` in one place of every update inside."""
+    with pytest.MonkeyPatch.context() as patch:
+        if place.startswith("loss"):
+            change = (value, 0.0) if place == "loss" else (1.0, value)
+            for name in ("sft_loss", "policy_loss"):
+                patch.setattr(loss, name, poisoned_loss(getattr(loss, name), *change))
+        elif place == "hidden":
+            states = forward.hidden_states
+            patch.setattr(forward, "hidden_states", lambda *a: with_first(states(*a), value))
+        elif place == "log-prob":
+            logprobs = forward.logprobs
+            poison = lambda *a: [with_first(x, value) for x in logprobs(*a)]  # noqa: E731
+            patch.setattr(forward, "logprobs", poison)
+        weight = parts.decoder.model.layers[0].mlp.down_proj.weight
+        hook = None
+        if place == "gradient":
+            hook = weight.register_hook(lambda grad: torch.full_like(grad, value))
+        yield
+        if hook:
+            hook.remove()
+
+
+def with_first(x, value):
+    return torch.cat([x[:1] * value, x[1:]])
+
+
+def moments(optimizer):
+    return {name: tensor.clone() for name, tensor in optimizer.state_tensors()[0].items()}
+
+
+def same(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+# --- a poisoned update --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("place", PLACES)
+def test_rl_learns_nothing_from_it_and_stops_after_k_in_a_row(
+    parts_of,  # noqa: F811
+    optimizers,
+    monkeypatch,
+    place,
+    dtype,
+):
+    monkeypatch.setattr(parity, "check_parity", lambda *_: {})
+    options = (f"model.dtype={dtype}", "rl.minibatches=2", "rl.optim.max_skipped=4")
+    with parts_of(*options) as parts:
+        before = weights_of(parts)
+        with (
+            planted(parts, place),
+            pytest.raises(RuntimeError, match="for 4 updates in a row") as caught,
+        ):
+            learn.rl(parts, "base_rl", "base", parts.problems)
+        assert same(weights_of(parts), before)
+        state = moments(optimizers[0])
+        (row,) = parts.metrics.rows("base_rl")
+    assert all(not state[name].any() for name in state if not name.startswith("master."))
+    assert row["skipped"] == row["updates"] == 2
+    assert row["cause"].startswith(f"base_rl: {NAMED[place]} 1 of ")
+    assert NAMED[place] in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "log-prob"])
+def test_sft_learns_nothing_from_it_and_goes_on(
+    parts_of,  # noqa: F811
+    monkeypatch,
+    place,
+    value,
+):
+    update, taken = learn.update, {}
+
+    def watched(parts, optimizer, *arguments):
+        step = optimizer.num_steps + 1
+        before = weights_of(parts) | moments(optimizer)
+        with planted(parts, place, value) if step == 3 else contextlib.nullcontext():
+            result = update(parts, optimizer, *arguments)
+        taken[step] = not same(weights_of(parts) | moments(optimizer), before)
+        return result
+
+    monkeypatch.setattr(learn, "update", watched)
+    with parts_of(*SFT, "sft.epochs=2") as parts:
+        learn.sft(parts, "int", sft_examples(parts))
+        rows = parts.metrics.rows("int")
+        said = "\n".join(parts.metrics.console.lines)
+    assert taken == {1: True, 2: True, 3: False, 4: True}
+    assert [row["skipped"] for row in rows] == [0, 0, 1, 0]
+    assert f"SKIPPED, not finite: int: {NAMED[place]} 1 of 2" in said
+
+
+def test_the_micro_batch_is_named(parts_of, monkeypatch):  # noqa: F811
+    sft_loss = loss.sft_loss
+    with parts_of(*SFT, "sft.epochs=1", "sft.batch_size=6", "batch.max_tokens=60") as parts:
+        examples = sft_examples(parts)
+        batches = pack(examples, parts.config.batch).batches
+        assert len(batches) >= 3
+
+        def poisoned(hidden_ND, weight_VD, batch):
+            loss_sum, stats = sft_loss(hidden_ND, weight_VD, batch)
+            bad = batch.examples_S == batches[2].examples_S
+            return (loss_sum * math.inf if bad else loss_sum), stats
+
+        # The order of SFT is shuffled; the packing of all examples is not.
+        monkeypatch.setattr(learn, "_shuffled", lambda count, seed: list(range(count)))
+        monkeypatch.setattr(loss, "sft_loss", poisoned)
+        learn.sft(parts, "int", examples)
+        (row,) = parts.metrics.rows("int")
+    assert f"the loss of micro-batch 3 of {len(batches)}" in row["cause"]
+
+
+def test_a_fault_that_does_not_come_back_is_called_one(parts_of, monkeypatch):  # noqa: F811
+    sft_loss, calls = loss.sft_loss, []
+
+    def once(*arguments):
+        loss_sum, stats = sft_loss(*arguments)
+        calls.append(1)
+        return (loss_sum * math.nan if len(calls) == 1 else loss_sum), stats
+
+    monkeypatch.setattr(loss, "sft_loss", once)
+    with parts_of(*SFT, "sft.epochs=1", "sft.batch_size=6") as parts:
+        learn.sft(parts, "int", sft_examples(parts))
+        (row,) = parts.metrics.rows("int")
+    assert "nothing when" in row["cause"] and "hardware" in row["cause"]
+
+
+def test_sampler_log_probs_and_rewards_that_are_nan_are_refused(
+    parts_of,  # noqa: F811
+    monkeypatch,
+):
+    with parts_of("rl.sampling.temperature=1") as parts:
+        before = weights_of(parts)
+        with monkeypatch.context() as patch:
+            patch.setitem(credit.REWARDS, "correct", math.nan)
+            with pytest.raises(ValueError, match="reward of group 0: expected a finite number"):
+                learn.rl(parts, "base_rl", "base", parts.problems)
+        assert same(weights_of(parts), before)
+    monkeypatch.setattr(parity, "check_parity", lambda *_: {})
+    monkeypatch.setattr("intfast.parts.NativeEngine", altered(one_is_nan))
+    with parts_of(run="other") as parts:
+        with pytest.raises(ValueError, match="sampler_logprobs of example 0: expected finite"):
+            learn.rl(parts, "base_rl", "base", parts.problems)
+        assert same(weights_of(parts), before)
+
+
+# --- zeros and counts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["grpo", "gspo", "cispo", "reinforce"])
+def test_advantage_zero_gives_exactly_zero_gradient(objective):
+    torch.manual_seed(0)
+    examples = [
+        Example(
+            token_ids=[1, 2, 3, 4, 5],
+            weights=[0, 0, 1, 1, 1],
+            advantages=[0.0] * 5,
+            sampler_logprobs=[0, 0, -1.0, -2.0, -30.0],
+        )
+    ]
+    (batch,) = pack(examples, BatchConfig()).batches
+    hidden_ND = torch.randn(3, 8, requires_grad=True)
+    weight_VD = torch.randn(9, 8, requires_grad=True)
+    loss_sum, _ = loss.policy_loss(
+        hidden_ND, weight_VD, batch, torch.randn(3), PolicyConfig(objective=objective)
+    )
+    loss_sum.backward()
+    assert loss_sum.item() == 0
+    assert not hidden_ND.grad.any() and not weight_VD.grad.any()
+
+
+def test_three_micro_batches_give_the_update_of_one(parts_of):  # noqa: F811
+    options = [*SFT, "sft.epochs=1", "sft.batch_size=6", "sft.optim.eps=10"]
+    after = []
+    for run, tokens in (("one", 10_000), ("many", 60)):
+        with parts_of(*options, f"batch.max_tokens={tokens}", run=run) as parts:
+            examples = sft_examples(parts)
+            # Unequal counts: a mean of means would differ.
+            first = examples[0].token_ids
+            examples[0] = Example(token_ids=first, weights=[0.0] + [3.0] * (len(first) - 1))
+            count = len(pack(examples, parts.config.batch).batches)
+            learn.sft(parts, "int", examples)
+            after.append((count, weights_of(parts), parts.metrics.rows("int")[0]["loss"]))
+    (one, ours, our_loss), (many, theirs, their_loss) = after
+    assert one == 1 and many >= 3
+    assert our_loss == pytest.approx(their_loss, rel=1e-6)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-7, rtol=1e-5)
+
+
+def test_statistics_of_several_updates_keep_extremes_and_counts():
+    rows = [
+        {"num_tokens": 10.0, "ratio_max": 1.0, "ratio_min": 0.5, "ratio_mean": 1.0, "skipped": 0},
+        {"num_tokens": 30.0, "ratio_max": 9.0, "ratio_min": 0.9, "ratio_mean": 2.0, "skipped": 1}
+        | {"cause": "here"},
+    ]
+    assert loss.together(rows) == {
+        "updates": 2,
+        "num_tokens": 40.0,
+        "ratio_max": 9.0,
+        "ratio_min": 0.5,
+        "ratio_mean": 1.75,
+        "skipped": 1,
+        "cause": "here",
+    }
