@@ -13,6 +13,7 @@ from msgspec import field
 
 from intfast.problem_settings import DataConfig, GradeConfig, PromptConfig
 from intfast.settings import (
+    AnalysisConfig,
     BatchConfig,
     CreditConfig,
     OptimConfig,
@@ -174,11 +175,16 @@ class SftConfig(Settings):
     """Only interventions with enough right continuations; false keeps all that passed the gates."""
     rows: Literal["all", "one"] = "all"
     """Every kept intervention, or one per problem (the one with the most right continuations)."""
+    held_out: float = 0.0
+    """Share of the problems whose interventions are not trained on: see analysis.json for them."""
     optim: OptimConfig = OptimConfig(warmup_ratio=0.1)
     """Optimizer and schedule."""
 
     def check(self) -> list[str]:
-        return at_least(self, epochs=0, batch_size=1, samples=1, prefix_tokens=1)
+        errors = at_least(self, epochs=0, batch_size=1, samples=1, prefix_tokens=1)
+        if not 0 <= self.held_out < 1:
+            errors.append(f"held_out must be in [0, 1), got {self.held_out}")
+        return errors
 
 
 class RlConfig(Settings):
@@ -321,6 +327,7 @@ class Config(Settings):
     rl: RlConfig = RlConfig()
     parity: ParityConfig = ParityConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
 
     @property
     def needs_interventions(self) -> bool:

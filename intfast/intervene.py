@@ -278,24 +278,22 @@ def correct_counts(
 
 
 def start_figures(
-    continued: Sequence[Intervention], drawn: Sequence[Continuation], seed: int
+    continued: Sequence[Intervention],
+    drawn: Sequence[Continuation],
+    seed: int,
+    first: int | None = None,
 ) -> dict[str, Any]:
     """Accuracy and coverage of the continuations `drawn` from one start, with their intervals.
 
     Attempts are the unit that is continued; a problem is covered when any of its attempts is.
+    Where a rule ends continuations early, accuracy is that of the `first` ones of each attempt:
+    stopping at a success would count the lucky ones' misses less.
     Raises ValueError when no continuation is scored.
     """
-    by_attempt: dict[str, list[bool]] = defaultdict(list)
-    for record in drawn:
-        if record.grade != "unscored":
-            by_attempt[record.intervention_id].append(record.grade == "correct")
-    counts = {key: (len(right), sum(right)) for key, right in by_attempt.items()}
-    by_problem: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for record in continued:
-        if record.id in counts:
-            by_problem[record.problem_id].append(counts[record.id])
-    problems = [tuple(map(sum, zip(*rows, strict=True))) for rows in by_problem.values()]
-    shares = [correct / num for num, correct in problems]
+    counts = _scored(drawn)
+    problems = _by_problem(continued, counts)
+    counted = counts if first is None else _scored([r for r in drawn if r.sample < first])
+    shares = [correct / num for num, correct in _by_problem(continued, counted)]
     low, high = bootstrap(shares, seed)
     return {
         "continuations": len(drawn),
@@ -306,6 +304,31 @@ def start_figures(
         "attempt_coverage": coverage(list(counts.values())),
         "problem_coverage": coverage(problems),
     }
+
+
+def _scored(drawn: Sequence[Continuation]) -> dict[str, tuple[int, int]]:
+    """Intervention id -> (scored, right) continuations."""
+    by_attempt: dict[str, list[bool]] = defaultdict(list)
+    for record in drawn:
+        if record.grade != "unscored":
+            by_attempt[record.intervention_id].append(record.grade == "correct")
+    return {key: (len(right), sum(right)) for key, right in by_attempt.items()}
+
+
+def _by_problem(
+    continued: Sequence[Intervention], counts: Mapping[str, tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """(scored, right) of each problem, over its attempts."""
+    by_problem: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for record in continued:
+        if record.id in counts:
+            by_problem[record.problem_id].append(counts[record.id])
+    return [(sum(n for n, _ in rows), sum(c for _, c in rows)) for rows in by_problem.values()]
+
+
+def is_held_out(problem_id: str, share: float) -> bool:
+    """Whether the interventions of a problem stay out of SFT; the same share in every run."""
+    return derive_seed(0, "held out", problem_id) < share * 2**63
 
 
 def build_examples(
@@ -322,7 +345,11 @@ def build_examples(
     """
     correct = correct_counts(continuations)
     gates = ("kept",) if config.filter else REACHED_CONTINUATION
-    chosen = [record for record in judged if record.gate in gates]
+    chosen = [
+        record
+        for record in judged
+        if record.gate in gates and not is_held_out(record.problem_id, config.held_out)
+    ]
     if config.rows == "one":
         best: dict[str, Intervention] = {}
         for record in chosen:

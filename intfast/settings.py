@@ -243,3 +243,14 @@ class OptimConfig(Settings):
             *self._unused("floor", self.schedule == "constant", "schedule='constant'"),
             *self._unused("decay_vectors", self.weight_decay == 0, "weight_decay=0"),
         ]
+
+
+class AnalysisConfig(Settings):
+    """The tables of analysis.json: likelihoods and entropies of texts, pass@k and RL curves."""
+
+    texts: int = 64
+    """Texts of each kind that are scored under the base and the trained weights; 0 is off."""
+
+    def check(self) -> list[str]:
+        """See Settings.check."""
+        return super().check() or self._expect(self.texts >= 0, "texts", "a count >= 0", "use 64")

@@ -10,7 +10,7 @@ import msgspec
 from rich.table import Table
 
 from intfast import intervene, stages, weights
-from intfast.evaluate import Estimate, Evaluation, compare
+from intfast.evaluate import Estimate, Evaluation, bootstrap, compare, coverage
 from intfast.parts import Parts
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 
@@ -62,13 +62,16 @@ def intervention_figures(parts: Parts, found: Found) -> dict[str, Any]:
 
     Attempts are the unit that is continued; a problem is covered when any of its attempts is.
     """
+    config = parts.config.intervene
     gates = Counter(record.gate for record in found.interventions)
     continued = [r for r in found.interventions if r.gate in intervene.REACHED_CONTINUATION]
     starts = {}
     for start in STARTS:
         drawn = [record for record in found.continuations if record.start == start]
         if drawn:
-            starts[start] = intervene.start_figures(continued, drawn, parts.config.seed)
+            early = start == "intervention" and config.stop != "never"
+            first = config.wave if early else None
+            starts[start] = intervene.start_figures(continued, drawn, parts.config.seed, first)
     tokens = {
         "verify": sum(record.num_tokens for record in found.interventions),
         "continue": sum(len(r.token_ids) for r in found.continuations if r.start == "intervention"),
@@ -79,6 +82,7 @@ def intervention_figures(parts: Parts, found: Found) -> dict[str, Any]:
         "wrong_attempts": len(found.wrong),
         "candidates": len(found.interventions),
         "gates": dict(gates),
+        "problem_alone": _problem_figures(parts, found) if found.attempts else None,
         "continued_from": starts,
         "generated_tokens": tokens,
         "unlocked_problems": unlocked,
@@ -88,12 +92,44 @@ def intervention_figures(parts: Parts, found: Found) -> dict[str, Any]:
     }
 
 
+def _problem_figures(parts: Parts, found: Found) -> dict[str, Any]:
+    """The attempts on the selected problems: what starting from the problem alone gives.
+
+    With `attempts.unsolved_only` nothing of it is right, because that is how they were selected.
+    """
+    counts: dict[str, list[int]] = {problem.id: [0, 0] for problem in found.selected}
+    for record in found.attempts:
+        if record.problem_id in counts and record.grade != "unscored":
+            counts[record.problem_id][0] += 1
+            counts[record.problem_id][1] += record.grade == "correct"
+    tried = [(num, right) for num, right in counts.values() if num]
+    shares = [right / num for num, right in tried]
+    low, high = bootstrap(shares, parts.config.seed)
+    return {
+        "attempts": sum(num for num, _ in tried),
+        "per_problem": sum(num for num, _ in tried) / len(tried),
+        "accuracy": Estimate(
+            value=sum(shares) / len(shares), low=low, high=high, num_problems=len(shares)
+        ),
+        "problem_coverage": coverage(tried),
+        "zero_by_selection": parts.config.attempts.unsolved_only,
+    }
+
+
 def say_intervention(parts: Parts, found: Found) -> None:
     """The InT stage as a table: accuracy and coverage from each start, with their counts."""
     figures = intervention_figures(parts, found)
     table = Table(title="Continuing the model's wrong attempts", title_justify="left")
     for column in ("start", "accuracy %", "attempts covered", "problems covered", "continuations"):
         table.add_column(column, justify="left" if column == "start" else "right")
+    if alone := figures["problem_alone"]:
+        table.add_row(
+            "problem alone: the attempts",
+            "0 by selection" if alone["zero_by_selection"] else _interval(alone["accuracy"], 2),
+            "",
+            _share(alone["problem_coverage"]),
+            f"{alone['attempts']:,} ({alone['per_problem']:.0f} per problem)",
+        )
     for start, row in figures["continued_from"].items():
         table.add_row(
             STARTS[start],

@@ -36,7 +36,7 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
 
     Raises ValueError for what the user can change, RuntimeError for the environment.
     """
-    from intfast import guided, learn, sft_data, stages, summary
+    from intfast import analysis, guided, learn, sft_data, stages, summary
     from intfast.metrics import make_console
     from intfast.parts import build
 
@@ -54,6 +54,7 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
             learn.sft(parts, last, found.examples)
             stages.evaluation(parts, last)
 
+        supervised = last
         if config.rl.steps:
             problems = found.rl_problems(config.rl.problems)
             hints = guided.hints(parts, problems)
@@ -63,6 +64,7 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
             last = f"{last}_rl"
 
         summary.export(parts, last)
+        analysis.write(parts, found, supervised)
         return summary.write(parts, found, time.perf_counter() - start)
 
 

@@ -21,7 +21,9 @@ LAYERS = [
     ["stages", "plan"],
     ["guided", "summary"],
     ["learn", "sft_data"],
+    ["analysis"],
     ["train"],
+    ["ablate"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -1,0 +1,132 @@
+"""What of the SFT stage does the work: the paper's ablations, on the records of a finished run.
+
+python -m intfast.ablate RUN [key.sub=value ...]
+
+Each ablation is a run of its own in RUN/ablations, with the run's attempts, interventions and
+continuations and without RL: only SFT and the evaluation are done again. The command continues
+where it was interrupted. Settings given are those of every ablation.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from intfast import config_io, train
+
+ABLATIONS = {
+    "prefix + intervention": [],
+    "intervention only": ["sft.loss_on=intervention"],
+    "with a right suffix": ["sft.suffix=true"],
+    "no filter": ["sft.filter=false"],
+    "one per problem": ["sft.rows=one"],
+}
+"""Row of the table -> settings that differ from the paper's recipe."""
+RECIPE = ["sft.loss_on=prefix+intervention", "sft.suffix=false", "sft.filter=true", "sft.rows=all"]
+RECORDS = ("attempts.jsonl", "interventions.jsonl", "continuations.jsonl")
+
+
+def ablate(folder: Path, words: Sequence[str], console: Any = None) -> dict[str, Any]:
+    """Run every ablation of the run in `folder`; returns what `ablations.json` there holds.
+
+    Raises ValueError where the run lacks what SFT needs, or settings cannot work.
+    """
+    from intfast.metrics import make_console
+
+    console = console or make_console()
+    if not (folder / "continuations.jsonl").is_file():
+        raise ValueError(
+            f"{folder} has no continuations.jsonl; expected a run folder whose collection is "
+            "finished: run python -m intfast.train first"
+        )
+    rows = {}
+    for name, changes in ABLATIONS.items():
+        target = folder / "ablations" / name.replace(" ", "-").replace("+", "and")
+        fixed = [f"run={target}", "rl.steps=0", "rl.from_base=false", "analysis.texts=0"]
+        config = config_io.load(folder / "config.toml", [*fixed, *RECIPE, *changes, *words])
+        _copy_records(folder, target)
+        if not words:
+            _copy_base_evaluation(folder, target)
+        summary = train.run(config, console)
+        rows[name] = {
+            "settings": changes,
+            "examples": summary["intervention"]["examples"],
+            "loss_tokens": summary["intervention"]["loss_tokens"],
+            "evaluation": summary["evaluations"].get("int"),
+        }
+    data = msgspec.json.format(msgspec.json.encode(rows), indent=2)
+    (folder / "ablations.json").write_bytes(data + b"\n")
+    _say(console, rows)
+    return rows
+
+
+def _copy_records(folder: Path, target: Path) -> None:
+    """Give an ablation the collection of the run."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in RECORDS:
+        if not (target / name).exists():
+            # Whole or not at all: a part would be taken for a collection that was interrupted.
+            shutil.copyfile(folder / name, target / f"{name}.copy")
+            (target / f"{name}.copy").rename(target / name)
+
+
+def _copy_base_evaluation(folder: Path, target: Path) -> None:
+    """The base model was evaluated with the same settings: not again in every ablation."""
+    source = folder / "evaluations.json"
+    if source.is_file() and not (target / source.name).exists():
+        stored = msgspec.json.decode(source.read_bytes())
+        data = msgspec.json.encode({key: stored[key] for key in stored if key == "base"})
+        (target / source.name).write_bytes(data)
+
+
+def _say(console: Any, rows: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(
+        title="SFT on the same interventions (held-out problems, 95 % intervals over problems)",
+        title_justify="left",
+    )
+    for column in ("trained on", "examples", "loss tokens", "accuracy %", "covered"):
+        table.add_column(column, justify="left" if column == "trained on" else "right")
+    for name, row in rows.items():
+        cells = [name, str(row["examples"]), f"{row['loss_tokens']:,}"]
+        if found := row["evaluation"]:
+            value, low, high = (100 * getattr(found.accuracy, k) for k in ("value", "low", "high"))
+            covered = found.coverage
+            cells += [
+                f"{value:.1f} [{low:.1f}, {high:.1f}]",
+                f"{round(covered.value * covered.num_problems)} of {covered.num_problems}",
+            ]
+        table.add_row(*cells)
+    console.print(table)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit code: 0 done, 2 user error, 1 environment, 130 Ctrl-C."""
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        return 0
+    if not arguments or "=" in arguments[0]:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        ablate(Path(arguments[0]), arguments[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
