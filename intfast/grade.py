@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -139,6 +140,9 @@ class Grader:
         self.timeout_s = timeout_s
         self._workers: list[_Worker] = []
         self._cache: dict[tuple[str, str], Reason] = {}
+        self._queue: deque[tuple[str, str]] = deque()
+        self._begun: dict[tuple[str, str], Reason | None] = {}
+        """Jobs in the queue or with a worker, and verdicts that nobody has asked for yet."""
 
     def __enter__(self) -> Grader:
         return self
@@ -150,6 +154,8 @@ class Grader:
         """End all workers."""
         while self._workers:
             self._workers.pop().close()
+        self._queue.clear()
+        self._begun.clear()
 
     def grade_many(
         self, submissions: Iterable[Submission | tuple[str, str] | tuple[str, str, str]]
@@ -175,6 +181,16 @@ class Grader:
         ]
         return [Grade(status=reason.status, reason=reason) for reason in final]
 
+    def start(self, submission: Submission) -> None:
+        """Begin a comparison and return at once; `grade_many` of the same submission ends it.
+
+        What this process compares itself is left to `grade_many`.
+        """
+        answer = extract(submission.text, self.mode)
+        if self._without_worker(submission, answer) is None:
+            self._begin([(submission.gold, answer)])
+        self._advance(0.0)
+
     def check_golds(self, golds: Sequence[str]) -> list[bool]:
         """Whether each gold answer can be graded against, so that no rollout is spent on it."""
         if self.mode != "boxed":
@@ -197,34 +213,44 @@ class Grader:
     def _judge(self, jobs: list[tuple[str, str]]) -> dict[tuple[str, str], Reason]:
         """Verdicts of the jobs, from the cache or from workers."""
         verdicts = {job: self._cache[job] for job in jobs if job in self._cache}
-        queue = deque(job for job in jobs if job not in verdicts)
-        num_open = len(queue)
-        try:
-            while num_open:
-                for _ in range(len(self._workers), min(self.num_workers, num_open)):
-                    self._workers.append(_Worker(self.timeout_s))
-                for worker in self._workers:
-                    if worker.idle and queue:
-                        worker.give(queue.popleft())
-                for job, reason in self._collect():
-                    verdicts[job] = reason
-                    num_open -= 1
-        except BaseException:
-            # A verdict still on its way must never be read as that of a later job.
-            self.close()
-            raise
+        self._begin(jobs)
+        missing = {job for job in jobs if job not in verdicts}
+        while any(self._begun[job] is None for job in missing):
+            self._advance(math.inf)
+        verdicts |= {job: self._begun.pop(job) for job in missing}
         if len(self._cache) + len(verdicts) > MAX_CACHED:
             self._cache.clear()
         self._cache.update((j, r) for j, r in verdicts.items() if r is not Reason.CRASH)
         return verdicts
 
-    def _collect(self) -> Iterator[tuple[tuple[str, str], Reason]]:
+    def _begin(self, jobs: list[tuple[str, str]]) -> None:
+        new = [job for job in jobs if job not in self._cache and job not in self._begun]
+        self._begun.update(dict.fromkeys(new))
+        self._queue.extend(new)
+
+    def _advance(self, patience_s: float) -> None:
+        """Give jobs to idle workers and take the verdicts that come within so many seconds."""
+        busy = sum(not worker.idle for worker in self._workers)
+        try:
+            for _ in range(len(self._workers), min(self.num_workers, busy + len(self._queue))):
+                self._workers.append(_Worker(self.timeout_s))
+            for worker in self._workers:
+                if worker.idle and self._queue:
+                    worker.give(self._queue.popleft())
+            self._begun.update(self._collect(patience_s))
+        except BaseException:
+            # A verdict still on its way must never be read as that of a later job.
+            self.close()
+            raise
+
+    def _collect(self, patience_s: float) -> Iterator[tuple[tuple[str, str], Reason]]:
         """Wait for the next verdicts or the next deadline; dead and late workers are removed."""
         waiting = [worker for worker in self._workers if not worker.idle]
+        if not waiting:
+            return
         next_deadline = min(worker.deadline for worker in waiting)
-        ready_fds = wait(
-            [worker.verdict_fd for worker in waiting], max(0.0, next_deadline - time.monotonic())
-        )
+        patience_s = min(patience_s, max(0.0, next_deadline - time.monotonic()))
+        ready_fds = wait([worker.verdict_fd for worker in waiting], patience_s)
         now = time.monotonic()
         for worker in waiting:
             job = worker.job

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from intfast.records import Record
 
@@ -50,20 +50,37 @@ class Completion(Record):
     policy_version: int
 
 
+OnFinished = Callable[[int, int, Completion], None]
+"""(request, sample, completion): called when a sample ends, while others are still generated."""
+
+
+class PromptReuse(NamedTuple):
+    """Prompt tokens since the engine was started: of all samples, and of these computed before.
+
+    A sample reuses the keys and values of another with the same beginning, where the engine still
+    holds them.
+    """
+
+    asked: int = 0
+    reused: int = 0
+
+
 class Engine(Protocol):
     """What the trainer asks of an engine. Both engines pass tests/test_engine.py."""
 
     policy_version: int
     """How many weight updates the engine has been told of."""
+    prompt_reuse: PromptReuse
+    """How much of the prompts did not have to be computed."""
 
     def generate(
         self,
         requests_P: Sequence[Request],
-        on_finished: Callable[[int, int], None] | None = None,
+        on_finished: OnFinished | None = None,
     ) -> list[list[Completion]]:
         """Completions_P_G in the order of the requests and their seeds.
 
-        `on_finished(num_finished, num_tokens)` is called as samples end, with totals of this call.
+        `on_finished` gets each completion as it ends; it may not call the engine.
         """
 
     def score(

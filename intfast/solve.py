@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 from intfast.config import SamplingConfig
-from intfast.grade import Grade, Grader
+from intfast.grade import Grade, Grader, Submission
 from intfast.prompts import Style, decode
 from intfast.records import Problem
-from intfast.rollout import Completion, Engine, Request, Sampling
+from intfast.rollout import Completion, Engine, OnFinished, Request, Sampling
 
 Item = TypeVar("Item")
 MIN_ROOM = 1024
@@ -109,20 +109,27 @@ class Solver:
         return ids[:-1] if ids and ids[-1] in self.style.stop_ids else ids
 
     def complete(
-        self, requests_P: Sequence[Request], on_finished: Callable[[int, int], None] | None = None
+        self,
+        requests_P: Sequence[Request],
+        on_finished: Callable[[int, int], None] | None = None,
+        ended: OnFinished | None = None,
     ) -> list[list[Completion]]:
-        """Completions_P_G of the requests, ungraded; `on_finished` gets increments."""
+        """Completions_P_G of the requests, ungraded.
+
+        on_finished  gets (samples, tokens) to add to a progress bar
+        ended        gets every completion while others are still generated
+        """
         if not requests_P:
             return []
-        seen = (0, 0)
 
-        def report(num_finished: int, num_tokens: int) -> None:
-            nonlocal seen
-            on_finished(num_finished - seen[0], num_tokens - seen[1])
-            seen = (num_finished, num_tokens)
+        def report(request: int, sample: int, completion: Completion) -> None:
+            if ended is not None:
+                ended(request, sample, completion)
+            if on_finished is not None:
+                on_finished(1, len(completion.token_ids))
 
         with self.phase("generate"):
-            return self.engine.generate(requests_P, report if on_finished else None)
+            return self.engine.generate(requests_P, report)
 
     def solve(
         self,
@@ -130,23 +137,25 @@ class Solver:
         sampling: SamplingConfig,
         on_finished: Callable[[int, int], None] | None = None,
     ) -> list[list[Graded]]:
-        """Graded completions_P_G of each start, one per seed, in order."""
+        """Graded completions_P_G of each start, one per seed, in order.
+
+        Answers that need a grading worker are with it while other samples are still generated.
+        """
         requests = [
             self.request([*self.start_prompt(s), *s.answer_ids], s.seeds, sampling)
             for s in starts_P
         ]
-        completions_P_G = self.complete(requests, on_finished)
-        answers = [
-            (
-                start.problem.answer,
-                self.text(completion, start.answer_ids),
-                completion.finish_reason,
-            )
-            for start, group in zip(starts_P, completions_P_G, strict=True)
-            for completion in group
-        ]
+        answers: dict[tuple[int, int], Submission] = {}
+
+        def grade_ahead(p: int, g: int, completion: Completion) -> None:
+            start = starts_P[p]
+            text = self.text(completion, start.answer_ids)
+            answers[p, g] = Submission(start.problem.answer, text, completion.finish_reason)
+            self.grader.start(answers[p, g])
+
+        completions_P_G = self.complete(requests, on_finished, grade_ahead)
         with self.phase("grade"):
-            grades = iter(self.grader.grade_many(answers))
+            grades = iter(self.grader.grade_many(answers[place] for place in sorted(answers)))
         return [[Graded(c, self.text(c), next(grades)) for c in group] for group in completions_P_G]
 
 

@@ -174,14 +174,21 @@ def test_a_stop_text_is_found_across_the_places_where_text_is_read(engine, model
         assert short.finish_reason == "stop"
 
 
-def test_progress_counts_samples_and_tokens(engine):
+def test_each_completion_is_handed_over_as_it_ends(engine):
     calls = []
-    requests = mixed_requests(12)
-    found = engine.generate(requests, lambda *numbers: calls.append(numbers))
-    flat = [completion for group in found for completion in group]
-    assert calls == sorted(calls)
-    assert calls[-1] == (len(flat), sum(len(c.token_ids) for c in flat))
-    assert len(calls) > 5
+    requests = [request(p, [1, 2], max_new_tokens=n) for n, p in zip((9, 3, 30), prompts(3))]
+    found = engine.generate(requests, lambda *ended: calls.append(ended))
+    assert [p for p, _, _ in calls] == [1, 1, 0, 0, 2, 2]
+    assert all(found[p][g] == completion for p, g, completion in calls)
+
+
+def test_reuse_of_prompts_is_counted(engine):
+    before = engine.prompt_reuse
+    prompt_ids = prompts(1)[0] * 4
+    engine.generate([request(prompt_ids, range(6)), request([9], [])])
+    asked, reused = (a - b for a, b in zip(engine.prompt_reuse, before, strict=True))
+    assert asked == 6 * len(prompt_ids)
+    assert 0.5 * asked < reused < asked
 
 
 def test_scores_equal_generated_logprobs_and_transformers(engine, model):

@@ -250,6 +250,31 @@ def test_verdicts_are_cached_and_order_is_kept(grader, monkeypatch):
     assert [g.reason for g in grader.grade_many(boxed(table[::-1]))] == expected[::-1]
 
 
+def test_a_comparison_that_was_started_early_is_not_repeated(monkeypatch):
+    given = []
+    give = grading._Worker.give
+    monkeypatch.setattr(grading._Worker, "give", lambda w, job: given.append(job) or give(w, job))
+    table = boxed([("z+1", "1+z"), ("z+1", "z"), ("17", "16"), ("z+1", "1+z")])
+    with Grader(workers=1) as grader:
+        for row in table:
+            grader.start(grading.Submission(*row))
+        grades = grader.grade_many(table)
+        assert [g.reason for g in grades] == ["correct", "wrong", "wrong", "correct"]
+        assert given == [("z+1", "1+z"), ("z+1", "z")]
+        assert [g.reason for g in grader.grade_many(table[1:])] == ["wrong", "wrong", "correct"]
+        assert len(given) == 2
+
+
+def test_a_verdict_is_there_before_anybody_waits_for_it():
+    row = boxed([("w+2", "2+w")])[0]
+    with Grader(workers=1) as grader:
+        until = time.monotonic() + 60
+        while grader._begun.get(("w+2", "2+w")) is None and time.monotonic() < until:
+            grader.start(grading.Submission(*row))
+            time.sleep(0.01)
+        assert grader._begun == {("w+2", "2+w"): Reason.CORRECT}
+
+
 def test_ungradable_golds(grader):
     golds = ["17", r"\frac12", r"\text{yes}", "x>3", "2^{2^{2021}}-1", " ", "1" * 400, "\u732b"]
     assert grader.check_golds(golds) == [True] * 4 + [False] * 4

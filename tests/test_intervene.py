@@ -48,7 +48,11 @@ class Script:
 
     def generate(self, requests_P, on_finished=None):
         self.requests += requests_P
-        return [[self._next() for _ in request.seeds] for request in requests_P]
+        groups = [[self._next() for _ in request.seeds] for request in requests_P]
+        for p, group in enumerate(groups):
+            for g, completion in enumerate(group):
+                on_finished(p, g, completion)
+        return groups
 
     def _next(self):
         ids = [*encode(TOKENIZER, self.texts.pop(0)), TOKENIZER.eos_token_id]

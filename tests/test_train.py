@@ -128,11 +128,11 @@ def test_a_finished_run_is_not_repeated(finished, monkeypatch):
 def test_an_interrupted_run_continues_to_the_same_result(finished, tmp_path, monkeypatch, call):
     complete, calls = Solver.complete, []
 
-    def interrupted(self, requests, on_finished=None):
+    def interrupted(self, requests, *rest):
         calls.append(1)
         if len(calls) == call:
             raise KeyboardInterrupt
-        return complete(self, requests, on_finished)
+        return complete(self, requests, *rest)
 
     monkeypatch.setattr(Solver, "complete", interrupted)
     with pytest.raises(KeyboardInterrupt):

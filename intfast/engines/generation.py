@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,17 +15,14 @@ from torch import Tensor
 
 from intfast.engines import sampler
 from intfast.engines.cache import BLOCK, KVCache, Prefill, Step, round_up
+from intfast.engines.requests import STOP_TEXT_INTERVAL, end_of_stop_text
 from intfast.model import Decoder
-from intfast.rollout import Completion, Request
+from intfast.rollout import Completion, OnFinished, Request
 
 # Tokens of one forward over prompts.
 PREFILL_TOKENS = 8192
 # Rows are given to waiting samples, or leave the batch, once this share of them is free.
 FREE_SHARE = 1 / 8
-# Decoded text is searched for stop texts once in so many tokens; what came later is dropped.
-STOP_TEXT_INTERVAL = 8
-# A token of a stop text may begin before it, and a token may begin in the middle of a character.
-STOP_TEXT_MARGIN = 4
 
 # Integer state of a row, one column each: the next token to read and its position; the first and
 # the last position that give a new token; the noise stream; top-k; then the stop ids.
@@ -60,7 +57,7 @@ class Generation:
         cache: KVCache,
         requests_P: Sequence[Request],
         policy_version: int,
-        on_finished: Callable[[int, int], None] | None,
+        on_finished: OnFinished | None,
     ) -> None:
         """cache: wide enough for every request; its last row keeps a prompt for waiting samples."""
         self.decoder, self.tokenizer, self.cache = decoder, tokenizer, cache
@@ -77,7 +74,6 @@ class Generation:
         """The group whose prompt is in the last row of the cache."""
         self.rows: list[_Row | None] = [None] * (cache.num_rows - 1)
         self.step_number = 0
-        self.num_tokens = 0
         self._allocate([r.sampling for r in requests_P if r.seeds])
 
     def _allocate(self, samplings: list[Any]) -> None:
@@ -239,11 +235,11 @@ class Generation:
         if not found:
             return
         for r, completion in found.items():
-            self.completions[self.rows[r].request, self.rows[r].sample] = completion
-            self.num_tokens += len(completion.token_ids)
+            row = self.rows[r]
+            self.completions[row.request, row.sample] = completion
+            if self.on_finished is not None:
+                self.on_finished(row.request, row.sample, completion)
         self._clear(list(found))
-        if self.on_finished is not None:
-            self.on_finished(len(self.completions), self.num_tokens)
 
     def _complete(self, r: int) -> Completion:
         row = self.rows[r]
@@ -265,29 +261,15 @@ class Generation:
         )
 
     def _with_stop_text(self, r: int) -> int:
-        """Number of tokens until the text holds a stop text; 0 when it does not.
-
-        Only text is read that has not been read yet, and what a stop text may need before it.
-        """
+        """Number of tokens until the text holds a stop text; 0 when it does not."""
         row = self.rows[r]
         stops = self.requests_P[row.request].sampling.stop
         if not stops:
             return 0
         count = self.step_number - row.born + 1
-        read = (count - 1) // STOP_TEXT_INTERVAL * STOP_TEXT_INTERVAL
-        # Every token has at least one byte.
-        longest = max(len(stop.encode()) for stop in stops) + STOP_TEXT_MARGIN
-        start = max(0, read - longest)
-        token_ids = self.token_RN[r, start:count].tolist()
-        if not any(stop in self._decode(token_ids) for stop in stops):
-            return 0
-        return next(
-            end
-            for end in range(read + 1, count + 1)
-            if any(stop in self._decode(token_ids[: end - start]) for stop in stops)
-        )
+        return end_of_stop_text(self.token_RN[r, :count].tolist(), stops, self._decode)
 
-    def _decode(self, token_ids: list[int]) -> str:
+    def _decode(self, token_ids: Sequence[int]) -> str:
         return self.tokenizer.decode(
             token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )

@@ -9,21 +9,17 @@ Shapes as in records.py; R is rows of the cache, B those of a step, C columns of
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from intfast.engines import requests, scoring
 from intfast.engines.cache import BLOCK, KVCache, bytes_per_slot, round_up
 from intfast.engines.generation import Generation
-from intfast.kernels.linear_logprob import linear_logprob
-from intfast.model import Decoder, PackedAttention
-from intfast.rollout import Completion, Request
-
-# Tokens of one forward over scored sequences.
-SCORE_TOKENS = 8192
+from intfast.model import Decoder
+from intfast.rollout import Completion, OnFinished, PromptReuse, Request
 
 
 class NativeEngine:
@@ -48,17 +44,17 @@ class NativeEngine:
         self.max_rows = max_rows
         self.max_cache_bytes = max_cache_bytes
         self.policy_version = 0
+        self.prompt_reuse = PromptReuse()
         self._storage: Tensor | None = None
         self._asleep = False
 
     def generate(
         self,
         requests_P: Sequence[Request],
-        on_finished: Callable[[int, int], None] | None = None,
+        on_finished: OnFinished | None = None,
     ) -> list[list[Completion]]:
         """See intfast.rollout.Engine. Raises ValueError, before any work, for bad requests."""
-        for i, request in enumerate(requests_P):
-            self._check(i, request)
+        self._check(requests_P)
         if self._asleep:
             raise RuntimeError("the engine is asleep; call wake() before generate()")
         if not any(request.seeds for request in requests_P):
@@ -70,37 +66,14 @@ class NativeEngine:
             ).run()
         # Not kept when the call fails: it may hold numbers that are not finite.
         self._storage = storage
+        self._count(requests_P)
         return completions_P_G
 
     def score(
         self, sequences_P: Sequence[Sequence[int]], temperature: float = 1.0
     ) -> list[list[float]]:
         """See intfast.rollout.Engine."""
-        for i, tokens in enumerate(sequences_P):
-            self._check_tokens(f"sequences[{i}]", tokens, 0)
-        scored: list[list[float]] = [[] for _ in sequences_P]
-        # Similar lengths together leave less padding inside attention.
-        order = sorted(range(len(sequences_P)), key=lambda i: len(sequences_P[i]))
-        with torch.inference_mode():
-            for chunk in _chunks([i for i in order if len(sequences_P[i]) > 1], sequences_P):
-                lengths = [len(sequences_P[i]) for i in chunk]
-                flat = self._score([t for i in chunk for t in sequences_P[i]], lengths, temperature)
-                for i, logprobs in zip(chunk, flat, strict=True):
-                    scored[i] = logprobs
-        return scored
-
-    def _score(self, tokens: list[int], lengths: list[int], temperature: float) -> Iterator[list]:
-        device = self.decoder.head_weight_VD.device
-        token_T = torch.tensor(tokens, device=device)
-        position_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
-        target = (position_T > 0).nonzero()[:, 0]
-        attend = PackedAttention(lengths, device)
-        hidden_ND = self.decoder(token_T, position_T, attend, last_only=target - 1)
-        head_VD = self.decoder.head_weight_VD
-        logprob_N, _ = linear_logprob(
-            hidden_ND, head_VD, token_T[target], temperature=temperature, entropy="none"
-        )
-        return (part.tolist() for part in logprob_N.split([n - 1 for n in lengths]))
+        return scoring.score(self.decoder, sequences_P, temperature)
 
     def weights_changed(self) -> None:
         """See intfast.rollout.Engine. No keys or values outlive a call of `generate`."""
@@ -115,43 +88,26 @@ class NativeEngine:
         """Allow `generate` again; it takes the memory that it needs."""
         self._asleep = False
 
-    def _check(self, index: int, request: Request) -> None:
-        name, s = f"requests[{index}]", request.sampling
-        seeds_fit = all(0 <= seed < 2**63 for seed in request.seeds)
-        for is_right, message in (
-            (0 <= s.temperature < math.inf, f"temperature must be >= 0, got {s.temperature}"),
-            (0 < s.top_p <= 1, f"top_p must be in (0, 1], got {s.top_p}"),
-            (s.top_k >= 0, f"top_k must be >= 0 (0: no limit), got {s.top_k}"),
-            (s.max_new_tokens >= 1, f"max_new_tokens must be >= 1, got {s.max_new_tokens}"),
-            (seeds_fit, "seeds must be in [0, 2**63)"),
-            ("" not in s.stop, "stop must hold no empty text"),
-            (self.tokenizer or not s.stop, "stop texts need an engine with a tokenizer"),
-        ):
-            if not is_right:
-                raise ValueError(f"{name}: {message}")
-        self._check_tokens(f"{name}.prompt_ids", request.prompt_ids, s.max_new_tokens)
-        slots = round_up(len(request.prompt_ids) + s.max_new_tokens, BLOCK)
-        # One row for a sample, one that keeps a prompt for the samples that wait.
-        needed = 2 * slots * bytes_per_slot(self.decoder.config, self._dtype)
-        if needed > self.max_cache_bytes:
-            raise ValueError(
-                f"{name}: {slots} tokens need {needed} bytes of cache, max_cache_bytes is "
-                f"{self.max_cache_bytes}; raise it or lower max_new_tokens"
-            )
+    def _count(self, requests_P: Sequence[Request]) -> None:
+        """Each different prompt was computed once, except for its last token."""
+        asked = sum(len(r.prompt_ids) * len(r.seeds) for r in requests_P)
+        last = sum(len(r.seeds) for r in requests_P)
+        prompts = {tuple(r.prompt_ids) for r in requests_P if r.seeds}
+        computed = last + sum(len(prompt_ids) - 1 for prompt_ids in prompts)
+        before = self.prompt_reuse
+        self.prompt_reuse = PromptReuse(before.asked + asked, before.reused + asked - computed)
 
-    def _check_tokens(self, name: str, tokens: Sequence[int], num_new: int) -> None:
-        config = self.decoder.config
-        if not tokens:
-            raise ValueError(f"{name}: expected at least one token, got none")
-        if min(tokens) < 0 or max(tokens) >= config.vocab_size:
-            bad = next(t for t in tokens if not 0 <= t < config.vocab_size)
-            raise ValueError(f"{name}: token id {bad} is outside of the {config.vocab_size} ids")
-        if len(tokens) + num_new > config.max_positions:
-            new = f" + max_new_tokens {num_new}" if num_new else ""
-            raise ValueError(
-                f"{name}: {len(tokens)} tokens{new} exceed the model's context of "
-                f"{config.max_positions} tokens"
-            )
+    def _check(self, requests_P: Sequence[Request]) -> None:
+        requests.check(requests_P, self.decoder.config, self.tokenizer is not None)
+        for i, request in enumerate(requests_P):
+            slots = round_up(len(request.prompt_ids) + request.sampling.max_new_tokens, BLOCK)
+            # One row for a sample, one that keeps a prompt for the samples that wait.
+            needed = 2 * slots * bytes_per_slot(self.decoder.config, self._dtype)
+            if needed > self.max_cache_bytes:
+                raise ValueError(
+                    f"requests[{i}]: {slots} tokens need {needed} bytes of cache, max_cache_bytes "
+                    f"is {self.max_cache_bytes}; raise it or lower max_new_tokens"
+                )
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -171,17 +127,3 @@ class NativeEngine:
             del storage
             storage = torch.zeros(size, dtype=dtype, device=self.decoder.head_weight_VD.device)
         return KVCache(config, num_rows, round_up(longest, BLOCK), storage), storage
-
-
-def _chunks(order: list[int], sequences_P: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices in order, in lists of at most SCORE_TOKENS tokens (or of one sequence)."""
-    chunk: list[int] = []
-    num_tokens = 0
-    for i in order:
-        if chunk and num_tokens + len(sequences_P[i]) > SCORE_TOKENS:
-            yield chunk
-            chunk, num_tokens = [], 0
-        chunk.append(i)
-        num_tokens += len(sequences_P[i])
-    if chunk:
-        yield chunk
