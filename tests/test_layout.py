@@ -14,7 +14,7 @@ LAYERS = [
     ["problem_settings"],
     ["config", "rollout", "evaluate", "sources", "grade_worker", "verdict"],
     ["config_io", "data", "grade", "leak", "prompts", "credit", "batch", "model", "optim", "waves"],
-    ["runfolder", "solve", "weights", "loss", "adapters"],
+    ["runfolder", "solve", "weights", "sharing", "loss", "adapters"],
     ["checkpoint", "metrics", "intervene", "process_credit", "engines", "forward"],
     ["parts"],
     ["parity", "faults"],

@@ -98,11 +98,13 @@ class NativeEngine:
         self.prompt_reuse = PromptReuse(before.asked + asked, before.reused + asked - computed)
 
     def _check(self, requests_P: Sequence[Request]) -> None:
-        requests.check(requests_P, self.decoder.config, self.tokenizer is not None)
+        config = self.decoder.config
+        limits = requests.Limits(config.vocab_size, config.max_positions)
+        requests.check(requests_P, limits, self.tokenizer is not None)
         for i, request in enumerate(requests_P):
             slots = round_up(len(request.prompt_ids) + request.sampling.max_new_tokens, BLOCK)
             # One row for a sample, one that keeps a prompt for the samples that wait.
-            needed = 2 * slots * bytes_per_slot(self.decoder.config, self._dtype)
+            needed = 2 * slots * bytes_per_slot(config, self._dtype)
             if needed > self.max_cache_bytes:
                 raise ValueError(
                     f"requests[{i}]: {slots} tokens need {needed} bytes of cache, max_cache_bytes "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from intfast.model import ModelConfig
 from intfast.rollout import Request
 
 # Decoded text is searched for stop texts once in so many tokens; what came later is dropped.
@@ -14,7 +14,14 @@ STOP_TEXT_INTERVAL = 8
 _STOP_TEXT_MARGIN = 4
 
 
-def check(requests_P: Sequence[Request], config: ModelConfig, reads_text: bool) -> None:
+class Limits(NamedTuple):
+    """What the token ids of a model must keep to."""
+
+    vocab_size: int
+    context: int
+
+
+def check(requests_P: Sequence[Request], limits: Limits, reads_text: bool) -> None:
     """Raise ValueError, naming the request, for what no engine can generate.
 
     reads_text: whether the engine has a tokenizer, which stop texts need
@@ -33,21 +40,20 @@ def check(requests_P: Sequence[Request], config: ModelConfig, reads_text: bool) 
         ):
             if not is_right:
                 raise ValueError(f"{name}: {message}")
-        check_tokens(f"{name}.prompt_ids", request.prompt_ids, s.max_new_tokens, config)
+        check_tokens(f"{name}.prompt_ids", request.prompt_ids, s.max_new_tokens, limits)
 
 
-def check_tokens(name: str, tokens: Sequence[int], num_new: int, config: ModelConfig) -> None:
+def check_tokens(name: str, tokens: Sequence[int], num_new: int, limits: Limits) -> None:
     """Raise ValueError unless these are ids of the model with room for `num_new` after them."""
     if not tokens:
         raise ValueError(f"{name}: expected at least one token, got none")
-    if min(tokens) < 0 or max(tokens) >= config.vocab_size:
-        bad = next(t for t in tokens if not 0 <= t < config.vocab_size)
-        raise ValueError(f"{name}: token id {bad} is outside of the {config.vocab_size} ids")
-    if len(tokens) + num_new > config.max_positions:
+    if min(tokens) < 0 or max(tokens) >= limits.vocab_size:
+        bad = next(t for t in tokens if not 0 <= t < limits.vocab_size)
+        raise ValueError(f"{name}: token id {bad} is outside of the {limits.vocab_size} ids")
+    if len(tokens) + num_new > limits.context:
         new = f" + max_new_tokens {num_new}" if num_new else ""
         raise ValueError(
-            f"{name}: {len(tokens)} tokens{new} exceed the model's context of "
-            f"{config.max_positions} tokens"
+            f"{name}: {len(tokens)} tokens{new} exceed the context of {limits.context} tokens"
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from intfast.engines.requests import check_tokens
+from intfast.engines.requests import Limits, check_tokens
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.model import Decoder, PackedAttention
 
@@ -22,8 +22,9 @@ def score(
     decoder: Decoder, sequences_P: Sequence[Sequence[int]], temperature: float
 ) -> list[list[float]]:
     """See intfast.rollout.Engine.score."""
+    limits = Limits(decoder.config.vocab_size, decoder.config.max_positions)
     for i, tokens in enumerate(sequences_P):
-        check_tokens(f"sequences[{i}]", tokens, 0, decoder.config)
+        check_tokens(f"sequences[{i}]", tokens, 0, limits)
     scored: list[list[float]] = [[] for _ in sequences_P]
     # Similar lengths together leave less padding inside attention.
     order = sorted(range(len(sequences_P)), key=lambda i: len(sequences_P[i]))

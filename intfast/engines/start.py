@@ -1,0 +1,48 @@
+"""The engine of a run and the decoder that it generates with, together: they share weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from intfast import weights
+from intfast.config import Config
+from intfast.engines.native import NativeEngine
+from intfast.rollout import Choice, Engine, pick_engine
+
+
+def start(
+    config: Config, folder: Path, device: torch.device, tokenizer: Any
+) -> tuple[Engine, Choice]:
+    """An engine whose `decoder` has the weights in `folder`.
+
+    Raises ValueError for settings and RuntimeError for an environment that cannot work, before
+    weights are loaded.
+    """
+    rollout = config.rollout
+    choice = pick_engine(rollout.engine, device.type)
+    longest = weights.check(folder).max_positions
+    if (rollout.context or 0) > longest:
+        raise ValueError(
+            f"rollout.context = {rollout.context} is more than the model's {longest} positions"
+        )
+    if choice.name == "vllm":
+        from intfast.engines import vllm_start
+
+        return vllm_start.start(folder, config, device, tokenizer), choice
+    if not (config.weights.share and rollout.graphs):
+        raise ValueError(
+            "weights.share = false and rollout.graphs = false are for vLLM, and this run has the "
+            f"embedded engine ({choice.reason}), which has one copy of the weights and no graphs"
+        )
+    dtype = getattr(torch, config.model.dtype)
+    decoder, _ = weights.load(folder, dtype, device, config.model.kernels)
+    engine = NativeEngine(
+        decoder,
+        tokenizer,
+        max_rows=rollout.max_rows,
+        max_cache_bytes=int(rollout.cache_gib * 2**30),
+    )
+    return engine, choice
