@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from intfast.records import Record
 
@@ -71,8 +71,6 @@ class PromptReuse(NamedTuple):
 class Engine(Protocol):
     """What the trainer asks of an engine. Both engines pass tests/test_engine.py."""
 
-    decoder: Any
-    """The intfast.model.Decoder that generates and is trained."""
     policy_version: int
     """How many weight updates the engine has been told of."""
     prompt_reuse: PromptReuse

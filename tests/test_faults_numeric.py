@@ -187,7 +187,7 @@ def test_sampler_log_probs_and_rewards_that_are_nan_are_refused(
                 learn.rl(parts, "base_rl", "base", parts.problems)
         assert same(weights_of(parts), before)
     monkeypatch.setattr(parity, "check_parity", lambda *_: {})
-    monkeypatch.setattr("intfast.parts.NativeEngine", altered(one_is_nan))
+    monkeypatch.setattr("intfast.engines.start.NativeEngine", altered(one_is_nan))
     with parts_of(run="other") as parts:
         with pytest.raises(ValueError, match="sampler_logprobs of example 0: expected finite"):
             learn.rl(parts, "base_rl", "base", parts.problems)

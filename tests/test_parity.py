@@ -208,7 +208,7 @@ def older(completion):
 
 
 def run_with(parts_of, monkeypatch, engine, *options, run="run"):
-    monkeypatch.setattr("intfast.parts.NativeEngine", engine)
+    monkeypatch.setattr("intfast.engines.start.NativeEngine", engine)
     with parts_of(*options, run=run) as parts:
         learn.rl(parts, "base_rl", "base", parts.problems)
         return parts

@@ -10,13 +10,14 @@ import torch
 from intfast import weights
 from intfast.config import Config
 from intfast.engines.native import NativeEngine
+from intfast.model import Decoder
 from intfast.rollout import Choice, Engine, pick_engine
 
 
 def start(
     config: Config, folder: Path, device: torch.device, tokenizer: Any
-) -> tuple[Engine, Choice]:
-    """An engine whose `decoder` has the weights in `folder`.
+) -> tuple[Decoder, Engine, Choice]:
+    """The decoder to train, with the weights in `folder`, and an engine that reads its parameters.
 
     Raises ValueError for settings and RuntimeError for an environment that cannot work, before
     weights are loaded.
@@ -31,7 +32,8 @@ def start(
     if choice.name == "vllm":
         from intfast.engines import vllm_start
 
-        return vllm_start.start(folder, config, device, tokenizer), choice
+        engine = vllm_start.start(folder, config, device, tokenizer)
+        return engine.decoder, engine, choice
     if not (config.weights.share and rollout.graphs):
         raise ValueError(
             "weights.share = false and rollout.graphs = false are for vLLM, and this run has the "
@@ -39,10 +41,10 @@ def start(
         )
     dtype = getattr(torch, config.model.dtype)
     decoder, _ = weights.load(folder, dtype, device, config.model.kernels)
-    engine = NativeEngine(
+    native = NativeEngine(
         decoder,
         tokenizer,
         max_rows=rollout.max_rows,
         max_cache_bytes=int(rollout.cache_gib * 2**30),
     )
-    return engine, choice
+    return decoder, native, choice
