@@ -14,18 +14,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from intfast.answers import Reason, Status, compare_quickly, extract
-from intfast.records import Problem, Record
+from intfast.records import Record
 from intfast.safe_text import shown
 
+WORKER = Path(__file__).with_name("grade_worker.py")
 WORKER_START_S = 120.0
 WORKER_MEMORY_BYTES = 2 << 30
 MAX_CACHED = 100_000
@@ -59,10 +59,9 @@ class _Worker:
     """One child process: starting, then idle or busy with one job until its deadline."""
 
     def __init__(self, timeout_s: float) -> None:
-        script = Path(__file__).with_name("grade_worker.py")
         limits = [str(int(timeout_s) + 2), str(WORKER_MEMORY_BYTES)]
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(script), *limits],
+            [sys.executable, "-P", str(WORKER), *limits],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -74,6 +73,7 @@ class _Worker:
         self.timeout_s = timeout_s
         self.job: tuple[str, str] | None = None
         self.ready = False
+        self.is_broken = False
         self.deadline = time.monotonic() + WORKER_START_S
 
     @property
@@ -81,20 +81,26 @@ class _Worker:
         return self.ready and self.job is None
 
     def give(self, job: tuple[str, str]) -> None:
-        """Start one (gold, answer) comparison; a dead worker shows when its verdict is read."""
+        """Start one (gold, answer) comparison; a dead worker shows when its verdict is read.
+
+        A worker that has said more than its one verdict is killed: what it said is nobody's.
+        """
         self.job = job
         self.deadline = time.monotonic() + self.timeout_s
         line = json.dumps(job).encode() + b"\n"
+        self.is_broken = bool(wait([self.verdict_fd], 0))
         try:
             self.process.stdin.write(line)
         except BrokenPipeError:
+            self.is_broken = True
+        if self.is_broken:
             self.process.kill()
 
     def read(self) -> bytes:
-        """The next byte, b"" when the process has died. A first READY ends the start."""
-        byte = os.read(self.verdict_fd, 1)
+        """The verdict byte, b"" when the process has died. A first READY ends the start."""
+        byte = os.read(self.verdict_fd, 2)
         if self.ready:
-            return byte
+            return b"" if self.is_broken or byte not in _VERDICTS else byte
         if byte != _READY:
             message = self.process.stderr.read(4000).decode(errors="replace").strip()
             raise RuntimeError(f"a grading worker did not start; its last words:\n{message}")
@@ -104,7 +110,8 @@ class _Worker:
 
     def close(self) -> None:
         """End the process group now and reap it. A worker holds nothing worth saving."""
-        if self.process.poll() is None:
+        # Until it is reaped, its id is that of its group, which may hold more than itself.
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
@@ -272,70 +279,25 @@ class Grader:
         worker.close()
 
 
-# ---- grading stored rows again
-
-
-class _StoredRow(msgspec.Struct):
-    text: str
-    answer: str | None = None
-    problem_id: str = ""
-    finish_reason: str = "stop"
-    grade: str = ""
-
-
-def read_jsonl(path: Path, kind: type) -> list:
-    """Decoded lines. Raises ValueError naming the first line that is not a `kind`."""
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            rows.append(msgspec.json.decode(line, type=kind))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
-    return rows
-
-
-def regrade(path: Path, problems: Path, grader: Grader) -> str:
-    """A report on the stored rows of a JSONL file: counts per reason, changed verdicts.
-
-    Rows have `text` and `answer`, or `text` and a `problem_id` of the problems file.
-    """
-    rows: list[_StoredRow] = read_jsonl(path, _StoredRow)
-    golds: dict[str, str] = {}
-    if any(row.answer is None for row in rows):
-        if not problems.is_file():
-            raise ValueError(f"{path} has rows without `answer`; name its problems: --problems")
-        golds = {p.id: p.answer for p in read_jsonl(problems, Problem)}
-    missing = {r.problem_id for r in rows if r.answer is None} - golds.keys()
-    if missing:
-        raise ValueError(f"{problems} lacks {len(missing)} problems, one is {min(missing)!r}")
-    grades = grader.grade_many(
-        (golds[row.problem_id] if row.answer is None else row.answer, row.text, row.finish_reason)
-        for row in rows
-    )
-    counts = Counter(grade.reason.value for grade in grades)
-    lines = [f"{len(rows)} rows", *(f"{n:8d}  {reason}" for reason, n in counts.most_common())]
-    changed = [
-        f"{path}:{number}: was {row.grade}, is {grade.status} ({grade.reason})"
-        for number, (row, grade) in enumerate(zip(rows, grades, strict=True), 1)
-        if row.grade and row.grade != grade.status
-    ]
-    lines.append(f"{len(changed)} rows with another verdict than the stored one")
-    return "\n".join(lines + changed[:20])
+# ---- the command line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; prints the report of `regrade`."""
+    """Grade the stored rows of a file again (attempts.jsonl, continuations.jsonl, or your own with
+    `text` and `answer`); prints counts per reason and the verdicts that changed."""
+    from intfast import regrade
+
     parser = argparse.ArgumentParser(prog="python -m intfast.grade", description=main.__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--problems", type=Path, help="default: problems.jsonl beside FILE")
-    parser.add_argument("--mode", default="boxed")
+    parser.add_argument("--mode", help='default: as in config.toml beside FILE, else "boxed"')
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout-s", type=float, default=10.0)
     options = parser.parse_args(argv)
-    problems = options.problems or options.file.with_name("problems.jsonl")
     try:
-        with Grader(options.mode, options.workers, options.timeout_s) as grader:
-            print(shown(regrade(options.file, problems, grader)))
+        mode = options.mode or regrade.mode_of(options.file)
+        with Grader(mode, options.workers, options.timeout_s) as grader:
+            print(shown(regrade.report(options.file, grader, options.problems)))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {shown(error)}") from error
 

@@ -1,7 +1,8 @@
 """The child process of grade.py: one JSON line (gold, answer) in, one verdict byte out.
 
 Run as a script, never imported: model output is parsed here and nowhere else. The process has a
-minimal environment and memory, CPU and file limits. Only a verdict byte leaves it: parsed
+minimal environment and memory, CPU and file limits, and ends at the first audit event that no
+comparison needs. Only a verdict byte leaves it: parsed
 expressions are never printed or converted to text, because that alone can run forever.
 """
 
@@ -52,6 +53,42 @@ def restrict_eval() -> None:
     sympy_parser.eval_expr = guarded
 
 
+# Audit events of what no comparison of answers does.
+_FORBIDDEN = (
+    "ctypes.dlopen",
+    "os.chmod",
+    "os.exec",
+    "os.fork",
+    "os.kill",
+    "os.link",
+    "os.mkdir",
+    "os.posix_spawn",
+    "os.putenv",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.spawn",
+    "os.symlink",
+    "os.system",
+    "os.truncate",
+    "pty.",
+    "shutil.",
+    "socket.",
+    "subprocess.",
+)
+
+
+def forbid_side_effects() -> None:
+    """End this process when anything in it writes a file, starts a program or opens a socket."""
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+    def watch(event, args):
+        if event.startswith(_FORBIDDEN) or (event == "open" and args[2] & writing):
+            os._exit(2)
+
+    sys.addaudithook(watch)
+
+
 def judge(gold: str, answer: str) -> bytes:
     from math_verify import LatexExtractionConfig, parse, verify
 
@@ -89,6 +126,7 @@ def main() -> None:
         os.dup2(null_fd, fd)
     sys.dont_write_bytecode = True
     set_limits(memory_bytes)
+    forbid_side_effects()
     os.write(verdict_fd, READY)
     for line in sys.stdin.buffer:
         limit_cpu(cpu_s)

@@ -45,12 +45,18 @@ class Metrics:
         self.journal = journal
         self.console = console or make_console()
         self._seconds: dict[str, float] = defaultdict(float)
+        self._carried: list[Callable[[], Row]] = []
+
+    def carry(self, take: Callable[[], Row]) -> None:
+        """Let every row hold what `take` returns when it is written."""
+        self._carried.append(take)
 
     def row(self, stage: str, step: int, values: Row, line: str = "") -> None:
         """Write one row; print `line` where given."""
         seconds = {f"seconds_{name}": round(value, 3) for name, value in self._seconds.items()}
         self._seconds.clear()
-        self.journal.append([{"stage": stage, "step": step} | values | seconds])
+        carried = {key: value for take in self._carried for key, value in take().items()}
+        self.journal.append([{"stage": stage, "step": step} | values | carried | seconds])
         if line:
             self.say(line)
 

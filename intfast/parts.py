@@ -16,10 +16,11 @@ import torch
 from rich.console import Console
 
 import intfast
-from intfast import checkpoint, data, weights
+from intfast import checkpoint, data, limits, weights
 from intfast.config import Config
 from intfast.engines.start import start
 from intfast.grade import Grader
+from intfast.grade_watch import GradeWatch
 from intfast.metrics import Metrics, Row, say
 from intfast.model import Decoder
 from intfast.prompts import style_of
@@ -99,8 +100,12 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
         metrics = Metrics(folder.journal("metrics", Row), console)
         problems = _gradable(problems, grader, metrics)
         tests = _gradable(tests, grader, metrics)
-        folder.journal("problems", Problem).replace([*problems, *tests])
         context = config.rollout.context or decoder.config.max_positions
+        watch = GradeWatch(grade.max_unscored, metrics.say)
+        metrics.carry(watch.take)
+        solver = Solver(engine, tokenizer, style, grader, context, metrics.phase, watch.add)
+        problems, tests = _fitting(problems, tests, solver, config, metrics)
+        folder.journal("problems", Problem).replace([*problems, *tests])
         parts = Parts(
             config=config,
             folder=folder,
@@ -109,7 +114,7 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
             tests=tests,
             model_path=path,
             decoder=decoder,
-            solver=Solver(engine, tokenizer, style, grader, context, metrics.phase),
+            solver=solver,
         )
         about = manifest(parts, choice)
         folder.write_json("manifest.json", about)
@@ -187,6 +192,22 @@ def _gradable(problems: list[Problem], grader: Grader, metrics: Metrics) -> list
     if problems and len(dropped) == len(problems):
         raise ValueError("no answer can be graded; look at the answer column, or at grade.mode")
     return [problem for problem, ok in zip(problems, usable, strict=True) if ok]
+
+
+def _fitting(
+    problems: list[Problem],
+    tests: list[Problem],
+    solver: Solver,
+    config: Config,
+    metrics: Metrics,
+) -> tuple[list[Problem], list[Problem]]:
+    """The problems and tests whose prompts leave room to answer; the others are dropped aloud."""
+    problems, said = limits.fitting_train(problems, solver.prompt, solver.context, config)
+    samplings = [config.evaluate.sampling]
+    tests, more = limits.fitting_problems(tests, solver.prompt, solver.context, samplings)
+    for sentence in filter(None, (said, more)):
+        metrics.say(sentence)
+    return problems, tests
 
 
 def manifest(parts: Parts, choice: Choice) -> dict[str, Any]:

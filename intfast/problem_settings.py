@@ -53,9 +53,15 @@ class GradeConfig(Settings):
     """Processes for answers that need a computer-algebra comparison."""
     timeout_s: float = 10.0
     """Seconds after which such a process is killed and the answer counted as unscored."""
+    max_unscored: float = 0.5
+    """Share of the latest 256 answers that may be unscored; above it the run stops. 1: never."""
 
     def check(self) -> list[str]:
         errors = at_least(self, workers=1)
+        if not self.timeout_s > 0:
+            errors.append(f"timeout_s must be > 0, got {self.timeout_s}; use 10")
+        if not 0 <= self.max_unscored <= 1:
+            errors.append(f"max_unscored must be in [0, 1], got {self.max_unscored}; use 0.5")
         if self.mode != "boxed" and not (
             self.mode.startswith("tail:") and self.mode.removeprefix("tail:")
         ):

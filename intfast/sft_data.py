@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from intfast import guided, intervene
+from intfast import guided, intervene, limits
 from intfast.parts import Parts
 from intfast.prompts import encode
 from intfast.records import Attempt, Example, Guided, Problem
@@ -26,6 +26,9 @@ def examples(parts: Parts, found: Found) -> list[Example]:
     built = BUILDERS[parts.config.sft.data](parts, found)
     if parts.config.sft.rows == "one":
         built = list({example.problem_id: example for example in reversed(built)}.values())[::-1]
+    built, said = limits.fitting_examples(built, parts.config.batch)
+    if said:
+        parts.metrics.say(said)
     parts.folder.journal("examples", Example).replace(built)
     return built
 

@@ -44,6 +44,11 @@ class Graded(NamedTuple):
     grade: Grade
 
 
+def fits(context: int, num_tokens: int, sampling: SamplingConfig) -> bool:
+    """Whether a prompt of so many tokens leaves room to answer in a context of so many."""
+    return context - num_tokens >= min(sampling.max_new_tokens, MIN_ROOM)
+
+
 class Solver:
     """An engine, a prompt style and a grader, put together."""
 
@@ -55,6 +60,7 @@ class Solver:
         grader: Grader,
         context: int,
         phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+        watch: Callable[[Sequence[Grade]], None] = lambda grades: None,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
@@ -64,6 +70,8 @@ class Solver:
         """Longest sequence of the model, in tokens."""
         self.phase = phase
         """Counts the seconds inside under a name; metrics.Metrics.phase."""
+        self.watch = watch
+        """Is told of every grade, and may stop the run; grade_watch.GradeWatch.add."""
         self._prompts: dict[str, list[int]] = {}
 
     def prompt(self, problem: Problem) -> list[int]:
@@ -78,7 +86,7 @@ class Solver:
 
     def fits(self, num_tokens: int, sampling: SamplingConfig) -> bool:
         """Whether a prompt of so many tokens leaves room to answer: it is never cut."""
-        return self.context - num_tokens >= min(sampling.max_new_tokens, MIN_ROOM)
+        return fits(self.context, num_tokens, sampling)
 
     def request(
         self, prompt_ids: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig
@@ -155,7 +163,9 @@ class Solver:
 
         completions_P_G = self.complete(requests, on_finished, grade_ahead)
         with self.phase("grade"):
-            grades = iter(self.grader.grade_many(answers[place] for place in sorted(answers)))
+            graded = self.grader.grade_many(answers[place] for place in sorted(answers))
+        self.watch(graded)
+        grades = iter(graded)
         return [[Graded(c, self.text(c), next(grades)) for c in group] for group in completions_P_G]
 
 

@@ -12,7 +12,8 @@ from answer_pairs import RIGHT, RIGHT_UNICODE, WRONG, pairs
 
 from intfast import grade as grading
 from intfast.answers import Reason, Status, compare_quickly
-from intfast.grade import Grader, regrade
+from intfast.grade import Grader
+from intfast.regrade import report
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +298,7 @@ def test_regrade_counts_reasons_and_lists_changes(tmp_path, capsys):
     grading.main([str(path)])
     printed = capsys.readouterr().out
     assert "3 rows" in printed and "1 rows with another verdict" in printed
-    assert "rows.jsonl:1: was wrong, is correct (correct)" in printed
+    assert "rows.jsonl:1: was wrong (no reason stored), is correct (correct)" in printed
     assert Counter(printed.split())["truncated"] == 1
 
 
@@ -307,15 +308,15 @@ def test_regrade_reads_the_problems_of_a_run_folder(tmp_path):
     rows = [{"problem_id": "p1", "text": r"\boxed{5}", "grade": "correct"}]
     path = write_lines(tmp_path / "attempts.jsonl", rows)
     with Grader() as grader:
-        assert "0 rows with another verdict" in regrade(path, problems, grader)
+        assert "0 rows with another verdict" in report(path, grader, problems)
         with pytest.raises(ValueError, match="--problems"):
-            regrade(path, tmp_path / "absent.jsonl", grader)
+            report(path, grader, tmp_path / "absent.jsonl")
         write_lines(path, [*rows, {"problem_id": "p2", "text": ""}])
         with pytest.raises(ValueError, match="lacks 1 problems, one is 'p2'"):
-            regrade(path, problems, grader)
+            report(path, grader, problems)
         path.write_text('{"text": 5}\n')
         with pytest.raises(ValueError, match=r"attempts\.jsonl:1"):
-            regrade(path, problems, grader)
+            report(path, grader, problems)
 
 
 def test_command_line_reports_a_missing_file(tmp_path):

@@ -1,0 +1,73 @@
+"""Rates of the reasons of grades, and a stop when too many answers cannot be scored.
+
+A run whose answers come back unscored, or name no answer, learns nothing and looks busy.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+
+from intfast.answers import Reason, Status
+from intfast.grade import Grade
+
+WINDOW = 256
+"""Latest answers that the rate of the stop is taken over."""
+MIN_ANSWERS = 64
+"""Answers that must have been seen before a rate means anything."""
+SILENT_SHARE = 0.9
+"""Share of texts without an answer above which the console says so."""
+
+REMEDIES = {
+    Reason.TIMEOUT: "timeout: raise grade.timeout_s, or set grade.workers to the free CPU cores",
+    Reason.CRASH: "crash: free memory for the grading processes, or lower grade.workers",
+    Reason.GOLD_UNPARSEABLE: "gold_unparseable: look at the answer column of the data",
+}
+
+
+class GradeWatch:
+    """Counts grades. `say` gets the one warning about texts without an answer."""
+
+    def __init__(self, max_unscored: float, say: Callable[[str], None] = lambda text: None) -> None:
+        self.max_unscored = max_unscored
+        self.say = say
+        self._latest: deque[Reason] = deque(maxlen=WINDOW)
+        self._counts: Counter[Reason] = Counter()
+        self._has_warned = False
+
+    def add(self, grades: Iterable[Grade]) -> None:
+        """Count these grades.
+
+        Raises ValueError when more than `max_unscored` of the latest answers are unscored.
+        """
+        for grade in grades:
+            self._latest.append(grade.reason)
+            self._counts[grade.reason] += 1
+        if len(self._latest) >= MIN_ANSWERS:
+            self._check(Counter(self._latest), len(self._latest))
+
+    def take(self) -> dict[str, float]:
+        """{"graded": number, "grade_<reason>": share of it} since the last call."""
+        total = self._counts.total()
+        rates = {f"grade_{reason}": n / total for reason, n in sorted(self._counts.items())}
+        self._counts.clear()
+        return {"graded": total} | rates if total else {}
+
+    def _check(self, latest: Counter[Reason], total: int) -> None:
+        unscored = {r: n for r, n in latest.most_common() if r.status is Status.UNSCORED}
+        share = sum(unscored.values()) / total
+        if share > self.max_unscored:
+            listing = ", ".join(f"{count} {reason}" for reason, count in unscored.items())
+            raise ValueError(
+                f"{share:.0%} of the last {total} answers could not be scored ({listing}), above "
+                f"grade.max_unscored = {self.max_unscored}. What helps:\n"
+                + "\n".join(f"  {REMEDIES[reason]}" for reason in unscored)
+            )
+        silent = latest[Reason.NO_ANSWER] / total
+        if silent >= SILENT_SHARE and not self._has_warned:
+            self._has_warned = True
+            self.say(
+                f"warning: {silent:.0%} of the last {total} texts name no answer, so nearly every "
+                "reward is 0; check grade.mode, and prompt.instruction (it should ask for "
+                "\\boxed{} where grade.mode is boxed)"
+            )
