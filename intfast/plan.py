@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from intfast import config_io, metrics, weights
+from intfast import config_io, limits, metrics, weights
 from intfast.config import Config
 from intfast.model import Decoder, ModelConfig
 from intfast.parts import load_data, load_tokenizer, pick_device
@@ -38,6 +38,11 @@ def show(config: Config, console: Console | None = None) -> None:
     architecture = ModelConfig.from_hf(weights.read_config(path))
     tokenizer = load_tokenizer(path)
     style = style_of(config.prompt, tokenizer)
+    context = architecture.max_positions
+    problems, said = limits.fitting_train(problems, style.solve, context, config)
+    tests, more = limits.fitting_problems(tests, style.solve, context, [config.evaluate.sampling])
+    for sentence in filter(None, (said, more)):
+        say(sentence)
     say("\nFirst prompt, exactly as the model sees it")
     say(decode(tokenizer, style.solve(problems[0])))
     say("\nWork")

@@ -1,10 +1,8 @@
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ from answer_pairs import RIGHT, RIGHT_UNICODE, WRONG, pairs
 from intfast import grade as grading
 from intfast.answers import Reason, Status, compare_quickly
 from intfast.grade import Grader
-from intfast.regrade import report
 
 
 @pytest.fixture(scope="module")
@@ -281,44 +278,3 @@ def test_ungradable_golds(grader):
     assert grader.check_golds(golds) == [True] * 4 + [False] * 4
     grades = grader.grade_many(boxed([(gold, "17") for gold in golds[4:]]))
     assert {(g.status, g.reason) for g in grades} == {("unscored", "gold_unparseable")}
-
-
-def write_lines(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def test_regrade_counts_reasons_and_lists_changes(tmp_path, capsys):
-    rows = [
-        {"text": r"\boxed{5}", "answer": "5", "grade": "wrong", "token_ids": [1]},
-        {"text": r"\boxed{4}", "answer": "5", "grade": "wrong"},
-        {"text": "", "answer": "5", "finish_reason": "length"},
-    ]
-    path = write_lines(tmp_path / "rows.jsonl", rows)
-    grading.main([str(path)])
-    printed = capsys.readouterr().out
-    assert "3 rows" in printed and "1 rows with another verdict" in printed
-    assert "rows.jsonl:1: was wrong (no reason stored), is correct (correct)" in printed
-    assert Counter(printed.split())["truncated"] == 1
-
-
-def test_regrade_reads_the_problems_of_a_run_folder(tmp_path):
-    problem = {"id": "p1", "problem": "?", "answer": "5"}
-    problems = write_lines(tmp_path / "problems.jsonl", [problem])
-    rows = [{"problem_id": "p1", "text": r"\boxed{5}", "grade": "correct"}]
-    path = write_lines(tmp_path / "attempts.jsonl", rows)
-    with Grader() as grader:
-        assert "0 rows with another verdict" in report(path, grader, problems)
-        with pytest.raises(ValueError, match="--problems"):
-            report(path, grader, tmp_path / "absent.jsonl")
-        write_lines(path, [*rows, {"problem_id": "p2", "text": ""}])
-        with pytest.raises(ValueError, match="lacks 1 problems, one is 'p2'"):
-            report(path, grader, problems)
-        path.write_text('{"text": 5}\n')
-        with pytest.raises(ValueError, match=r"attempts\.jsonl:1"):
-            report(path, grader, problems)
-
-
-def test_command_line_reports_a_missing_file(tmp_path):
-    with pytest.raises(SystemExit, match=r"error: .*absent"):
-        grading.main([str(tmp_path / "absent.jsonl")])

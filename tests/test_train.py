@@ -84,6 +84,32 @@ def test_a_run_leaves_everything_in_its_folder(finished):
         assert (folder / name).is_file()
 
 
+def test_the_rows_say_how_the_answers_were_graded(finished):
+    folder, _ = finished
+    metrics = rows(folder, "metrics", dict)
+    (drawn,) = [row for row in metrics if row["stage"] == "attempts"]
+    shares = {key: value for key, value in drawn.items() if key.startswith("grade_")}
+    assert drawn["graded"] == 8 * 8 and sum(shares.values()) == pytest.approx(1)
+    assert shares["grade_wrong"] * 64 == sum(
+        record.reason == "wrong" for record in rows(folder, "attempts", Attempt)
+    )
+    assert all("graded" in row for row in metrics if "reward" in row)
+
+
+def test_a_prompt_without_room_is_dropped_aloud_and_never_cut(tmp_path, capsys):
+    longest = "d a + b ; " * 300
+    text = (ROOT / "configs/quickstart/train.jsonl").read_text().splitlines()[0]
+    row = {"problem": f"a 7 ; {longest}? d c e :", "answer": "d 1", "reference_solution": "d 1"}
+    path = tmp_path / "p.jsonl"
+    path.write_text(f"{text}\n{json.dumps(row)}\n")
+    words = [*arguments(tmp_path / "run"), f"data.train={path}", "--dry-run"]
+    assert main(words) == 0
+    assert "dropped 1 of 2 problems whose prompts" in capsys.readouterr().out
+    path.write_text(json.dumps(row) + "\n")
+    assert main(words) == 2
+    assert "lower max_new_tokens" in capsys.readouterr().err
+
+
 def test_the_seconds_of_the_rows_say_where_the_time_went(finished):
     _, summary = finished
     split = summary["seconds"]

@@ -1,0 +1,110 @@
+"""Stored rows graded again: counts, changes, and where a continuation began."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from intfast import grade as grading
+from intfast.grade import Grader
+from intfast.regrade import report
+
+
+def write_lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_regrade_counts_reasons_and_lists_changes(tmp_path, capsys):
+    rows = [
+        {"text": r"\boxed{5}", "answer": "5", "grade": "wrong", "token_ids": [1]},
+        {"text": r"\boxed{4}", "answer": "5", "grade": "wrong"},
+        {"text": "", "answer": "5", "finish_reason": "length"},
+    ]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    grading.main([str(path)])
+    printed = capsys.readouterr().out
+    assert "3 rows" in printed and "1 rows with another verdict" in printed
+    assert "rows.jsonl:1: was wrong (no reason stored), is correct (correct)" in printed
+    assert Counter(printed.split())["truncated"] == 1
+
+
+def test_regrade_reads_the_problems_of_a_run_folder(tmp_path):
+    problem = {"id": "p1", "problem": "?", "answer": "5"}
+    problems = write_lines(tmp_path / "problems.jsonl", [problem])
+    rows = [{"problem_id": "p1", "text": r"\boxed{5}", "grade": "correct"}]
+    path = write_lines(tmp_path / "attempts.jsonl", rows)
+    with Grader() as grader:
+        assert "0 rows with another verdict" in report(path, grader, problems)
+        with pytest.raises(ValueError, match="--problems"):
+            report(path, grader, tmp_path / "absent.jsonl")
+        write_lines(path, [*rows, {"problem_id": "p2", "text": ""}])
+        with pytest.raises(ValueError, match="lacks 1 problems, one is 'p2'"):
+            report(path, grader, problems)
+        path.write_text('{"text": 5}\n')
+        with pytest.raises(ValueError, match=r"attempts\.jsonl:1"):
+            report(path, grader, problems)
+
+
+def test_command_line_reports_a_missing_file(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .*absent"):
+        grading.main([str(tmp_path / "absent.jsonl")])
+
+
+BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"
+ATTEMPT = "d a # b : 7 # 3 > 7 - 3 = d 4 ; e d + c : 4 + 5 = e 9 ; ans d 4 c 5 e 9"
+
+
+def write_run(folder: Path, continuations: list[dict]) -> Path:
+    """The files of a compact run with one attempt and one intervention at its second step."""
+    (folder / "config.toml").write_text(
+        '[data]\ntrain = "x"\n[grade]\nmode = "tail:ans"\n'
+        '[prompt]\nstyle = "compact"\nseparator = " ;"\n'
+    )
+    problem = {"id": "p", "problem": BODY, "answer": "d 4 c 5 e 1"}
+    write_lines(folder / "problems.jsonl", [problem])
+    attempt = {"problem_id": "p", "sample": 0, "prompt_ids": [], "token_ids": [], "text": ATTEMPT}
+    attempt |= {"finish_reason": "stop", "grade": "wrong", "reason": "wrong", "policy_version": 0}
+    write_lines(folder / "attempts.jsonl", [attempt])
+    record = {"id": "p/0/0", "problem_id": "p", "attempt": 0, "sample": 0, "guided": ""}
+    record |= {"reply": "", "gate": "kept", "location": 3, "content": " ans d 4"}
+    write_lines(folder / "interventions.jsonl", [record])
+    same = {"intervention_id": "p/0/0", "problem_id": "p", "sample": 0, "token_ids": []}
+    same |= {"finish_reason": "stop", "reason": "wrong"}
+    return write_lines(folder / "continuations.jsonl", [same | row for row in continuations])
+
+
+def test_a_continuation_is_read_behind_the_partial_answer_that_it_continues(tmp_path, capsys):
+    """Alone, none of these texts names an answer."""
+    path = write_run(
+        tmp_path,
+        [
+            {"start": "intervention", "text": "c 5 e 1", "grade": "correct"},
+            {"start": "intervention", "text": "c 5 e 2", "grade": "wrong"},
+            {"start": "error", "text": "", "grade": "wrong"},
+            {"start": "prefix", "text": "ans d 4 c 5 e 1", "grade": "correct"},
+        ],
+    )
+    grading.main([str(path)])
+    printed = capsys.readouterr().out
+    assert "0 rows with another verdict" in printed
+    assert Counter(printed.split())["correct"] == 1 and "no_answer" not in printed
+    (tmp_path / "attempts.jsonl").write_text("")
+    with pytest.raises(SystemExit, match="lacks attempt"):
+        grading.main([str(path)])
+    (tmp_path / "attempts.jsonl").unlink()
+    with pytest.raises(SystemExit, match=r"attempts\.jsonl; not found"):
+        grading.main([str(path)])
+
+
+def test_all_unreadable_rows_are_named_and_nothing_steers_the_terminal(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": 1}\n{"text": "x", "answer": "5"}\n{"\x1b[2J\n' + b"{\n" * 30)
+    with pytest.raises(SystemExit) as caught:
+        grading.main([str(path)])
+    message = str(caught.value)
+    assert (
+        "rows.jsonl:1:" in message and "rows.jsonl:3:" in message and "rows.jsonl:2:" not in message
+    )
+    assert "and 12 more" in message and "\x1b" not in message
