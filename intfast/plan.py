@@ -38,7 +38,7 @@ def show(config: Config, console: Console | None = None) -> None:
     architecture = ModelConfig.from_hf(weights.read_config(path))
     tokenizer = load_tokenizer(path)
     style = style_of(config.prompt, tokenizer)
-    context = architecture.max_positions
+    context = config.rollout.context or architecture.max_positions
     problems, said = limits.fitting_train(problems, style.solve, context, config)
     tests, more = limits.fitting_problems(tests, style.solve, context, [config.evaluate.sampling])
     for sentence in filter(None, (said, more)):
