@@ -11,11 +11,11 @@ import argparse
 
 import torch
 
-from benchmarks import collection, engine, harness, kernels, quickstart, training_step
+from benchmarks import ablation, collection, engine, harness, kernels, quickstart, training_step
 
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
-BENCHMARKS = (engine, training_step, quickstart, collection, kernels)
+BENCHMARKS = (engine, training_step, quickstart, collection, ablation, kernels)
 
 
 def main() -> None:

@@ -51,6 +51,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         "rl": summary["rl"],
         "share_of_time": {key: round(value / total, 3) for key, value in seconds.items()},
     }
+    for name in ("analysis", "ablations"):
+        if (args.run / f"{name}.json").is_file():
+            figures[name] = json.loads((args.run / f"{name}.json").read_text())
     print(tables(figures))
     args.run = str(args.run)
     return [{"setting": manifest, "figures": figures}]

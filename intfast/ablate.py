@@ -45,15 +45,19 @@ def ablate(folder: Path, words: Sequence[str], console: Any = None) -> dict[str,
             "finished: run python -m intfast.train first"
         )
     rows = {}
+    # Settings given here may change the evaluation, but then for all ablations alike.
+    evaluated = None if words else folder
     for name, changes in ABLATIONS.items():
         target = folder / "ablations" / name.replace(" ", "-").replace("+", "and")
         fixed = [f"run={target}", "rl.steps=0", "rl.from_base=false", "analysis.texts=0"]
         config = config_io.load(folder / "config.toml", [*fixed, *RECIPE, *changes, *words])
         _copy_records(folder, target)
-        if not words:
-            _copy_base_evaluation(folder, target)
+        if evaluated:
+            _copy_base_evaluation(evaluated, target)
+        evaluated = target
         summary = train.run(config, console)
         rows[name] = {
+            "run": str(target),
             "settings": changes,
             "examples": summary["intervention"]["examples"],
             "loss_tokens": summary["intervention"]["loss_tokens"],
@@ -76,11 +80,11 @@ def _copy_records(folder: Path, target: Path) -> None:
 
 
 def _copy_base_evaluation(folder: Path, target: Path) -> None:
-    """The base model was evaluated with the same settings: not again in every ablation."""
+    """The base model was evaluated there with the same settings: not again here."""
     source = folder / "evaluations.json"
-    if source.is_file() and not (target / source.name).exists():
-        stored = msgspec.json.decode(source.read_bytes())
-        data = msgspec.json.encode({key: stored[key] for key in stored if key == "base"})
+    stored = msgspec.json.decode(source.read_bytes()) if source.is_file() else {}
+    if "base" in stored and not (target / source.name).exists():
+        data = msgspec.json.encode({"base": stored["base"]})
         (target / source.name).write_bytes(data)
 
 
