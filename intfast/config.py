@@ -1,6 +1,6 @@
 """Every setting of a run: one tree of frozen Structs. `config_io` loads, checks and explains it.
 
-Defaults are the InT paper's and stand here, in `problem_settings.py` and in `settings.py` (what
+Defaults are the InT paper's (but for `intervene.stop`) and stand here, in `problem_settings.py` and in `settings.py` (what
 credit, batching, objective and optimizer need), and nowhere else. The text after a field is its
 help text.
 """
@@ -130,15 +130,15 @@ class InterveneConfig(Settings):
     """Longest replacement step, in tokens; a longer one is dropped, never cut."""
     continuations: int = 32
     """Continuations from prefix + intervention, per intervention."""
-    wave: int = 8
+    wave: int = 4
     """Continuations per wave; the stop rule looks between waves."""
-    stop: Literal["never", "first_success", "futility"] = "never"
-    """"never": all continuations, as in the paper; "first_success": no wave after a right one;
-    "futility": nor when a right one among those left is unlikely."""
+    stop: Literal["never", "first_success", "futility"] = "first_success"
+    """"never": all continuations, as in the paper; "first_success": no wave once `min_correct` are
+    right, which keeps the same interventions; "futility": nor when that has become unlikely."""
     futility: float = 0.05
     """Stop "futility": the chance of a right one, under a Beta prior fitted to the run so far."""
     one_per_problem: bool = False
-    """Stop a problem's other interventions too, once one has a right continuation."""
+    """Stop a problem's other interventions too, once one of them is kept."""
     min_correct: int = 1
     """Right continuations that an intervention needs to be kept."""
     baselines: bool = False
@@ -154,8 +154,8 @@ class InterveneConfig(Settings):
             errors.append(
                 f"continuations ({self.continuations}) must be >= min_correct ({self.min_correct})"
             )
-        if self.stop != "never" and self.min_correct > 1:
-            errors.append(f'stop = "{self.stop}" cannot reach min_correct > 1; use stop = "never"')
+        if self.stop == "futility" and self.min_correct > 1:
+            errors.append('stop = "futility" speaks of one right continuation; use "first_success"')
         if self.stop == "never" and self.one_per_problem:
             errors.append('one_per_problem needs stop = "first_success" or "futility"')
         if not 0 < self.futility < 1:

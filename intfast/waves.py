@@ -61,10 +61,11 @@ def _worth_it(
 ) -> list[bool]:
     """Which of the active interventions get another wave."""
     right_I = [sum(t.done[n] for n in range(d)) for t, d in zip(tried_I, drawn_I, strict=True)]
-    unlocked = {t.problem_id for t, right in zip(tried_I, right_I, strict=True) if right}
+    kept_I = [right >= config.min_correct for right in right_I]
+    unlocked = {t.problem_id for t, kept in zip(tried_I, kept_I, strict=True) if kept}
     active_I = [
-        on and not right and not (config.one_per_problem and tried.problem_id in unlocked)
-        for on, right, tried in zip(active_I, right_I, tried_I, strict=True)
+        on and not kept and not (config.one_per_problem and tried.problem_id in unlocked)
+        for on, kept, tried in zip(active_I, kept_I, tried_I, strict=True)
     ]
     if config.stop != "futility":
         return active_I

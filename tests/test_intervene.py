@@ -20,7 +20,7 @@ REPLY = f"d 4 13 bad <fix> {FIX}"
 LATER = "d 4 4 ok e 9 1 bad <fix> e d + c : 4 + 5 = e 1 ;"
 SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=40)
 CONFIG = InterveneConfig(
-    samples=3, continuations=4, wave=2, sampling=SAMPLING, continuation=SAMPLING
+    samples=3, continuations=4, wave=2, stop="never", sampling=SAMPLING, continuation=SAMPLING
 )
 TOKENIZER = task.build_tokenizer()
 PROBLEM = Problem(id="p", problem=BODY, answer="d 13 c 5 e 1", reference=REFERENCE)

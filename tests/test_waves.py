@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from benchmarks import collection
+from intfast import intervene
 from intfast.config import InterveneConfig
 from intfast.records import Continuation, Intervention
 from intfast.waves import Tried, chance_of_success, fit_beta, next_wave, waves
@@ -33,6 +34,12 @@ def test_the_rules_by_hand():
     assert drawn(ONE) == [4, 4, 6, 2]
     assert drawn(msgspec.structs.replace(ONE, wave=3)) == [6, 6, 6, 3]
     assert drawn(msgspec.structs.replace(FIRST, wave=4)) == [4, 6, 6, 4]
+    two = msgspec.structs.replace(FIRST, min_correct=2)
+    assert drawn(two, [tried("p", "+.+..."), tried("p", "+....."), tried("q", "++++++")]) == [
+        4,
+        6,
+        2,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -96,12 +103,19 @@ def test_the_prior_is_found_again():
     assert a / (a + b) == pytest.approx(0.1, rel=0.15) and a + b > 100
 
 
+def test_stopping_at_a_success_keeps_what_drawing_everything_keeps():
+    candidates, records = stored()
+    for wave in (1, 2, 3, 6):
+        rule = msgspec.structs.replace(FIRST, wave=wave)
+        judged = intervene.judge(candidates, collection.replay(candidates, records, rule), rule)
+        assert [r.gate for r in judged] == ["kept", "kept", "unsolved", "kept"]
+
+
 def test_settings_that_cannot_work_are_refused():
     bad = [
         InterveneConfig(one_per_problem=True, stop="never"),
         InterveneConfig(stop="futility", futility=0.0),
         InterveneConfig(stop="never", futility=0.2),
-        InterveneConfig(stop="first_success", min_correct=2),
         InterveneConfig(stop="futility", min_correct=2),
     ]
     assert all(len(config.check()) == 1 for config in bad)
