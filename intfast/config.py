@@ -321,6 +321,16 @@ class EvaluateConfig(Settings):
         return errors
 
 
+class MetricsConfig(Settings):
+    """What is recorded for people. Nothing here changes a result."""
+
+    example_logprobs: int = 64
+    """SFT examples whose tokens the report colours by what SFT did to them; 0 is off."""
+
+    def check(self) -> list[str]:
+        return at_least(self, example_logprobs=0)
+
+
 class Config(Settings):
     """A whole run: problems in, trained, evaluated and exported model out."""
 
@@ -342,6 +352,7 @@ class Config(Settings):
     parity: ParityConfig = ParityConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     analysis: AnalysisConfig = AnalysisConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     @property
     def needs_interventions(self) -> bool:

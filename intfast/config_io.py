@@ -220,7 +220,8 @@ def _type_text(kind: Any) -> str:
         return names.get(kind, kind.__name__)
     arguments = [a for a in typing.get_args(kind) if a is not type(None)]
     if typing.get_origin(kind) is list:
-        return f"list of {_type_text(arguments[0])}s"
+        inner = _type_text(arguments[0])
+        return f"list of {inner}s" if not inner.startswith("one of") else f"list, each {inner}"
     if typing.get_origin(kind) is dict:
         return "table of texts"
     return " or ".join(map(_type_text, arguments))

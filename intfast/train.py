@@ -36,7 +36,16 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
 
     Raises ValueError for what the user can change, RuntimeError for the environment.
     """
-    from intfast import analysis, guided, learn, sft_data, stages, summary
+    from intfast import (
+        analysis,
+        guided,
+        learn,
+        report,
+        sft_data,
+        stages,
+        summary,
+        token_logprobs,
+    )
     from intfast.metrics import make_console
     from intfast.parts import build
 
@@ -52,6 +61,7 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
             if found.interventions:
                 summary.say_intervention(parts, found)
             learn.sft(parts, last, found.examples)
+            token_logprobs.write(parts, last, found.examples)
             stages.evaluation(parts, last)
 
         supervised = last
@@ -65,7 +75,10 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
 
         summary.export(parts, last)
         analysis.write(parts, found, supervised)
-        return summary.write(parts, found, time.perf_counter() - start)
+        result = summary.write(parts, found, time.perf_counter() - start)
+        page = report.write([parts.folder.path], parts.folder.path / "report.html")
+        parts.metrics.say(f"to read it, open {page}")
+        return result
 
 
 def collect(parts: Parts) -> Found:

@@ -6,13 +6,13 @@ import msgspec
 import pytest
 import torch
 
-from intfast import checkpoint, config_io, learn, stages
+from intfast import checkpoint, config_io, learn, stages, token_logprobs
 from intfast.answers import Reason
 from intfast.grade import Grade
-from intfast.model import Decoder, ModelConfig
+from intfast.model import Decoder, ModelConfig, PackedAttention
 from intfast.parts import build
 from intfast.quickstart import base, task
-from intfast.records import Example
+from intfast.records import Example, TokenLogprobs
 from intfast.weights import save
 
 MODEL = base.MODEL_CONFIG | {
@@ -285,6 +285,37 @@ def test_sft_lowers_the_loss_and_continues_to_the_same_weights(parts_of, monkeyp
         learn.sft(parts, "int", sft_examples(parts))
         assert same(weights_of(parts), expected)
         assert [row["step"] for row in parts.metrics.rows("int")] == list(range(1, 11))
+
+
+def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(parts_of):
+    with parts_of(*SFT, "metrics.example_logprobs=3") as parts:
+        made = sft_examples(parts)
+        learn.sft(parts, "int", made)
+        trained = weights_of(parts)
+        token_logprobs.write(parts, "int", made)
+        assert parts.holds == "int" and same(weights_of(parts), trained)
+        rows = parts.folder.journal("example_logprobs", TokenLogprobs).records
+        assert [row.example for row in rows] == token_logprobs.spread(len(made), 3)
+        for held in ("base", "trained"):
+            parts.hold("base" if held == "base" else "int")
+            for row in rows:
+                example = made[row.example]
+                ids = torch.tensor(example.token_ids)
+                attend = PackedAttention((len(ids),), ids.device)
+                with torch.no_grad():
+                    hidden = parts.decoder(ids, torch.arange(len(ids)), attend)
+                logprob = (hidden @ parts.decoder.head_weight_VD.T).log_softmax(-1)
+                expected = [
+                    logprob[t - 1, ids[t]].item() if t and example.weights[t] else None
+                    for t in range(len(ids))
+                ]
+                assert getattr(row, held) == pytest.approx(expected, abs=1e-4)
+
+        def refuse(*_):
+            raise AssertionError("scored again")
+
+        parts.hold = refuse
+        token_logprobs.write(parts, "int", made)
 
 
 def test_sft_and_rl_refuse_to_train_on_nothing(parts_of):

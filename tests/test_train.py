@@ -13,7 +13,7 @@ from tiny import hf_model
 from transformers import AutoModelForCausalLM
 
 from intfast import config_io, intervene
-from intfast.records import Attempt, Continuation, Example, Intervention
+from intfast.records import Attempt, Continuation, Example, Intervention, TokenLogprobs
 from intfast.solve import Solver
 from intfast.train import main, run
 
@@ -60,6 +60,7 @@ def rows(folder: Path, name: str, kind: type) -> list:
 def contents(folder: Path) -> dict[str, bytes]:
     """What a run concluded, without times."""
     names = ["attempts", "interventions", "continuations", "examples", "problems"]
+    names += ["example_logprobs"]
     found = {name: (folder / f"{name}.jsonl").read_bytes() for name in names}
     found["evaluations"] = (folder / "evaluations.json").read_bytes()
     found["weights"] = (folder / "export" / "model.safetensors").read_bytes()
@@ -80,7 +81,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert set(summary["evaluations"]) == {"base", "base_rl", "int", "int_rl"}
     stored = json.loads((folder / "summary.json").read_text())
     assert stored["intervention"]["gates"] == summary["intervention"]["gates"]
-    for name in ("config.toml", "manifest.json", "metrics.jsonl"):
+    for name in ("config.toml", "manifest.json", "metrics.jsonl", "report.html"):
         assert (folder / name).is_file()
 
 
@@ -118,6 +119,15 @@ def test_the_seconds_of_the_rows_say_where_the_time_went(finished):
     assert {"train", "save"} <= set(split["int"]) | set(split["int_rl"])
     counted = sum(sum(phases.values()) for phases in split.values())
     assert 0.5 * summary["seconds_last_process"] < counted < summary["seconds_last_process"]
+
+
+def test_the_scored_tokens_are_those_that_sft_began_with(finished):
+    folder, _ = finished
+    scored = rows(folder, "example_logprobs", TokenLogprobs)
+    values = [v for row in scored for v in row.base if v is not None]
+    first = next(r for r in rows(folder, "metrics", dict) if r["stage"] == "int")
+    assert first["num_tokens"] == len(values)
+    assert -sum(values) / len(values) == pytest.approx(first["nll_mean"], abs=1e-5)
 
 
 def test_the_model_located_a_step_of_its_own_attempt(finished):

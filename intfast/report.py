@@ -1,0 +1,109 @@
+"""One self-contained HTML page of a run, or of several side by side.
+
+python -m intfast.report RUN [RUN ...] [--out FILE]
+
+The page holds its style, script and data and loads nothing. What a model wrote is data in it:
+`<` never occurs inside a data block, the script puts texts into text nodes only, and a content
+security policy lets no other script run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import msgspec
+
+import intfast
+from intfast.report_browser import browse
+from intfast.report_data import collect_all
+from intfast.runfolder import write_atomic
+
+USAGE = """\
+usage: python -m intfast.report RUN [RUN ...] [--out FILE]
+
+Writes one HTML page about a run folder, to report.html in it; or about several runs, side by side,
+to report.html here. A run that has not finished gives a page of what is there.
+"""
+PAGE = Path(__file__).with_name("report_page")
+SCRIPTS = ("dom.js", "charts.js", "sections.js", "browser.js", "main.js")
+
+
+def write(runs: Sequence[Path], out: Path) -> Path:
+    """Write the page of these run folders to `out`, atomically; returns `out`.
+
+    Raises ValueError when a folder holds no run that this version can read.
+    """
+    write_atomic(out, page(runs).encode())
+    return out
+
+
+def page(runs: Sequence[Path]) -> str:
+    """The page of these run folders as text."""
+    found = collect_all(runs)
+    items = [browse(run) for run in runs]
+    for run, texts in zip(found["runs"], items, strict=True):
+        run["scored"] = texts.pop("scored")
+    style = (PAGE / "page.css").read_text(encoding="utf-8")
+    script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    blocks = [_block("runs", found), *(_block(f"items-{i}", part) for i, part in enumerate(items))]
+    return Template((PAGE / "page.html").read_text(encoding="utf-8")).substitute(
+        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'",
+        version=html.escape(intfast.__version__),
+        title=html.escape(f"{', '.join(run['name'] for run in found['runs'])} - intfast"),
+        style=style,
+        script=script,
+        data="\n".join(blocks),
+    )
+
+
+def _block(name: str, value: Any) -> str:
+    """A data block: JSON in which no character can end the element or begin a comment in it."""
+    text = msgspec.json.encode(value).decode()
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f'<script type="application/json" id="{name}">{text}</script>'
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit code: 0 done, 2 user error."""
+    words = list(arguments)
+    if not words or "--help" in words or "-h" in words:
+        print(USAGE)
+        return 0 if words else 2
+    try:
+        out = None
+        if "--out" in words:
+            place = words.index("--out")
+            out = Path(*words[place + 1 : place + 2])
+            if len(words) == place + 1:
+                raise ValueError("--out: expected a file name after it, got none")
+            del words[place : place + 2]
+        if unknown := [word for word in words if word.startswith("-")]:
+            raise ValueError(f"unknown option {unknown[0]}; see --help")
+        runs = [Path(word) for word in words]
+        if not runs:
+            raise ValueError("expected at least one run folder, got none")
+        if out is None:
+            out = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+        print(f"wrote {write(runs, out)}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,111 @@
+"use strict";
+const ui = {};
+
+function browser(runs) {
+  if (runs.every((run) => !run.intervention.candidates)) return note("No intervention yet: the run trains without them, or has not come to them.");
+  ui.search = h("input", { type: "search", placeholder: "search problems, attempts, verifications, replacements", "aria-label": "search",
+    oninput: () => { state.query = ui.search.value; filterItems(state.shown[state.at]); } });
+  ui.gates = h("div", { class: "tools", role: "group", "aria-label": "filter by gate" });
+  ui.count = h("span", { class: "note", role: "status" });
+  const order = h("select", { "aria-label": "order", onchange: (event) => { state.order = event.target.value; filterItems(state.shown[state.at]); } },
+    Object.entries(ORDERS).map(([name, [text]]) => h("option", { value: name }, text)));
+  ui.pick = h("select", { "aria-label": "run", onchange: (event) => openRun(Number(event.target.value)) },
+    runs.map((run, i) => (run.intervention.candidates ? h("option", { value: i }, run.name) : null)));
+  ui.inner = h("div");
+  ui.list = h("div", { class: "list", role: "listbox", tabindex: 0, "aria-label": "interventions", onscroll: drawRows, onkeydown: (event) => {
+    const by = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9 }[event.key];
+    if (by) { event.preventDefault(); move(by); }
+  } }, ui.inner);
+  ui.left = h("div");
+  ui.detail = h("div", { class: "detail" });
+  return [h("div", { class: "tools" }, many(runs) ? ui.pick : null, ui.search, order, ui.count), ui.gates, ui.left,
+    h("p", { class: "note keys" }, h("kbd", null, "j"), " ", h("kbd", null, "k"), " next, previous   ", h("kbd", null, "/"), " search   ",
+      h("kbd", null, "f"), " unfold or fold all   ", h("kbd", null, "t"), " next token colour   ", h("kbd", null, "Esc"), " clear"),
+    h("div", { class: "browser" }, ui.list, ui.detail)];
+}
+
+function openRun(run, gate = "") {
+  state.run = run;
+  state.data = load(run);
+  state.gate = gate;
+  ui.pick.value = String(run);
+  const counts = new Map();
+  for (const item of state.data.items) counts.set(item.gate, (counts.get(item.gate) || 0) + 1);
+  const names = [...counts.keys()].sort((a, b) => (a === "kept" ? -1 : b === "kept" ? 1 : counts.get(b) - counts.get(a)));
+  const button = (name, text) => h("button", { "data-gate": name, onclick: () => { state.gate = name; filterItems(state.shown[state.at]); } }, text);
+  ui.gates.replaceChildren(button("", `all ${whole(state.data.items.length)}`), ...names.map((name) => button(name, `${name} ${whole(counts.get(name))}`)));
+  const { candidates, texts } = state.data.left_out;
+  ui.left.replaceChildren(...(candidates || texts ? [note("To keep this page small it leaves out ",
+    candidates ? `${whole(candidates)} candidates that got least far` : "", candidates && texts ? " and " : "",
+    texts ? `the texts of ${whole(texts)} continuations (their grades are all here)` : "", ". The journals in the run folder have everything.")] : []));
+  // The first one worth reading, where the list begins with others.
+  filterItems(state.data.items.find((item) => item.gate === "kept"));
+}
+
+function openLink() {
+  const [kind, run, id] = location.hash.slice(1).split("/");
+  if (kind !== "i" || !state.runs[run] || !state.runs[run].intervention.candidates || id === undefined) return false;
+  const wanted = decodeURIComponent(id);
+  ui.search.value = state.query = "";
+  openRun(Number(run));
+  const place = state.shown.findIndex((item) => item.id === wanted);
+  if (place < 0) return false;
+  select(place, false);
+  document.getElementById("browse").scrollIntoView();
+  return true;
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || !state.data) return;
+  if (event.target.matches("input, select, textarea")) {
+    if (event.key === "Escape") { ui.search.value = state.query = ""; filterItems(state.shown[state.at]); event.target.blur(); }
+    return;
+  }
+  const paints = Object.keys(PAINTS);
+  const act = {
+    j: () => move(1), k: () => move(-1), "/": () => ui.search.focus(),
+    f: () => {
+      const folds = [...ui.detail.querySelectorAll("details")], open = folds.some((node) => !node.open);
+      for (const node of folds) node.open = open;
+      state.open = new Set(open ? ["problem", "reference", "guided", "reply"] : []);
+    },
+    t: () => { state.paint = paints[(paints.indexOf(state.paint) + 1) % paints.length]; select(state.at, false); },
+    Escape: () => { state.gate = state.query = ui.search.value = ""; filterItems(state.shown[state.at]); },
+  }[event.key];
+  if (act) { event.preventDefault(); act(); }
+}
+
+function themeButton() {
+  const root = document.documentElement, system = matchMedia("(prefers-color-scheme: dark)");
+  let chosen = "";
+  const apply = () => { root.dataset.theme = chosen || (system.matches ? "dark" : "light"); };
+  system.addEventListener("change", apply);
+  apply();
+  return h("button", { "aria-label": "light or dark", title: "light or dark", onclick: () => {
+    chosen = root.dataset.theme === "dark" ? "light" : "dark"; apply(); } }, "\u25D0");
+}
+
+function start() {
+  const { runs, across } = readData("runs");
+  state.runs = runs;
+  const theme = themeButton();
+  const pick = (run, gate) => { openRun(run, gate); document.getElementById("browse").scrollIntoView(); };
+  const links = [["results", "Results"], ["interventions", "Interventions"], ["browse", "Browser"], ["training", "Training"],
+    ["time", "Time"], ["grading", "Grading"], ["settings", "Settings"]];
+  document.getElementById("page").append(header(runs),
+    h("nav", { "aria-label": "sections" }, links.map(([id, text]) => h("a", { href: `#${id}` }, text)), theme),
+    results(runs, across),
+    section("interventions", "Interventions in numbers", runs.some((run) => run.intervention.candidates) ? funnel(runs, pick) : note("None yet.")),
+    section("browse", "Read the interventions", browser(runs)),
+    training(runs), time(runs), grading(runs), settings(runs));
+  document.addEventListener("keydown", onKey);
+  addEventListener("resize", () => state.data && drawRows());
+  addEventListener("hashchange", openLink);
+  // The first paint does not wait for the texts.
+  requestAnimationFrame(() => setTimeout(() => {
+    const first = runs.findIndex((run) => run.intervention.candidates);
+    if (first >= 0 && !openLink()) openRun(first);
+    document.documentElement.dataset.ready = "yes";
+  }));
+}
+start();

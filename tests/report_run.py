@@ -1,0 +1,171 @@
+"""A run folder made by hand, without a model, for the tests of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from intfast import config_io, intervene
+from intfast.evaluate import Evaluation, count_samples
+from intfast.records import (
+    Attempt,
+    Continuation,
+    Example,
+    Intervention,
+    Problem,
+    TokenLogprobs,
+)
+
+HOSTILE = (
+    "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'>"
+    "<!--<script> ]]> <iframe src=https://example.com></iframe> &lt;b&gt; $style ${data} \u2028 "
+    "<svg onload=window.pwned=3> \u202eright to left \x00\x1b[2J"
+)
+PROMPT, PREFIX, FIX = [1, 2, 3], [10, 11], [20, 21]
+GATES = ("kept", "unsolved", "leak", "unparsed")
+
+
+def make_run(folder: Path, *overrides: str, num: int = 4, text: str = "") -> Path:
+    """A finished run of `num` problems with one candidate each; `text` goes into every text."""
+    folder.mkdir(parents=True)
+    config = config_io.load(
+        None, ["data.train=p.jsonl", "data.test=t.jsonl", f"run={folder}", *overrides]
+    )
+    (folder / "config.toml").write_text(config_io.to_toml(config))
+    ids = [f"p-{i}{text}" for i in range(num)]
+    _rows(folder, "problems", [_problem(i, key, text) for i, key in enumerate(ids)])
+    _rows(folder, "attempts", [_attempt(key, text) for key in ids])
+    candidates = [_candidate(key, GATES[i % 4], text) for i, key in enumerate(ids)]
+    _rows(folder, "interventions", candidates)
+    reached = [r for r in candidates if r.gate in intervene.REACHED_CONTINUATION]
+    _rows(folder, "continuations", [c for r in reached for c in _continuations(r, text)])
+    _rows(folder, "examples", [_example(ids[0])])
+    _rows(folder, "example_logprobs", [_logprobs(text)])
+    _rows(folder, "metrics", _metrics())
+    evaluations = {name: _evaluation(name, right, text) for name, right in RIGHT.items()}
+    _json(folder / "evaluations.json", evaluations)
+    manifest = {"commit": text or "abc", "device": "cpu", "seed": 0, "num_parameters": 7}
+    _json(folder / "manifest.json", manifest | {"test": {"problems": 3, "hash": "h"}})
+    _json(folder / "summary.json", {"intervention": {"tokens_per_unlocked_problem": 12.0}})
+    return folder
+
+
+RIGHT = {"base": (0, 0, 1), "int": (1, 2, 2), "int_rl@1": (1, 1, 1), "int_rl": (4, 3, 2)}
+"""Right answers of four, on each of three problems."""
+
+
+def _rows(folder: Path, name: str, records: list[Any]) -> None:
+    data = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+    (folder / f"{name}.jsonl").write_bytes(data)
+
+
+def _json(path: Path, value: Any) -> None:
+    path.write_bytes(msgspec.json.encode(value))
+
+
+def _problem(number: int, key: str, text: str) -> Problem:
+    return Problem(
+        id=key,
+        problem=f"What is {number} + {number}? {text}",
+        answer=f"{2 * number}{text}",
+        reference=f"Add the two. {text}",
+    )
+
+
+def _attempt(key: str, text: str) -> Attempt:
+    return Attempt(
+        problem_id=key,
+        sample=0,
+        prompt_ids=PROMPT,
+        token_ids=[*PREFIX, 12, 13],
+        text=f"Begin {text}\n\nwrong turn {text}\n\nso it is 7 {text}",
+        finish_reason="stop",
+        grade="wrong",
+        reason="wrong",
+        policy_version=0,
+    )
+
+
+def _candidate(key: str, gate: str, text: str) -> Intervention:
+    located = gate != "unparsed"
+    return Intervention(
+        id=f"{key}/0/0",
+        problem_id=key,
+        attempt=0,
+        sample=0,
+        guided=f"guided {text}",
+        reply=f"the reply about {key} {text}",
+        gate=gate,
+        reason=text,
+        location=2 if located else 0,
+        content=f"right turn {text}\n\n" if located else "",
+        prefix_ids=PREFIX if located else [],
+        intervention_ids=FIX if located else [],
+        num_tokens=30,
+    )
+
+
+def _continuations(record: Intervention, text: str) -> list[Continuation]:
+    grades = {"intervention": ["correct", "wrong", "unscored", "wrong"], "error": ["wrong"] * 4}
+    if record.gate == "unsolved":
+        grades["intervention"] = ["wrong"] * 4
+    return [
+        Continuation(
+            intervention_id=record.id,
+            problem_id=record.problem_id,
+            start=start,
+            sample=sample,
+            token_ids=[30],
+            text=f"{start} {sample} goes on {text}",
+            finish_reason="stop",
+            grade=grade,
+            reason={"unscored": "timeout"}.get(grade, grade),
+        )
+        for start, drawn in grades.items()
+        for sample, grade in enumerate(drawn)
+    ]
+
+
+def _example(key: str) -> Example:
+    ids = [*PROMPT, *PREFIX, *FIX]
+    return Example(token_ids=ids, weights=[0.0] * 3 + [1.0] * 4, problem_id=key)
+
+
+def _logprobs(text: str) -> TokenLogprobs:
+    return TokenLogprobs(
+        example=0,
+        pieces=["<p>", " q", " :", " pre", "fix", f" new{text}", " step"],
+        weights=[0.0] * 3 + [1.0] * 4,
+        base=[None] * 3 + [-0.5, -0.25, -4.0, -2.0],
+        trained=[None] * 3 + [-0.75, -0.25, -0.5, -0.25],
+    )
+
+
+def _metrics() -> list[dict[str, Any]]:
+    sft = [
+        {"stage": "int", "step": n, "nll_mean": 1 / n, "grad_norm": 1.0, "seconds_train": 1.5}
+        for n in (1, 2)
+    ]
+    rl = [
+        {"stage": "int_rl", "step": n, "reward": n / 30, "zero_advantage": 0.5, "length": 80 + n}
+        | ({"entropy_mean": 0.5} if n % 2 else {})
+        | {"seconds_generate": 2.0, "seconds_train": 1.0}
+        for n in range(1, 25)
+    ]
+    return [*sft, *rl, {"stage": "evaluate", "step": 0, "of": "int_rl", "accuracy": 0.75}]
+
+
+def _evaluation(name: str, right: tuple[int, ...], text: str) -> Evaluation:
+    problems = [
+        count_samples(
+            f"t-{i}{text}",
+            ["correct"] * n + ["wrong"] * (4 - n),
+            ["correct"] * n + ["wrong"] * (4 - n),
+            ["stop"] * 4,
+            [10] * 4,
+        )
+        for i, n in enumerate(right)
+    ]
+    return Evaluation(name=name, seed=0, problems=problems)

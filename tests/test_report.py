@@ -1,0 +1,367 @@
+"""The page of a run: its numbers, what it leaves out, what it says is missing, hostile texts."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+from report_run import HOSTILE, RIGHT, make_run
+
+from intfast import report, report_browser, report_data
+from intfast.evaluate import Evaluation, compare
+from intfast.records import Example, TokenLogprobs
+
+FEW = ["evaluate.samples=4", "evaluate.ks=[1, 4]"]
+
+
+class Seen(HTMLParser):
+    """The elements of a page, and the text of its scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self.is_open = [], [], False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.texts.append("")
+        self.is_open = True
+
+    def handle_endtag(self, tag):
+        self.is_open = False
+
+    def handle_data(self, data):
+        if self.is_open:
+            self.texts[-1] += data
+
+    def of(self, wanted):
+        rows = zip(self.elements, self.texts, strict=True)
+        return [(attrs, text) for (tag, attrs), text in rows if tag == wanted]
+
+    def block(self, name):
+        (text,) = [text for attrs, text in self.of("script") if attrs.get("id") == name]
+        return json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("report") / "run", *FEW)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def seen(*folders):
+    return Seen(report.page(folders))
+
+
+# --- what the page says ------------------------------------------------------------------------
+
+
+def test_the_figures_are_those_of_the_evaluations(folder):
+    (run,) = seen(folder).block("runs")["runs"]
+    stored = report_data.read_json(folder, "evaluations.json")
+    assert [e["name"] for e in run["evaluations"]] == ["base", "int", "int_rl", "int_rl@1"]
+    for row in run["evaluations"]:
+        evaluation = msgspec.convert(stored[row["name"]], Evaluation)
+        summary = evaluation.summary([1, 2, 4])
+        assert row["accuracy"] == pytest.approx(
+            [summary.accuracy.value, summary.accuracy.low, summary.accuracy.high, 3], rel=1e-5
+        )
+        assert row["accuracy"][0] == pytest.approx(sum(RIGHT[row["name"]]) / 12)
+        if "@" not in row["name"]:
+            found = {k: value for k, value, *_ in row["pass"]}
+            assert found == pytest.approx(
+                {k: e.value for k, e in summary.pass_at_k.items()}, rel=1e-5
+            )
+    paired = compare(*(msgspec.convert(stored[name], Evaluation) for name in ("int_rl", "base")))
+    expected = ["InT + RL", "base", *report_data.interval(paired)]
+    assert expected in run["differences"]
+    assert not any("step" in title for row in run["differences"] for title in row[:2])
+
+
+def test_gates_starts_and_outcomes_are_counted(folder):
+    (run,) = seen(folder).block("runs")["runs"]
+    found = run["intervention"]
+    counts = {gate: count for gate, count, _ in found["gates"] if count}
+    assert counts == {"kept": 1, "unsolved": 1, "leak": 1, "unparsed": 1}
+    assert found["unlocked"] == 1 and found["cost"] == 12.0
+    starts = {row["start"]: row for row in found["starts"]}
+    # One of three scored on one problem, none of four on the other.
+    assert starts["prefix + intervention"]["accuracy"][0] == pytest.approx(1 / 6, rel=1e-5)
+    assert starts["prefix + intervention"]["attempt_coverage"][0] == 0.5
+    assert starts["prefix + wrong step"]["accuracy"][0] == 0
+    # Three located steps, each the second of three.
+    assert found["places"] == [0, 0, 0, 3, 0, 0, 0, 0, 0, 0]
+    outcomes = dict(run["outcomes"])
+    assert outcomes["attempts"] == {"wrong": 4}
+    assert outcomes["continuations of prefix + intervention"] == {
+        "correct": 1,
+        "wrong": 6,
+        "timeout": 1,
+    }
+    assert outcomes["evaluation of InT + RL"] == {"correct": 9, "wrong": 3}
+
+
+def test_seconds_curves_and_settings(folder):
+    (run,) = seen(folder).block("runs")["runs"]
+    assert dict(run["seconds"]) == {
+        "InT": {"train": 3.0},
+        "InT + RL": {"generate": 48.0, "train": 24.0},
+    }
+    curve = run["curves"]["int_rl"]
+    assert curve["steps"] == list(range(1, 25))
+    assert curve["series"]["entropy_mean"][:3] == [0.5, None, 0.5]
+    settings = {key: (default, value) for key, default, value in run["settings"]}
+    assert settings["data.test"] == ("absent", '"t.jsonl"')
+    assert settings["evaluate.samples"] == ("128", "4")
+    assert "seed" not in settings
+
+
+def test_the_interventions_with_all_that_belongs_to_them(folder):
+    texts = seen(folder).block("items-0")
+    first = texts["items"][0]
+    assert texts["attempts"]["p-0/0"][0] == ["Begin \n\n", "wrong turn \n\n", "so it is 7 "]
+    assert (first["gate"], first["location"]) == ("kept", 2)
+    assert first["content"] == "right turn \n\n"
+    marks, continued = first["chips"]["intervention"]
+    assert marks == "cwuw" and continued["3"].startswith("intervention 3 goes on")
+    pieces, weights, base, trained = first["tokens"]
+    assert pieces == [" pre", "fix", " new", " step"] and weights == [1, 1, 1, 1]
+    assert base == [-0.5, -0.25, -4, -2] and trained == [-0.75, -0.25, -0.5, -0.25]
+    assert [item["tokens"] for item in texts["items"][1:]] == [None] * 3
+    assert texts["left_out"] == {"candidates": 0, "texts": 0}
+
+
+def test_tokens_are_found_behind_the_same_prompt_and_before_a_suffix(copy):
+    examples = report_data.read_rows(copy, "examples", Example)
+    (row,) = report_data.read_rows(copy, "example_logprobs", TokenLogprobs)
+    longer = msgspec.structs.replace(examples[0], token_ids=[*examples[0].token_ids, 30, 31])
+    other = msgspec.structs.replace(examples[0], token_ids=[9, 9, 9, 10, 11, 20, 21])
+    for example, is_found in ((longer, True), (other, False)):
+        (copy / "examples.jsonl").write_bytes(msgspec.json.encode(example) + b"\n")
+        found = report_browser.browse(copy)["items"][0]["tokens"]
+        assert (found is not None) == is_found
+    assert row.example == 0
+
+
+# --- sizes -------------------------------------------------------------------------------------
+
+
+def test_beyond_its_budget_a_page_keeps_what_got_furthest_and_counts_the_rest(folder, monkeypatch):
+    monkeypatch.setattr(report_browser, "ITEM_BYTES", 1200)
+    texts = report_browser.browse(folder)
+    assert [item["gate"] for item in texts["items"]] == ["kept", "unsolved"]
+    assert texts["left_out"]["candidates"] == 2
+    assert set(texts["problems"]) == {"p-0", "p-1"} and set(texts["attempts"]) == {"p-0/0", "p-1/0"}
+
+
+def test_beyond_its_budget_a_page_keeps_a_right_and_a_wrong_continuation(folder, monkeypatch):
+    monkeypatch.setattr(report_browser, "CONTINUATION_BYTES", 140)
+    texts = report_browser.browse(folder)
+    marks, continued = texts["items"][0]["chips"]["intervention"]
+    assert marks == "cwuw"
+    assert set(continued) == {0, 1, 2}
+    stored = sum(len(t) for item in texts["items"] for _, t in item["chips"].values())
+    assert texts["left_out"]["texts"] == 16 - stored > 0
+
+
+# --- unfinished runs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(report_data.SHOWS) - {"config.toml"}))
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    (run,) = seen(copy).block("runs")["runs"]
+    assert [row[0] for row in run["missing"]] == [name]
+
+
+def test_a_run_that_has_only_begun_has_a_page(copy):
+    for path in copy.iterdir():
+        if path.name != "config.toml":
+            path.unlink()
+    page = seen(copy)
+    assert len(page.block("runs")["runs"][0]["missing"]) == len(report_data.SHOWS) - 1
+    assert page.block("items-0")["items"] == []
+
+
+def test_files_that_the_settings_do_not_ask_for_are_not_missing(tmp_path):
+    plain = ["sft.epochs=0", "rl.problems=selected"]
+    folder = make_run(tmp_path / "run", *FEW, *plain)
+    for path in folder.glob("*.jsonl"):
+        if path.stem not in ("problems", "metrics"):
+            path.unlink()
+    assert seen(folder).block("runs")["runs"][0]["missing"] == []
+
+
+def test_a_line_that_is_being_written_is_left_alone(copy):
+    path = copy / "interventions.jsonl"
+    torn = path.read_bytes() + b'{"id": "half'
+    path.write_bytes(torn)
+    assert len(seen(copy).block("items-0")["items"]) == 4
+    assert path.read_bytes() == torn
+
+
+def test_an_evaluation_without_a_scored_sample_has_no_accuracy(copy):
+    stored = report_data.read_json(copy, "evaluations.json")
+    for problem in stored["base"]["problems"]:
+        problem |= {"correct": 0, "wrong": 0, "unscored": 4, "reasons": {"timeout": 4}}
+    (copy / "evaluations.json").write_text(json.dumps(stored))
+    (run,) = seen(copy).block("runs")["runs"]
+    base = run["evaluations"][0]
+    assert base["unscored"] == 1.0 and "accuracy" not in base
+    assert not any("base" in row[:2] for row in run["differences"])
+
+
+# --- several runs ------------------------------------------------------------------------------
+
+
+def test_runs_on_the_same_problems_are_compared_and_others_are_not(folder, tmp_path):
+    other = make_run(tmp_path / "other", *FEW, "seed=1")
+    page = seen(folder, other)
+    found = page.block("runs")
+    assert [run["name"] for run in found["runs"]] == ["run", "other"]
+    assert [row[:2] for row in found["across"]] == [
+        [f"other: {name}", f"run: {name}"] for name in ("base", "InT", "InT + RL")
+    ]
+    assert page.block("items-1")["items"]
+    manifest = report_data.read_json(other, "manifest.json")
+    manifest["test"]["hash"] = "another"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert seen(folder, other).block("runs")["across"] == []
+
+
+def test_runs_of_one_name_are_told_apart(folder, tmp_path):
+    other = make_run(tmp_path / "run", *FEW)
+    names = [run["name"] for run in seen(folder, other).block("runs")["runs"]]
+    assert names == [folder.as_posix(), other.as_posix()]
+
+
+# --- hostile texts -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    folder = make_run(tmp_path_factory.mktemp("hostile") / "run", *FEW, text=HOSTILE)
+    return report.page([folder])
+
+
+def test_hostile_text_is_data_and_nothing_else(hostile):
+    page = Seen(hostile)
+    scripts = page.of("script")
+    assert [attrs for attrs, _ in scripts] == [
+        {"type": "application/json", "id": "runs"},
+        {"type": "application/json", "id": "items-0"},
+        {},
+    ]
+    assert {tag for tag, _ in page.elements} == {
+        *("html", "head", "meta", "title", "style", "body", "noscript", "p", "main", "script")
+    }
+    for _, attrs in page.elements:
+        assert not {name for name in attrs if name.startswith("on")} and "src" not in attrs
+        assert "href" not in attrs
+    assert page.block("items-0")["items"][0]["reply"].endswith(HOSTILE)
+    assert page.block("runs")["runs"][0]["manifest"]["commit"] == HOSTILE
+
+
+def test_no_data_block_can_end_itself_or_open_a_comment(hostile):
+    for block in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', hostile, re.S):
+        assert not set("<>&") & set(block)
+
+
+def test_a_hostile_folder_name_is_escaped(tmp_path):
+    folder = make_run(tmp_path / "a<b onclick=x>&", *FEW)
+    page = Seen(report.page([folder]))
+    assert [text for _, text in page.of("title")] == ["a<b onclick=x>& - intfast"]
+    assert not page.of("b")
+
+
+def test_only_the_pages_own_script_and_style_may_run(hostile):
+    page = Seen(hostile)
+    policy = next(a["content"] for a, _ in page.of("meta") if "http-equiv" in a)
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
+    ((_, style),) = page.of("style")
+    script = page.of("script")[-1][1]
+    for name, text in (("style-src", style), ("script-src", script)):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{name} 'sha256-{digest}'" in policy
+
+
+def test_the_script_never_parses_a_text_as_html():
+    for path in report.PAGE.glob("*.js"):
+        code = path.read_text()
+        for name in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+            assert name not in code, f"{path.name}: {name}"
+
+
+# --- the look ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theme", [":root {", ':root[data-theme="dark"] {'])
+def test_text_has_contrast_in_both_themes(theme):
+    style = (report.PAGE / "page.css").read_text()
+    block = style[style.index(theme) :].split("}")[0]
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+    pairs = [("ink", "bg"), ("ink", "panel"), ("muted", "bg"), ("muted", "panel")]
+    pairs += [("ink", "right-soft"), ("ink", "wrong-soft"), ("muted", "sunken")]
+    pairs += [(n, f"{n}-soft") for n in ("right", "wrong", "note", "accent")]
+    for front, back in pairs:
+        assert contrast(colors[front], colors[back]) >= 4.5, (front, back)
+    for i in range(8):
+        assert contrast(colors[f"c{i}"], colors["panel"]) >= 3, i
+
+
+def contrast(front, back):
+    light, dark = sorted((luminance(front), luminance(back)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(color):
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def test_the_command_writes_where_it_says(copy, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert report.main([str(copy)]) == 0
+    assert (copy / "report.html").read_text().startswith("<!doctype html>")
+    assert report.main([str(copy), str(copy)]) == 0
+    assert (tmp_path / "report.html").is_file()
+    assert report.main([str(copy), "--out", str(tmp_path / "x.html")]) == 0
+    assert (tmp_path / "x.html").is_file()
+    assert "x.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere holds no run"),
+        (["--out"], "expected a file name"),
+        (["--out", "x.html"], "at least one run folder"),
+        (["--open", "x"], "unknown option --open"),
+    ],
+)
+def test_bad_arguments_are_explained(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert report.main(words) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_journal_is_named_with_its_line(copy, capsys):
+    path = copy / "attempts.jsonl"
+    path.write_bytes(b'{"problem_id": 3}\n' + path.read_bytes())
+    assert report.main([str(copy)]) == 2
+    assert "attempts.jsonl:1" in capsys.readouterr().err
