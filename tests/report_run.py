@@ -48,10 +48,18 @@ def make_run(folder: Path, *overrides: str, num: int = 4, text: str = "") -> Pat
     _json(folder / "evaluations.json", evaluations)
     manifest = {"commit": text or "abc", "device": "cpu", "seed": 0, "num_parameters": 7}
     _json(folder / "manifest.json", manifest | {"test": {"problems": 3, "hash": "h"}})
-    _json(folder / "summary.json", {"intervention": {"tokens_per_unlocked_problem": 12.0}})
+    alone = {"accuracy": NATS, "problem_coverage": NATS, "attempts": 4, "per_problem": 1.0}
+    found = {"tokens_per_unlocked_problem": 12.0}
+    found["problem_alone"] = alone | {"zero_by_selection": False}
+    summary = {"intervention": found, "generated_tokens": {"attempts": 16, "int_rl": 4000}}
+    _json(folder / "summary.json", summary)
+    measured = {"nll": NATS, "likelihood": 0.6, "entropy": NATS}
+    row = {"texts": 3, "tokens": 90, "of": {"base": measured, "int": measured}}
+    _json(folder / "analysis.json", {"texts": {f"reference{text}": row}})
     return folder
 
 
+NATS = {"value": 0.5, "low": 0.25, "high": 0.75, "num_problems": 3}
 RIGHT = {"base": (0, 0, 1), "int": (1, 2, 2), "int_rl@1": (1, 1, 1), "int_rl": (4, 3, 2)}
 """Right answers of four, on each of three problems."""
 

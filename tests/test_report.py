@@ -126,6 +126,16 @@ def test_seconds_curves_and_settings(folder):
     assert "seed" not in settings
 
 
+def test_tokens_generated_and_likelihoods_of_texts(folder):
+    (run,) = seen(folder).block("runs")["runs"]
+    assert run["generated"] == [["attempts", 16], ["InT + RL", 4000]]
+    nll, entropy = {}, {}
+    for name in ("base", "InT"):
+        nll[name], entropy[name] = [0.5, 0.25, 0.75], 0.5
+    assert run["texts"] == [["reference", 3, 90, nll, entropy]]
+    assert run["intervention"]["alone"]["attempts"] == 4
+
+
 def test_the_interventions_with_all_that_belongs_to_them(folder):
     texts = seen(folder).block("items-0")
     first = texts["items"][0]
