@@ -11,6 +11,7 @@ from typing import Literal
 
 from msgspec import field
 
+from intfast.metrics_settings import MetricsConfig
 from intfast.problem_settings import DataConfig, GradeConfig, PromptConfig
 from intfast.settings import (
     AnalysisConfig,
@@ -319,16 +320,6 @@ class EvaluateConfig(Settings):
         if bad := [k for k in self.ks if not 1 <= k <= self.samples]:
             errors.append(f"ks must lie in 1..samples ({self.samples}), got {bad}")
         return errors
-
-
-class MetricsConfig(Settings):
-    """What is recorded for people. Nothing here changes a result."""
-
-    example_logprobs: int = 64
-    """SFT examples whose tokens the report colours by what SFT did to them; 0 is off."""
-
-    def check(self) -> list[str]:
-        return at_least(self, example_logprobs=0)
 
 
 class Config(Settings):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 LAYERS = [
     ["records", "settings", "answers", "safe_text", "kernels"],
-    ["problem_settings"],
+    ["problem_settings", "metrics_settings"],
     ["config", "rollout", "evaluate", "sources", "grade_worker", "verdict"],
     ["config_io", "data", "grade", "leak", "prompts", "credit", "batch", "model", "optim", "waves"],
     ["runfolder", "solve", "grade_watch", "regrade", "weights", "sharing", "loss", "adapters"],
