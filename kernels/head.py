@@ -24,6 +24,7 @@ from intfast.kernels.launch import (
     padded_columns,
     plan_head,
     product,
+    readable,
 )
 
 
@@ -70,7 +71,7 @@ def forward(inputs: Inputs, start: int, end: int, keep: bool) -> Chunk:
     plan = inputs.plan
     hidden_CD, target_C = _rows(inputs, start, end)
     return Chunk(
-        *_operator(plan, _chunk, _run_chunk)(
+        *_operator(inputs, _chunk, _run_chunk)(
             hidden_CD, inputs.weight_VD, target_C, plan.temperature, plan.softcap,
             plan.entropy, plan.form, _tile_list(plan.tile), keep,
         ),
@@ -123,7 +124,7 @@ class Gradients:
         dlogprob_C = torch.where(live_C, dlogprob_C, 0)
         if dentropy_C is not None:
             dentropy_C = torch.where(live_C, dentropy_C, 0)
-        hidden_grad_CD = _operator(plan, _chunk_gradient, _run_chunk_gradient)(
+        hidden_grad_CD = _operator(self.inputs, _chunk_gradient, _run_chunk_gradient)(
             chunk.kept, chunk.stats, dlogprob_C, dentropy_C, hidden_CD, self.inputs.weight_VD,
             target_C, self.weight_VD, plan.temperature, plan.softcap, plan.form,
             self.need_hidden, self.fresh and start == 0,
@@ -151,17 +152,16 @@ def plan_call(
 def _rows(inputs: Inputs, start: int, end: int) -> tuple[Tensor, Tensor]:
     target_C = inputs.target_R[start:end]
     hidden_CD, ignored_C1 = inputs.hidden_RD[start:end], (target_C == IGNORE)[:, None]
-    # On the CPU a look is cheaper than the copy; a look at a CUDA tensor would wait for it.
-    looks = target_C.device.type == "cpu" and not torch.compiler.is_compiling()
-    if looks and not ignored_C1.any():
+    # On the CPU a look is cheaper than the copy.
+    if readable(target_C) and not ignored_C1.any():
         return hidden_CD, target_C
     # Zeros instead of the rows themselves: a NaN in an ignored row must reach nothing.
     return hidden_CD.masked_fill(ignored_C1, 0), target_C
 
 
-def _operator(plan: HeadPlan, registered: Callable, plain: Callable) -> Callable:
+def _operator(inputs: Inputs, registered: Callable, plain: Callable) -> Callable:
     # Dispatch through the registry costs as much as a small CPU chunk.
-    return plain if plan.form == "reference" and not torch.compiler.is_compiling() else registered
+    return plain if inputs.plan.form == "reference" and readable(inputs.target_R) else registered
 
 
 def _tile_list(tile: Tile | None) -> list[int]:

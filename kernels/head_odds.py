@@ -90,7 +90,7 @@ def _target_logit(
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(target_ptr + row)
     known = (target >= 0) & (target < V)
-    column = tl.where(known, target, 0)
+    column = tl.where(known, target, 0).to(tl.int64)
     acc = tl.zeros((BLOCK_D,), tl.float32)
     for start in range(0, D, BLOCK_D):
         inner = start + tl.arange(0, BLOCK_D)

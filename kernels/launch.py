@@ -225,9 +225,19 @@ def expect(
         )
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether its values can be looked at for nothing.
+
+    A look at a CUDA tensor would wait for the device, and there is nothing to see in a fake tensor
+    or while torch.compile traces.
+    """
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+    return plain and not torch.compiler.is_compiling()
+
+
 def _check_targets(target_T: Tensor, vocabulary: int) -> None:
-    # A look at a CUDA tensor would wait for the device; there a bad target gives a NaN row.
-    if target_T.device.type != "cpu" or torch.compiler.is_compiling() or target_T.numel() == 0:
+    # Where they cannot be looked at, a bad target gives a NaN row.
+    if not readable(target_T):
         return
     bad = (target_T != IGNORE) & ((target_T < 0) | (target_T >= vocabulary))
     if bad.any():

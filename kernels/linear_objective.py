@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from intfast.kernels import head
-from intfast.kernels.launch import IGNORE, Head, HeadOptions, expect
+from intfast.kernels.launch import IGNORE, Head, HeadOptions, expect, readable
 from intfast.kernels.objectives import Objective, Streams, Terms
 
 
@@ -114,9 +114,8 @@ def _weighted(
 
 
 def _is_one(dloss: Tensor) -> bool:
-    """Whether scaling can be skipped; not asked of a CUDA tensor, which would wait for it."""
-    looks = dloss.device.type == "cpu" and not torch.compiler.is_compiling()
-    return looks and float(dloss) == 1.0
+    """Whether scaling can be skipped."""
+    return readable(dloss) and float(dloss) == 1.0
 
 
 def _expect_one(dloss: Tensor) -> None:
@@ -124,7 +123,7 @@ def _expect_one(dloss: Tensor) -> None:
         "main_grad_VD: expected loss.backward() with gradient 1, because the weight's gradient was "
         "added in the forward; put loss scales into the token weights"
     )
-    if dloss.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(dloss):
         if float(dloss) != 1.0:
             raise ValueError(f"{message}, got {float(dloss)}")
     else:
