@@ -1,8 +1,8 @@
 """Every setting of a run: one tree of frozen Structs. `config_io` loads, checks and explains it.
 
-Defaults are the InT paper's (but for `intervene.stop`) and stand here, in `problem_settings.py` and in `settings.py` (what
-credit, batching, objective and optimizer need), and nowhere else. The text after a field is its
-help text.
+Defaults are the InT paper's, but for `intervene.stop`. They stand here, in `problem_settings.py`
+and in `settings.py` (what credit, batching, objective and optimizer need), and nowhere else. The
+text after a field is its help text.
 """
 
 from __future__ import annotations
