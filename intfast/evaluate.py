@@ -151,6 +151,30 @@ def bootstrap_difference(
     return _estimate(difference_P, seed, num, level)
 
 
+def bootstrap_seeds(
+    values_S_P: Sequence[Sequence[float]], seed: int, num: int = 2000, level: float = 0.95
+) -> Estimate:
+    """Mean over seeds and problems; in the interval both are drawn again with replacement.
+
+    Rows are repetitions with other seeds on the same problems, in the same order. Of few seeds the
+    interval tells little more than their spread; of one seed it is over problems alone.
+    """
+    values = np.asarray(values_S_P, dtype=np.float64)
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"expected finite values of seeds x problems, got shape {values.shape}")
+    num_seeds, num_problems = values.shape
+    rng = np.random.default_rng(seed)
+    seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num) / num_seeds
+    problems = (
+        rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), num) / num_problems
+    )
+    means = np.einsum("ns,sp,np->n", seeds, values, problems)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(
+        value=float(values.mean()), low=float(low), high=float(high), num_problems=num_problems
+    )
+
+
 def wilson(successes: int, num: int, level: float = 0.95) -> tuple[float, float]:
     """Score interval of a share of `num` problems; it keeps its width at 0 and 1."""
     if not 0 <= successes <= num or num < 1:

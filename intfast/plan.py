@@ -104,6 +104,31 @@ def work(config: Config, problems: list[Problem], tests: list[Problem]) -> list[
     return lines
 
 
+def most_tokens(config: Config, num: int) -> dict[str, int]:
+    """What a run on `num` problems can generate at most, in tokens, evaluation left out."""
+    attempts, stage, rl = config.attempts, config.intervene, config.rl
+    selected = min(num, attempts.max_problems or num)
+    wrong = selected * attempts.wrong_per_problem
+    each = stage.sampling.max_new_tokens
+    found = {}
+    if config.needs_attempts:
+        found["attempts"] = num * attempts.samples * attempts.sampling.max_new_tokens
+    if config.needs_interventions:
+        found["verification"] = wrong * (stage.samples + stage.guided_solve) * each
+        found["continuations"] = wrong * stage.continuations * stage.continuation.max_new_tokens
+    if config.sft.epochs and config.sft.data in ("star", "reflection"):
+        is_star = config.sft.data == "star"
+        per_problem = config.sft.samples if is_star else attempts.wrong_per_problem
+        found["guided"] = selected * per_problem * each
+    if rl.steps:
+        rollout = rl.sampling.max_new_tokens
+        if rl.hint == "shortest":
+            found["hints"] = selected * rl.hint_samples * len(rl.hint_shares) * rollout
+        rollouts = rl.problems_per_step * rl.group_size * (1 + rl.refill)
+        found["rollouts"] = rl.steps * rollouts * rollout
+    return found
+
+
 def memory_table(config: Config, architecture: ModelConfig, device: torch.device) -> Table:
     """Where the memory goes while training, in GiB, against what the device has free."""
     with torch.device("meta"):

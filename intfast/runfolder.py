@@ -100,8 +100,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run, atomically."""
-        data = msgspec.json.format(msgspec.json.encode(value), indent=2)
-        write_atomic(self.path / name, data + b"\n")
+        write_json(self.path / name, value)
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the run, or None where it does not exist."""
@@ -122,6 +121,11 @@ class RunFolder:
             return True
         write_atomic(path, config_io.to_toml(config).encode())
         return False
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value, msgspec Structs included, as an indented JSON file, atomically."""
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def write_atomic(path: Path, data: bytes) -> None:

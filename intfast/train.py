@@ -52,7 +52,7 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
     start = time.perf_counter()
     with build(config, console or make_console()) as parts:
         stages.evaluation(parts, "base")
-        found = collect(parts)
+        found = collect(parts, [config])
         last = "base"
 
         if config.sft.epochs:
@@ -81,17 +81,17 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
         return result
 
 
-def collect(parts: Parts) -> Found:
-    """What the config's training data and choice of problems need: attempts, interventions."""
+def collect(parts: Parts, configs: Sequence[Config]) -> Found:
+    """What the training data and the choice of problems of these configs need."""
     from intfast import stages
     from intfast.summary import Found
 
     found = Found(selected=parts.problems[: parts.config.attempts.max_problems])
-    if parts.config.needs_attempts:
+    if any(config.needs_attempts for config in configs):
         found.attempts = stages.attempts(parts)
         found.selected = stages.select(parts, found.attempts)
         found.wrong = stages.wrong_attempts(parts, found.selected, found.attempts)
-    if parts.config.needs_interventions:
+    if any(config.needs_interventions for config in configs):
         found.interventions, found.continuations = stages.interventions(parts, found.wrong)
     return found
 

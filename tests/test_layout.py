@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 LAYERS = [
-    ["records", "settings", "answers", "safe_text", "kernels"],
+    ["records", "settings", "arms", "answers", "safe_text", "kernels"],
     ["problem_settings", "metrics_settings"],
     ["config", "rollout", "evaluate", "sources", "grade_worker", "verdict"],
     ["config_io", "data", "grade", "leak", "prompts", "credit", "batch", "model", "optim", "waves"],
@@ -24,8 +24,8 @@ LAYERS = [
     ["analysis", "report_data"],
     ["report_browser"],
     ["report"],
-    ["train"],
-    ["ablate"],
+    ["train", "compare_table"],
+    ["ablate", "compare"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -1,0 +1,250 @@
+"""Several arms from one base model and one set of problems, in one table.
+
+python -m intfast.compare CONFIG.toml [arms=rl,int_rl] [seeds=0,1,2] [key.sub=value ...] [--dry-run]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from intfast import arms, config_io
+from intfast.config import Config
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+USAGE = """\
+usage: python -m intfast.compare CONFIG.toml [arms=NAME,...] [seeds=N,...] [equal_tokens=BOOL]
+                                 [key.sub=value ...] [--dry-run]
+
+Runs arms over the same trainer, problems and base model and writes one table: compare.md and
+compare.json in the folder `run`, where every arm and seed has an ordinary run folder. Attempts and
+interventions are drawn once per seed. The same command continues.
+
+  arms=          which rows; default: all but rft_rl, star_rl and prefix_rl
+  seeds=         one repetition each; default: the seed of the config
+  equal_tokens=  true (default): RL of the other arms goes on until they have generated as many
+                 tokens as int_rl, data collection included; false: equal steps only
+  --dry-run      print the arms, their settings and the most that they can generate
+  --help         this text, and `python -m intfast.train --help` for every setting
+
+Arms:
+"""
+
+
+class Plan(NamedTuple):
+    """What was asked for."""
+
+    path: str
+    words: list[str]
+    names: list[str]
+    seeds: list[int]
+    equal_tokens: bool
+
+    def config(self, name: str, seed: int, until_tokens: int | None = None) -> Config:
+        """The config of the run of an arm; its folder lies in that of the comparison."""
+        root = config_io.load(self.path, self.words).run
+        words = [*self.words, *arms.ARMS[name].settings, f"seed={seed}"]
+        if until_tokens:
+            words.append(f"rl.until_tokens={until_tokens}")
+        return config_io.load(self.path, [*words, f"run={root}/seed-{seed}/{name}"])
+
+    @property
+    def root(self) -> Path:
+        """The folder of the comparison."""
+        return Path(config_io.load(self.path, self.words).run)
+
+
+def read_plan(words: Sequence[str]) -> Plan:
+    """The plan of a command line; raises ValueError for what the user can change."""
+    own = {"arms": ",".join(arms.DEFAULT), "seeds": "", "equal_tokens": "true"}
+    rest = []
+    for word in words[1:]:
+        key, _, value = word.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            rest.append(word)
+    config = config_io.load(words[0], rest)
+    names = arms.check([name for name in own["arms"].split(",") if name])
+    seeds = own["seeds"] or str(config.seed)
+    if not all(part.strip().isdigit() for part in seeds.split(",")):
+        raise ValueError(f"seeds= expects whole numbers separated by commas, got {seeds!r}")
+    if own["equal_tokens"] not in ("true", "false"):
+        raise ValueError(f"equal_tokens= expects true or false, got {own['equal_tokens']!r}")
+    if config.data.test is None:
+        raise ValueError("a comparison needs held-out problems: set data.test")
+    if not config.rl.steps and (bad := [n for n in names if n.endswith("rl")]):
+        raise ValueError(f"rl.steps = 0, but arms {', '.join(bad)} need RL; leave them out")
+    if not config.sft.epochs and (bad := [n for n in names if arms.needs_sft(n)]):
+        raise ValueError(f"sft.epochs = 0, but arms {', '.join(bad)} need SFT; leave them out")
+    can_extend = arms.OURS in names and config.rl.optim.schedule == "constant"
+    return Plan(
+        path=words[0],
+        words=rest,
+        names=names,
+        seeds=list(dict.fromkeys(int(part) for part in seeds.split(","))),
+        equal_tokens=own["equal_tokens"] == "true" and can_extend,
+    )
+
+
+def run(plan: Plan, console: Console) -> dict[str, Any]:
+    """Run what is missing, write compare.json and compare.md, and return the former."""
+    from intfast import compare_table
+
+    start = time.perf_counter()
+    for seed in plan.seeds:
+        _run_seed(plan, seed, console)
+    found = compare_table.build(plan.root, plan.names, plan.seeds)
+    found["seconds_last_process"] = time.perf_counter() - start
+    return compare_table.write(plan.root, found, console)
+
+
+def _run_seed(plan: Plan, seed: int, console: Console) -> None:
+    """One repetition: collection once, then every arm in its own folder."""
+    names = arms.runs(plan.names)
+    configs = {name: plan.config(name, seed) for name in names}
+    source = _collect(plan, seed, list(configs.values()), console)
+    until = None
+    for place, name in enumerate(names, 1):
+        console.print(f"== seed {seed}, arm {place} of {len(names)}: {name}", markup=False)
+        is_rival = name != arms.OURS and configs[name].rl.steps > 0
+        config = plan.config(name, seed, until) if is_rival and until else configs[name]
+        _run_arm(config, source, console)
+        if name == arms.OURS and plan.equal_tokens:
+            until = _generated(Path(config.run))
+
+
+def _collect(plan: Plan, seed: int, configs: Sequence[Config], console: Console) -> Path:
+    """Draw what several arms share: the base evaluation, attempts, interventions."""
+    from intfast import stages
+    from intfast.parts import build
+    from intfast.train import collect
+
+    # The same for any choice of arms, so that arms can be added later.
+    name = "rl" if plan.config("base", seed).rl.steps else "int"
+    folder = plan.root / f"seed-{seed}" / "collection"
+    config = config_io.load(
+        plan.path,
+        [*plan.words, *arms.ARMS[name].settings, f"seed={seed}", f"run={folder}"],
+    )
+    with build(config, console) as parts:
+        stages.evaluation(parts, "base")
+        collect(parts, configs)
+    return folder
+
+
+def _run_arm(config: Config, source: Path, console: Console) -> None:
+    """Run one arm, unless it is done; an arm without a single example is recorded as such."""
+    from intfast import learn
+    from intfast.runfolder import write_json
+    from intfast.train import run as train
+
+    folder = Path(config.run)
+    stored = folder / "config.toml"
+    if stored.exists() and (changed := config_io.differences(config, config_io.load(stored))):
+        rows = "".join(f"\n  {k}: was {a!r}, is {b!r}" for k, (a, b) in changed.items())
+        raise ValueError(
+            f"{folder} holds an arm with other settings:{rows}\nuse another run=FOLDER"
+        )
+    if (folder / "summary.json").exists() or (folder / "skipped.json").exists():
+        console.print(f"{folder} is done", markup=False)
+        return
+    _share(source, folder, config)
+    try:
+        train(config, console)
+    except learn.NoExamples as error:
+        console.print(f"{folder}: {error}", markup=False)
+        write_json(folder / "skipped.json", {"reason": str(error)})
+
+
+def _share(source: Path, folder: Path, config: Config) -> None:
+    """Give a new run folder the records that it would draw itself, from the shared ones."""
+    from intfast.runfolder import write_atomic
+
+    names = ["evaluations.json"]
+    names += ["attempts.jsonl"] if config.needs_attempts else []
+    if config.needs_interventions:
+        names += ["interventions.jsonl", "continuations.jsonl"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (source / name).exists() and not (folder / name).exists():
+            write_atomic(folder / name, (source / name).read_bytes())
+
+
+def _generated(folder: Path) -> int | None:
+    """Tokens that a finished arm generated; None where it had nothing to learn from."""
+    import msgspec
+
+    summary = folder / "summary.json"
+    if not summary.exists():
+        return None
+    return sum(msgspec.json.decode(summary.read_bytes())["generated_tokens"].values())
+
+
+# --- dry run -----------------------------------------------------------------------------------
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print every arm with its settings and the most that it can generate; generate nothing."""
+    from intfast.parts import load_data
+    from intfast.plan import most_tokens
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    seed = plan.seeds[0]
+    configs = {name: plan.config(name, seed) for name in arms.runs(plan.names)}
+    base = plan.config("base", seed)
+    num = max((len(load_data(config, console)[0]) for config in configs.values()), default=0)
+    for name, config in configs.items():
+        rows = [row for row in plan.names if arms.run_of(row, plan.names) == name]
+        say(f"\n{name} (rows: {', '.join(rows)})")
+        for key, (old, new) in config_io.differences(config, base).items():
+            if key != "run":
+                say(f"  {key} = {new!r} (was {old!r})")
+        tokens = most_tokens(config, num)
+        parts = ", ".join(f"{what} {count:,}" for what, count in tokens.items())
+        say(f"  generates at most {sum(tokens.values()):,} tokens ({parts})")
+        if plan.equal_tokens and config.rl.steps and name != arms.OURS:
+            say(f"  RL goes on until it has generated as many tokens as {arms.OURS}")
+    say(f"\n{len(configs)} runs x {len(plan.seeds)} seeds; attempts, interventions once per seed")
+    say("Nothing was generated, trained or written.")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit code: 0 done, 2 user error, 1 environment, 130 Ctrl-C."""
+    if "--help" in arguments or "-h" in arguments:
+        rows = (f"  {name:15} {arm.label}" for name, arm in arms.ARMS.items())
+        print(USAGE + "\n".join(rows))
+        return 0
+    words = [word for word in arguments if word != "--dry-run"]
+    if not words or "=" in words[0]:
+        print(USAGE.split("\n\n")[0] + "\n\n--help explains more.", file=sys.stderr)
+        return 2
+    try:
+        plan = read_plan(words)
+        from intfast.metrics import make_console
+
+        if "--dry-run" in arguments:
+            show(plan, make_console())
+        else:
+            run(plan, make_console())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues this comparison", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
