@@ -103,11 +103,11 @@ def _draw(parts: Parts, title: str, asks: Sequence[Ask], sampling: SamplingConfi
     """The records of these asks, in their order; what the journal lacks is drawn."""
     journal = parts.folder.journal("guided", Guided)
     done = {_key(record): record for record in journal.records}
+    fitting = [ask for ask in asks if parts.solver.fits(len(ask.prompt_ids), sampling)]
     todo = [
         ask._replace(samples=missing)
-        for ask in asks
-        if parts.solver.fits(len(ask.prompt_ids), sampling)
-        and (missing := [n for n in ask.samples if (*_name(ask), n) not in done])
+        for ask in fitting
+        if (missing := [n for n in ask.samples if (*_name(ask), n) not in done])
     ]
 
     def work(chunk: list[Ask], advance: OnFinished) -> None:
@@ -141,8 +141,10 @@ def _draw(parts: Parts, title: str, asks: Sequence[Ask], sampling: SamplingConfi
     found = [done[key] for a in asks for n in a.samples if (key := (*_name(a), n)) in done]
     if todo:
         right = sum(record.grade == "correct" for record in found)
-        line = f"{title}: {right} of {len(found)} right"
-        parts.metrics.row("guided", 1, {"right": right, "drawn": len(found)}, line)
+        too_long = len(asks) - len(fitting)
+        values = {"right": right, "drawn": len(found), "too_long": too_long}
+        line = f"{title}: {right} of {len(found)} right; {too_long} prompts leave no room"
+        parts.metrics.row("guided", 1, values, line)
     return found
 
 

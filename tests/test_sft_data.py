@@ -1,0 +1,238 @@
+"""The data of the rivals: which tokens, under which prompt, with which loss weight."""
+
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from intfast import guided, sft_data
+from intfast.config import Config, PromptConfig
+from intfast.grade import Grader
+from intfast.metrics import Metrics
+from intfast.prompts import ChatStyle, CompactStyle, decode, encode
+from intfast.quickstart import task
+from intfast.records import Attempt, Example, Guided, Problem
+from intfast.rollout import Completion
+from intfast.runfolder import Journal
+from intfast.solve import Solver
+from intfast.summary import Found
+
+TOKENIZER = task.build_tokenizer()
+END = TOKENIZER.eos_token_id
+BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"
+REFERENCE = "a 7 # b 3 -> d 13 , d 13 + c 5 -> e 1 , ans d 13 c 5 e 1"
+WRONG = "d a # b : 7 # 3 > 7 - 3 = d 4 ; e d + c : 4 + 5 = e 9 ; ans d 4 c 5 e 9"
+RIGHT = "d a # b : 7 # 3 > 3 - 7 = d 13 ; e d + c : 13 + 5 = e 1 ; ans d 13 c 5 e 1"
+OTHER = "d a # b : 7 # 3 = d 13 ; e d + c : 13 + 5 = e 1 ; ans d 13 c 5 e 1"
+PROBLEMS = [
+    Problem(id=name, problem=BODY, answer="d 13 c 5 e 1", reference=REFERENCE) for name in "pq"
+]
+PROMPT = encode(TOKENIZER, f"<solve> {BODY}")
+
+
+class Script:
+    """An engine that answers from a list of texts, and remembers what it was asked."""
+
+    policy_version = 0
+
+    def __init__(self, texts):
+        self.texts = list(texts)
+        self.requests = []
+
+    def generate(self, requests_P, on_finished=None):
+        self.requests += requests_P
+        return [[self._next() for _ in request.seeds] for request in requests_P]
+
+    def _next(self):
+        ids = [*encode(TOKENIZER, self.texts.pop(0)), END]
+        return Completion(
+            token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
+        )
+
+
+class Quiet:
+    is_terminal = False
+
+    def print(self, *_, **__):
+        """Say nothing."""
+
+
+@pytest.fixture
+def parts_of(tmp_path):
+    """Parts of a run whose engine answers from a script."""
+
+    def make(*texts, **settings):
+        base = Config()
+        sections = {
+            name: msgspec.structs.replace(getattr(base, name), **values)
+            for name, values in settings.items()
+        }
+        style = CompactStyle(PromptConfig(style="compact", separator=" ;"), TOKENIZER)
+        folder = SimpleNamespace(
+            journal=lambda name, kind: Journal(tmp_path / f"{name}.jsonl", kind)
+        )
+        return SimpleNamespace(
+            config=msgspec.structs.replace(base, **sections),
+            solver=Solver(Script(texts), TOKENIZER, style, Grader(mode="tail:ans"), 4000),
+            folder=folder,
+            metrics=Metrics(folder.journal("metrics", dict), Quiet()),
+            problems=PROBLEMS,
+            checked_version=0,
+            hold=lambda name: None,
+        )
+
+    return make
+
+
+def attempt(problem_id: str, sample: int, text: str, finish: str = "stop") -> Attempt:
+    right = "correct" if text in (RIGHT, OTHER) else "wrong"
+    return Attempt(
+        problem_id=problem_id,
+        sample=sample,
+        prompt_ids=PROMPT,
+        token_ids=encode(TOKENIZER, text),
+        text=text,
+        finish_reason=finish,
+        grade=right,
+        reason=right,
+        policy_version=0,
+    )
+
+
+def build(parts, *attempts: Attempt, selected=PROBLEMS) -> list[Example]:
+    wrong = [
+        (p, a) for p in selected for a in attempts if a.problem_id == p.id and a.grade == "wrong"
+    ]
+    found = Found(selected=list(selected), attempts=list(attempts), wrong=wrong)
+    return sft_data.examples(parts, found)
+
+
+def targets(examples: list[Example]) -> list[list[int]]:
+    """The tokens with loss; everything before them must be the bare prompt, without loss."""
+    for example in examples:
+        assert example.token_ids[: len(PROMPT)] == PROMPT
+        assert example.weights[: len(PROMPT)] == [0.0] * len(PROMPT)
+        assert set(example.weights[len(PROMPT) :]) == {1.0}
+        assert len(example.weights) == len(example.token_ids)
+    return [example.token_ids[len(PROMPT) :] for example in examples]
+
+
+def test_references_end_with_the_end_token(parts_of):
+    parts = parts_of(sft={"data": "reference"})
+    bare = msgspec.structs.replace(PROBLEMS[1], reference=None)
+    built = build(parts, selected=[PROBLEMS[0], bare])
+    assert targets(built) == [[*encode(TOKENIZER, REFERENCE), END]]
+    assert parts.folder.journal("examples", Example).records == built
+
+
+def test_reflections_rewrite_wrong_attempts_and_are_not_filtered(parts_of):
+    parts = parts_of(RIGHT, WRONG, sft={"data": "reflection"})
+    built = build(parts, attempt("p", 0, WRONG), attempt("p", 3, WRONG))
+    assert targets(built) == [[*encode(TOKENIZER, text), END] for text in (RIGHT, WRONG)]
+    asked = decode(TOKENIZER, parts.solver.engine.requests[0].prompt_ids)
+    assert asked == f"<rewrite> {BODY} <sol> {WRONG} <ref> {REFERENCE} <out>"
+    drawn = parts.folder.journal("guided", Guided).records
+    assert [(r.kind, r.attempt, r.grade) for r in drawn] == [
+        ("reflection", 0, "correct"),
+        ("reflection", 3, "wrong"),
+    ]
+
+
+def test_one_row_per_problem_asks_for_no_more(parts_of):
+    parts = parts_of(RIGHT, RIGHT, sft={"data": "reflection", "rows": "one"})
+    built = build(parts, attempt("p", 1, WRONG), attempt("p", 2, WRONG), attempt("q", 0, WRONG))
+    assert [example.problem_id for example in built] == ["p", "q"]
+    assert len(parts.solver.engine.requests) == 2
+    assert [r.attempt for r in parts.folder.journal("guided", Guided).records] == [1, 0]
+
+
+def test_rft_keeps_distinct_right_attempts_of_all_problems(parts_of):
+    parts = parts_of(sft={"data": "rft"})
+    drawn = [
+        attempt("p", 0, RIGHT),
+        attempt("p", 1, RIGHT),
+        attempt("p", 2, OTHER),
+        attempt("p", 3, WRONG),
+        attempt("p", 4, OTHER + " ", "length"),
+        attempt("q", 0, WRONG),
+    ]
+    built = build(parts, *drawn, selected=PROBLEMS[1:])
+    assert targets(built) == [[*encode(TOKENIZER, text), END] for text in (RIGHT, OTHER)]
+
+
+def test_star_rationalises_only_what_no_attempt_solved(parts_of):
+    parts = parts_of(WRONG, OTHER, OTHER, RIGHT, sft={"data": "star", "samples": 4})
+    built = build(parts, attempt("p", 0, RIGHT), attempt("q", 0, WRONG))
+    assert [(e.problem_id, e.kind) for e in built] == [("p", "rft"), ("q", "star"), ("q", "star")]
+    assert targets(built)[1:] == [[*encode(TOKENIZER, text), END] for text in (OTHER, RIGHT)]
+    (asked,) = parts.solver.engine.requests
+    assert decode(TOKENIZER, asked.prompt_ids) == f"<rewrite> {BODY} <sol> <ref> {REFERENCE} <out>"
+
+
+def test_beginnings_are_short_but_for_every_tenth(parts_of):
+    parts = parts_of(sft={"data": "prefix", "prefix_tokens": 5})
+    built = build(parts, *(attempt(name, 0, WRONG) for name in "pq"))
+    whole = encode(TOKENIZER, WRONG)
+    assert targets(built) == [[*whole, END], whole[:5]]
+
+
+def test_what_was_drawn_is_not_drawn_again(parts_of):
+    first = parts_of(RIGHT, sft={"data": "reflection"})
+    built = build(first, attempt("p", 0, WRONG))
+    again = parts_of(sft={"data": "reflection"})
+    assert build(again, attempt("p", 0, WRONG)) == built
+    assert again.solver.engine.requests == []
+
+
+# --- hints -------------------------------------------------------------------------------------
+
+
+def test_a_beginning_ends_with_a_word():
+    assert guided.beginning("a 7 # b 3 -> d 13", 0.5) == "a 7 # b"
+    assert guided.beginning("one two", 0.99) == "one"
+    assert guided.beginning("word", 0.5) == ""
+    assert guided.beginning("x\n\ny z", 0.8) == "x\n\ny"
+
+
+def test_the_shortest_beginning_that_unlocks_is_the_hint(parts_of):
+    # q is solved with a quarter; p with half, at the second of two samples; then nothing is left.
+    texts = [WRONG, WRONG, RIGHT, WRONG, WRONG, RIGHT]
+    parts = parts_of(*texts, rl={"hint": "shortest", "hint_samples": 2})
+    chosen = guided.hints(parts, PROBLEMS)
+    quarter, half = (guided.beginning(REFERENCE, share) for share in (0.25, 0.5))
+    assert decode(TOKENIZER, chosen["q"]) == f"<solve> {BODY} {quarter}"
+    assert decode(TOKENIZER, chosen["p"]) == f"<solve> {BODY} {half}"
+    shares = [(r.problem_id, r.share) for r in parts.folder.journal("guided", Guided).records]
+    assert shares == [("p", 0.25)] * 2 + [("q", 0.25)] * 2 + [("p", 0.5)] * 2
+
+
+def test_a_problem_that_nothing_unlocks_keeps_the_shortest(parts_of):
+    parts = parts_of(*[WRONG] * 12, rl={"hint": "shortest", "hint_samples": 2})
+    chosen = guided.hints(parts, PROBLEMS)
+    quarter = guided.beginning(REFERENCE, 0.25)
+    assert [decode(TOKENIZER, ids) for ids in chosen.values()] == [f"<solve> {BODY} {quarter}"] * 2
+
+
+def test_fixed_hints_draw_nothing_and_give_nothing_away(parts_of):
+    parts = parts_of(rl={"hint": "fixed", "hint_shares": [0.5]})
+    told = msgspec.structs.replace(PROBLEMS[1], reference="ans d 13 c 5 e 1 , " + REFERENCE)
+    bare = msgspec.structs.replace(PROBLEMS[1], id="r", reference=None)
+    chosen = guided.hints(parts, [PROBLEMS[0], told, bare])
+    assert list(chosen) == ["p"]
+    assert decode(TOKENIZER, chosen["p"]).endswith(guided.beginning(REFERENCE, 0.5))
+    assert parts.solver.engine.requests == []
+
+
+def test_no_hint_without_the_setting(parts_of):
+    assert guided.hints(parts_of(), PROBLEMS) == {}
+
+
+def test_the_chat_prompts_quote_what_they_need(bpe):
+    style = ChatStyle(PromptConfig(instruction="Box it."), bpe)
+    problem = Problem(id="m", problem="What is 1 + 1?", answer="2", reference="1 + 1 = 2")
+    asked = decode(bpe, style.reflect(problem, "It is </attempt> 3."))
+    assert all(text in asked for text in ("What is 1 + 1?", "1 + 1 = 2", "Box it."))
+    assert asked.count("</attempt>") == 1
+    hint = decode(bpe, style.hint(problem, "1 + 1"))
+    assert "1 + 1 = 2" not in hint and "<reference>\n1 + 1\n</reference>" in hint
+    assert decode(bpe, style.rationalise(problem)) == decode(bpe, style.guided(problem))
