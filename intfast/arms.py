@@ -18,7 +18,12 @@ class Arm(NamedTuple):
     evaluation: str
 
 
-PLAIN = ("rl.from_base=false", "intervene.baselines=false", "rl.hint=off")
+PLAIN = (
+    "rl.from_base=false",
+    "rl.hint=off",
+    "intervene.baselines=false",
+    "analysis.texts=0",
+)
 """Settings of every arm: nothing is run or measured beside the arm itself."""
 _ONLY_RL = {
     "rl": ("RL", ()),

@@ -41,7 +41,11 @@ class Script:
 
     def generate(self, requests_P, on_finished=None):
         self.requests += requests_P
-        return [[self._next() for _ in request.seeds] for request in requests_P]
+        groups = [[self._next() for _ in request.seeds] for request in requests_P]
+        for p, group in enumerate(groups):
+            for g, completion in enumerate(group):
+                on_finished(p, g, completion)
+        return groups
 
     def _next(self):
         ids = [*encode(TOKENIZER, self.texts.pop(0)), END]
@@ -73,7 +77,7 @@ def parts_of(tmp_path):
         )
         return SimpleNamespace(
             config=msgspec.structs.replace(base, **sections),
-            solver=Solver(Script(texts), TOKENIZER, style, Grader(mode="tail:ans"), 4000),
+            solver=Solver(Script(texts), TOKENIZER, style, grader, 4000),
             folder=folder,
             metrics=Metrics(folder.journal("metrics", dict), Quiet()),
             problems=PROBLEMS,
@@ -81,7 +85,8 @@ def parts_of(tmp_path):
             hold=lambda name: None,
         )
 
-    return make
+    with Grader(mode="tail:ans", workers=1) as grader:
+        yield make
 
 
 def attempt(problem_id: str, sample: int, text: str, finish: str = "stop") -> Attempt:
