@@ -164,7 +164,7 @@ def _run_arm(config: Config, source: Path, console: Console) -> None:
 
 def _share(source: Path, folder: Path, config: Config) -> None:
     """Give a new run folder the records that it would draw itself, from the shared ones."""
-    from intfast.runfolder import write_atomic
+    from intfast.files import write_atomic
 
     names = ["evaluations.json"]
     names += ["attempts.jsonl"] if config.needs_attempts else []

@@ -16,7 +16,8 @@ import msgspec
 
 from intfast import arms
 from intfast.evaluate import Estimate, Evaluation, ProblemCounts, bootstrap_seeds, pass_at_k
-from intfast.runfolder import write_atomic, write_json
+from intfast.files import write_atomic
+from intfast.runfolder import write_json
 
 COLLECTION = ("attempts", "verify", "continue", "guided")
 """The keys of `generated_tokens` in summary.json that are data collection."""

@@ -329,6 +329,9 @@ class Config(Settings):
     """The run folder. The same command continues an interrupted run."""
     seed: int = 0
     """Drives sampling and data order through named streams."""
+    watchdog_s: float = 1800.0
+    """Seconds without progress after which the run prints where it is stuck and ends with code 124;
+    0 switches it off. A continued run may change it."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
@@ -365,7 +368,7 @@ class Config(Settings):
 
     def check(self) -> list[str]:
         """Combinations that cannot work, or settings that would have no effect."""
-        errors = []
+        errors = at_least(self, watchdog_s=0)
         if self.data.train is None:
             errors.append('data.train is missing; name a problem file: data.train = "my.jsonl"')
         if not self.sft.epochs and not self.rl.steps:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
+from intfast import interrupt
 from intfast.answers import Reason, Status, compare_quickly, extract
 from intfast.records import Record
 from intfast.safe_text import shown
@@ -223,7 +223,9 @@ class Grader:
         self._begin(jobs)
         missing = {job for job in jobs if job not in verdicts}
         while any(self._begun[job] is None for job in missing):
-            self._advance(math.inf)
+            interrupt.check()
+            # Not longer than a request to stop may wait.
+            self._advance(1.0)
         verdicts |= {job: self._begun.pop(job) for job in missing}
         if len(self._cache) + len(verdicts) > MAX_CACHED:
             self._cache.clear()

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from intfast import checkpoint, credit, faults, forward, loss, parity, process_credit, stages
+from intfast import credit, faults, forward, interrupt, loss, parity, process_credit, stages
 from intfast.batch import Batch, Packed, pack, split
+from intfast.course import Course, finished
 from intfast.model import Decoder
 from intfast.optim import Optimizer, StepStats
 from intfast.parts import Parts
 from intfast.process_credit import Located
 from intfast.records import Example, Problem
 from intfast.rollout import derive_seed
-from intfast.settings import OptimConfig
 from intfast.solve import Graded, Start
 
 Hints = Mapping[str, list[int]]
@@ -38,6 +38,7 @@ def update(
     """
     total: loss.Stats | None = None
     for index, batch in enumerate(packed.batches):
+        interrupt.beat()
         batch = batch.to(parts.device)
         hidden_ND = forward.hidden_states(parts.decoder, batch, parts.device)
         loss_sum, stats = loss_of(hidden_ND, batch, index)
@@ -52,43 +53,6 @@ def update(
     )
     parts.solver.engine.weights_changed()
     return values, stepped
-
-
-def _save(parts: Parts, name: str, step: int, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    tensors, scalars = optimizer.state_tensors()
-    model = {f"model.{key}": p for key, p in parts.decoder.named_parameters()}
-    optim = {f"optim.{key}": tensor for key, tensor in tensors.items()}
-    state = state | {"optim": scalars}
-    with parts.metrics.phase("save"):
-        checkpoint.save(parts.stage_folder(name), step, model | optim, state)
-
-
-def _resume(
-    parts: Parts, name: str, start: str, config: OptimConfig, total_steps: int
-) -> tuple[int, Optimizer, dict[str, Any]]:
-    """(finished steps, optimizer, state) of a stage: from its checkpoint, or from `start`."""
-    found = checkpoint.latest(parts.stage_folder(name), parts.metrics.say)
-    if found is None:
-        parts.hold(start)
-    else:
-        parts.restore(found[1])
-    parts.changed(f"{name} in training")
-    optimizer = Optimizer(parts.decoder.named_parameters(), config, total_steps)
-    if found is None:
-        parts.metrics.forget_after(name, 0)
-        return 0, optimizer, {}
-    step, tensors, state = found
-    optim = {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
-    optimizer.load_state_tensors(optim, state["optim"])
-    parts.metrics.forget_after(name, step)
-    parts.metrics.say(f"{name}: continues after step {step} of {total_steps}")
-    return step, optimizer, state
-
-
-def finished(parts: Parts, name: str) -> bool:
-    """Whether a training stage is done: its last checkpoint says so."""
-    found = checkpoint.latest(parts.stage_folder(name), parts.metrics.say)
-    return found is not None and found[2]["finished"]
 
 
 # --- supervised --------------------------------------------------------------------------------
@@ -116,29 +80,30 @@ def sft(parts: Parts, name: str, examples: Sequence[Example]) -> None:
         raise NoExamples(_NO_EXAMPLES[parts.config.sft.data == "intervention"])
     steps_per_epoch = -(-len(examples) // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
-    done, optimizer, _ = _resume(parts, name, "base", config.optim, total_steps)
 
     def loss_of(hidden_ND: Tensor, batch: Batch, index: int) -> tuple[Tensor, loss.Stats]:
         return loss.sft_loss(hidden_ND, parts.decoder.head_weight_VD, batch)
 
-    with parts.metrics.progress(name, total_steps) as advance:
-        for step in range(done, total_steps):
+    with (
+        Course(parts, name, "base", config.optim, total_steps) as course,
+        parts.metrics.progress(name, total_steps) as advance,
+    ):
+        for step in range(course.step, total_steps):
             epoch, place = divmod(step, steps_per_epoch)
             order = _shuffled(len(examples), derive_seed(parts.config.seed, "sft", epoch))
             chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
             with parts.metrics.phase("train"):
                 packed = pack([examples[i] for i in chosen], parts.config.batch)
-                values, stepped = update(parts, optimizer, packed, packed.weight_sum, loss_of)
+                values, stepped = update(
+                    parts, course.optimizer, packed, packed.weight_sum, loss_of
+                )
             advance(1, packed.num_tokens)
             skipped = f"  SKIPPED, not finite: {stepped.cause}" if stepped.skipped else ""
             line = f"{name} {step + 1}/{total_steps}  nll {values['nll_mean']:.4f}{skipped}"
             parts.metrics.row(name, step + 1, values | stepped.row(), line)
             # A checkpoint an epoch: SFT is short beside the stages around it.
-            if place == steps_per_epoch - 1:
-                last = step + 1 == total_steps
-                _save(parts, name, step + 1, optimizer, {"finished": last})
-    optimizer.close()
-    parts.changed(name)
+            is_last = step + 1 == total_steps
+            course.finished_step(save=place == steps_per_epoch - 1, finished=is_last)
 
 
 def _shuffled(count: int, seed: int) -> list[int]:
@@ -181,34 +146,32 @@ def rl(
         parts.hold(start)
         reference = copy.deepcopy(parts.decoder).requires_grad_(False)
     total_steps = config.steps * config.minibatches
-    done, optimizer, state = _resume(parts, name, start, config.optim, total_steps)
     tasks: list[Task] = [(problem, None) for problem in problems]
     tasks += [(problem, hints[problem.id]) for problem in problems if problem.id in (hints or {})]
-    cursor, step, last = state.get("cursor", 0), done, False
     collected = sum(stages.generated_tokens(parts).values()) if config.until_tokens else 0
-    check_every = parts.config.parity.every
-    parity.before_generating(parts)
-    while not last:
-        step += 1
-        rollouts = draw(parts, name, tasks, cursor)
-        cursor = rollouts.cursor
-        if step == done + 1 or (check_every and step % check_every == 0):
-            where = f"{name} step {step}"
-            parity.check_rollouts(parts, where, rollouts.starts_P, rollouts.groups_P_G)
-        rollouts = _locate(parts, rollouts, step)
-        values = rollouts.drawn | learn(parts, optimizer, rollouts, step, reference)
-        parts.metrics.row(name, step, values, _line(name, step, config.steps, values))
-        last = step >= config.steps and (
-            not config.until_tokens
-            or collected + stages.rl_tokens(parts, name) >= config.until_tokens
-        )
-        every = config.evaluate_every
-        if not last and (step == config.steps or (every and step % every == 0)):
-            stages.evaluation(parts, name, step)
-        if last or step % config.checkpoint_every == 0:
-            _save(parts, name, step, optimizer, {"finished": last, "cursor": cursor})
-    optimizer.close()
-    parts.changed(name)
+    check_every, evaluate_every = parts.config.parity.every, config.evaluate_every
+    with Course(parts, name, start, config.optim, total_steps) as course:
+        done, last = course.step, False
+        parity.before_generating(parts)
+        while not last:
+            # Of the weights after the step before, here and not there: it can be broken off.
+            due = evaluate_every and course.step % evaluate_every == 0
+            if course.step and (due or course.step == config.steps):
+                stages.evaluation(parts, name, course.step)
+            step = course.step + 1
+            rollouts = draw(parts, name, tasks, course.state.get("cursor", 0))
+            if step == done + 1 or (check_every and step % check_every == 0):
+                where = f"{name} step {step}"
+                parity.check_rollouts(parts, where, rollouts.starts_P, rollouts.groups_P_G)
+            rollouts = _locate(parts, rollouts, step)
+            values = rollouts.drawn | learn(parts, course.optimizer, rollouts, step, reference)
+            parts.metrics.row(name, step, values, _line(name, step, config.steps, values))
+            last = step >= config.steps and (
+                not config.until_tokens
+                or collected + stages.rl_tokens(parts, name) >= config.until_tokens
+            )
+            save = last or step % config.checkpoint_every == 0
+            course.finished_step(save=save, finished=last, cursor=rollouts.cursor)
 
 
 def _line(name: str, step: int, total: int, values: dict[str, float]) -> str:

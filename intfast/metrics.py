@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from intfast import interrupt
 from intfast.runfolder import Journal
 from intfast.safe_text import shown
 
@@ -41,8 +42,15 @@ class Metrics:
     of a run, summed, say where its time went, across interruptions too.
     """
 
-    def __init__(self, journal: Journal[Row], console: Console | None = None) -> None:
+    def __init__(
+        self,
+        journal: Journal[Row],
+        console: Console | None = None,
+        last_write: float | None = None,
+    ) -> None:
+        """last_write: of the process that this one continues, in Unix seconds."""
         self.journal = journal
+        self._last_write = last_write
         self.console = console or make_console()
         self._seconds: dict[str, float] = defaultdict(float)
         self._carried: list[Callable[[], Row]] = []
@@ -56,13 +64,29 @@ class Metrics:
         seconds = {f"seconds_{name}": round(value, 3) for name, value in self._seconds.items()}
         self._seconds.clear()
         carried = {key: value for take in self._carried for key, value in take().items()}
-        self.journal.append([{"stage": stage, "step": step} | values | carried | seconds])
+        about = {"stage": stage, "step": step}
+        self.journal.append([about | values | carried | seconds | self._restart()])
         if line:
             self.say(line)
 
     def aside(self, stage: str, step: int, values: Row) -> None:
         """Write one row in the middle of another stage, to which the seconds still belong."""
         self.journal.append([{"stage": stage, "step": step} | values])
+
+    def _restart(self) -> Row:
+        """In the first row of a continued run: what the interruption cost until this row."""
+        if self._last_write is None:
+            return {}
+        found = {
+            "since_start_s": round(interrupt.seconds_up(), 3),
+            "since_last_write_s": round(time.time() - self._last_write, 3),
+        }
+        self._last_write = None
+        self.say(
+            f"continued: first new result {found['since_start_s']:.1f} s after this start, "
+            f"{found['since_last_write_s']:.1f} s after the last write of the process before"
+        )
+        return found
 
     def rows(self, stage: str) -> list[Row]:
         """The rows of a stage so far."""
@@ -92,7 +116,8 @@ class Metrics:
         """Count the seconds inside under `name`."""
         start = time.perf_counter()
         try:
-            yield
+            with interrupt.phase(name):
+                yield
         finally:
             self._seconds[name] += time.perf_counter() - start
 
@@ -139,6 +164,7 @@ class _Counter:
         self.start = self.last = time.perf_counter()
 
     def add(self, num_finished: int, num_tokens: int) -> None:
+        interrupt.beat()
         self.finished += num_finished
         self.tokens += num_tokens
 

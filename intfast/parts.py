@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from rich.console import Console
 
 import intfast
-from intfast import checkpoint, data, limits, weights
+from intfast import checkpoint, data, identity, interrupt, limits, weights
 from intfast.config import Config
 from intfast.engines.start import start
 from intfast.grade import Grader
@@ -28,6 +29,7 @@ from intfast.records import Problem
 from intfast.rollout import Choice
 from intfast.runfolder import RunFolder
 from intfast.solve import Solver
+from intfast.watchdog import Watchdog
 
 
 @dataclass
@@ -84,6 +86,7 @@ class Parts:
 def build(config: Config, console: Console) -> Iterator[Parts]:
     """All parts of a run, closed at the end. Bad input raises ValueError before any work."""
     problems, tests = load_data(config, console)
+    interrupt.check()
     path = weights.resolve(config.model.path)
     device = pick_device(config)
     tokenizer = load_tokenizer(path)
@@ -95,9 +98,10 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
     grade = config.grade
     with (
         RunFolder(config) as folder,
+        Watchdog(config.watchdog_s, folder.path / "watchdog.txt"),
         Grader(mode=grade.mode, workers=grade.workers, timeout_s=grade.timeout_s) as grader,
     ):
-        metrics = Metrics(folder.journal("metrics", Row), console)
+        metrics = Metrics(folder.journal("metrics", Row), console, folder.last_write)
         problems = _gradable(problems, grader, metrics)
         tests = _gradable(tests, grader, metrics)
         context = config.rollout.context or decoder.config.max_positions
@@ -105,7 +109,6 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
         metrics.carry(watch.take)
         solver = Solver(engine, tokenizer, style, grader, context, metrics.phase, watch.add)
         problems, tests = _fitting(problems, tests, solver, config, metrics)
-        folder.journal("problems", Problem).replace([*problems, *tests])
         parts = Parts(
             config=config,
             folder=folder,
@@ -117,7 +120,8 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
             solver=solver,
         )
         about = manifest(parts, choice)
-        folder.write_json("manifest.json", about)
+        _keep_manifest(parts, about)
+        folder.journal("problems", Problem).replace([*problems, *tests])
         metrics.say(
             f"{about['num_parameters']:,} parameters, {config.model.dtype} on {about['device']}, "
             f"{about['threads']} threads, engine {choice.name} ({choice.reason}), "
@@ -230,9 +234,22 @@ def manifest(parts: Parts, choice: Choice) -> dict[str, Any]:
         "seed": parts.config.seed,
         "model": str(parts.config.model.path),
         "num_parameters": sum(p.numel() for p in parts.decoder.parameters()),
+        **identity.model_files(parts.model_path),
         "train": {"problems": len(parts.problems), "hash": data.fingerprint(parts.problems)},
         "test": {"problems": len(parts.tests), "hash": data.fingerprint(parts.tests)},
     }
+
+
+def _keep_manifest(parts: Parts, about: dict[str, Any]) -> None:
+    """Write the manifest of a new run; a continued one keeps its own and must agree with it."""
+    stored = parts.folder.read_json("manifest.json")
+    identity.check_unchanged(stored, about)
+    if other := identity.other_versions(stored, about):
+        parts.metrics.say(f"continued elsewhere, so not bit for bit: {other}")
+    versions = {key: about[key] for key in ("intfast", "commit", "packages", "device", "threads")}
+    start = {"time": datetime.now(UTC).isoformat(timespec="seconds")} | versions
+    starts = [*(stored or {}).get("starts", []), start]
+    parts.folder.write_json("manifest.json", (stored or about) | {"starts": starts})
 
 
 def _commit() -> str | None:

@@ -21,9 +21,9 @@ from typing import Any
 import msgspec
 
 import intfast
+from intfast.files import write_atomic
 from intfast.report_browser import browse
 from intfast.report_data import collect_all
-from intfast.runfolder import write_atomic
 
 USAGE = """\
 usage: python -m intfast.report RUN [RUN ...] [--out FILE]

@@ -7,17 +7,18 @@ and compute only what is missing, so the same command continues an interrupted r
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from intfast import config_io
+from intfast import config_io, files
 from intfast.config import Config
 
 T = TypeVar("T")
+MAY_CHANGE = {"watchdog_s"}
+"""Settings that have no part in what a run computes."""
 
 
 class Journal(Generic[T]):
@@ -51,17 +52,14 @@ class Journal(Generic[T]):
         if not records:
             return
         data = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
-        with self.path.open("ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        files.append(self.path, data)
         self.records += records
 
     def replace(self, records: Iterable[T]) -> None:
         """Put these records in place of all, atomically."""
         self.records = list(records)
         data = b"".join(msgspec.json.encode(record) + b"\n" for record in self.records)
-        write_atomic(self.path, data)
+        files.write_atomic(self.path, data)
 
 
 class RunFolder:
@@ -73,7 +71,9 @@ class RunFolder:
 
     def __init__(self, config: Config) -> None:
         self.path = Path(config.run)
-        self.path.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.path)
+        self.last_write = _last_write(self.path)
+        """When a process before this one last wrote a file here, in Unix seconds; None: never."""
         self._lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,32 +112,23 @@ class RunFolder:
         path = self.path / "config.toml"
         if path.exists():
             stored = config_io.load(path)
-            if changed := config_io.differences(config, stored):
+            changed = config_io.differences(config, stored)
+            if changed := {k: v for k, v in changed.items() if k not in MAY_CHANGE}:
                 rows = "".join(f"\n  {k}: was {a!r}, is {b!r}" for k, (a, b) in changed.items())
                 raise ValueError(
                     f"{self.path} holds a run with another config; differing keys:{rows}\n"
                     "use another run=FOLDER, or the old values to continue it"
                 )
             return True
-        write_atomic(path, config_io.to_toml(config).encode())
+        files.write_atomic(path, config_io.to_toml(config).encode())
         return False
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value, msgspec Structs included, as an indented JSON file, atomically."""
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    files.write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _last_write(folder: Path) -> float | None:
+    times = [path.stat().st_mtime for path in folder.rglob("*") if path.is_file()]
+    return max(times, default=None)

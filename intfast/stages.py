@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from intfast import intervene, parity
+from intfast import interrupt, intervene, parity
 from intfast.evaluate import Evaluation, ProblemCounts, count_samples
 from intfast.parts import Parts
 from intfast.records import Attempt, Continuation, Guided, Intervention, Problem
@@ -31,8 +31,9 @@ def draw_missing(
     if not todo:
         return
     parity.before_generating(parts)
-    with parts.metrics.progress(title, sum(map(size, todo))) as advance:
+    with interrupt.phase(title), parts.metrics.progress(title, sum(map(size, todo))) as advance:
         for chunk in chunks(todo, parts.config.rollout.chunk_samples, size):
+            interrupt.check()
             work(chunk, advance)
 
 
@@ -127,7 +128,11 @@ def interventions(
     """Candidates with their final gate, and all continuations, for these wrong attempts."""
     config, seed = parts.config.intervene, parts.config.seed
     journal = parts.folder.journal("interventions", Intervention)
-    done = {(record.problem_id, record.attempt) for record in journal.records}
+    drawn = Counter((record.problem_id, record.attempt) for record in journal.records)
+    # An attempt whose candidates were cut off in the middle is verified again.
+    done = {key for key, count in drawn.items() if count == config.samples}
+    if len(done) < len(drawn):
+        journal.replace([r for r in journal.records if (r.problem_id, r.attempt) in done])
     todo = [pair for pair in wrong if (pair[1].problem_id, pair[1].sample) not in done]
 
     def propose(chunk: Any, advance: intervene.OnFinished) -> None:
@@ -170,6 +175,9 @@ def _continue(
     wave = 0
     while todo := intervene.missing(parts.solver, passed, journal.records, config):
         parts.hold("base")
+        # The earliest wave alone, so that an interrupted run keeps the order of its records.
+        first = min(item.samples[0] // config.wave for item in todo)
+        todo = [item for item in todo if item.samples[0] // config.wave == first]
         wave += 1
         title = f"continuations, wave {wave}"
         draw_missing(parts, title, todo, lambda item: len(item.samples), work)

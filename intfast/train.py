@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from intfast import config_io
+from intfast import config_io, interrupt
 from intfast.config import Config
 from intfast.safe_text import shown
 
@@ -23,6 +23,13 @@ usage: python -m intfast.train CONFIG.toml [key.sub=value ...] [--dry-run]
 
 Runs Intervention Training: attempts, verification, interventions, continuations, SFT, RL,
 evaluation, export. The same command continues an interrupted run.
+
+Ctrl-C, SIGTERM and SIGHUP stop it: an optimizer step that has begun is finished and saved, anything
+else is broken off within a second or one token, since it can be repeated exactly. Ctrl-C again
+leaves at once, as kill -9 does: nothing that was saved is lost.
+
+Exit codes: 0 done; 1 the environment (disk, memory, device); 2 something that you can change (the
+message says what); 124 no progress for watchdog_s; 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.
 
   --dry-run   check everything, print the plan, generate and train nothing
   --help      this text
@@ -97,7 +104,7 @@ def collect(parts: Parts, configs: Sequence[Config]) -> Found:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line; returns the exit code: 0 done, 2 user error, 1 environment, 130 Ctrl-C."""
+    """The command line; returns the exit code that USAGE lists."""
     if "--help" in arguments or "-h" in arguments:
         print(USAGE + "\n" + config_io.explain())
         return 0
@@ -108,21 +115,22 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         config = config_io.load(words[0], words[1:])
-        if dry_run:
-            from intfast import plan
+        with interrupt.handling():
+            if dry_run:
+                from intfast import plan
 
-            plan.show(config)
-        else:
-            run(config)
+                plan.show(config)
+            else:
+                run(config)
     except ValueError as error:
         print(f"error: {shown(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         print(f"error: {shown(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues this run", file=sys.stderr)
-        return 130
+    except interrupt.Stopped as stopped:
+        print(f"{stopped}; the same command continues this run", file=sys.stderr)
+        return stopped.exit_code
     return 0
 
 

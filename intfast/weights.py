@@ -9,17 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from intfast import files, interrupt, tensorfile
 from intfast.model import Decoder, ModelConfig
 
 SINGLE = "model.safetensors"
@@ -138,6 +136,7 @@ def load_into(decoder: Decoder, folder: Path) -> None:
     second_head_VD = None
     with torch.no_grad():
         for name, tensor in _tensors(_weight_files(folder)):
+            interrupt.check()
             if name in expected:
                 place = expected[name]
                 parameters[place.parameter][place.start : place.stop].copy_(tensor)
@@ -273,25 +272,19 @@ def save(
         raise ValueError("save: source is the config of another model than the decoder's")
     hf.pop("torch_dtype", None)
     hf["dtype"] = str(decoder.head_weight_VD.dtype).removeprefix("torch.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    aside = out.with_name(f".{out.name}.part")
+    files.remove(aside)
+    files.make_folder(aside)
     try:
-        (temporary / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+        files.write(aside / "config.json", [json.dumps(hf, indent=2).encode() + b"\n"])
         for name in COMPANIONS if folder is not None else ():
             if (folder / name).is_file():
-                shutil.copyfile(folder / name, temporary / name)
-        _write_weights(decoder, temporary, max_shard_bytes)
-        # mkdtemp and safetensors write for the owner only; a model folder is shared like any other.
-        temporary.chmod(0o755)
-        for written in temporary.iterdir():
-            written.chmod(0o644)
-            _sync(written)
-        _sync(temporary)
-        temporary.replace(out)
+                files.write(aside / name, [(folder / name).read_bytes()])
+        _write_weights(decoder, aside, max_shard_bytes)
+        files.publish(aside, out)
     except BaseException:
-        shutil.rmtree(temporary)
+        files.remove(aside)
         raise
-    _sync(out.parent)
     return out
 
 
@@ -312,19 +305,10 @@ def _write_weights(decoder: Decoder, folder: Path, max_shard_bytes: int) -> None
     weight_map = {}
     for i, names in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        # Parts of one fused parameter share storage, which the format refuses: one copy a shard.
-        content = {name: tensors[name].to("cpu", copy=True).contiguous() for name in names}
-        save_file(content, folder / file, metadata={"format": "pt"})
+        content = {name: tensors[name] for name in names}
+        tensorfile.write(folder / file, content, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(names, file))
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        files.write(folder / INDEX, [json.dumps(index, indent=2).encode() + b"\n"])

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from intfast import checkpoint, config_io
+from intfast.files import write_atomic
 from intfast.records import Problem
-from intfast.runfolder import Journal, RunFolder, write_atomic
+from intfast.runfolder import Journal, RunFolder
 
 ROWS = [Problem(id=str(n), problem=f"p{n} é", answer="1") for n in range(3)]
 

@@ -138,7 +138,7 @@ def test_save_leaves_nothing_behind_when_it_fails(source, tmp_path, monkeypatch)
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(weights, "save_file", fail)
+    monkeypatch.setattr(weights.tensorfile, "write", fail)
     with pytest.raises(OSError, match="disk full"):
         weights.save(decoder, source, tmp_path / "new")
     assert [file.name for file in tmp_path.iterdir()] == ["out"]

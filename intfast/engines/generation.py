@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from intfast import interrupt
 from intfast.engines import sampler
 from intfast.engines.cache import BLOCK, KVCache, Prefill, Step, round_up
 from intfast.engines.requests import STOP_TEXT_INTERVAL, end_of_stop_text
@@ -97,6 +98,7 @@ class Generation:
     def run(self) -> list[list[Completion]]:
         """Completions_P_G of the requests."""
         while self.groups or any(self.rows):
+            interrupt.check()
             self._admit()
             self._compact()
             done_B = self._step()

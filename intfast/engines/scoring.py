@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from intfast import interrupt
 from intfast.engines.requests import Limits, check_tokens
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.model import Decoder, PackedAttention
@@ -30,6 +31,7 @@ def score(
     order = sorted(range(len(sequences_P)), key=lambda i: len(sequences_P[i]))
     with torch.inference_mode():
         for chunk in _chunks([i for i in order if len(sequences_P[i]) > 1], sequences_P):
+            interrupt.beat()
             lengths = [len(sequences_P[i]) for i in chunk]
             flat = [t for i in chunk for t in sequences_P[i]]
             for i, logprobs in zip(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from intfast import sharing
+from intfast import interrupt, sharing
 from intfast.engines import requests, scoring
 from intfast.model import Decoder
 from intfast.rollout import Completion, OnFinished, PromptReuse, Request, Sampling
@@ -158,6 +158,7 @@ class _Call:
                 loop.add_request(name, prompt, _parameters(request.sampling, seed))
         self.first = next(iter(self.running), "")
         while self.running:
+            interrupt.check()
             for output in loop.step():
                 if output.request_id in self.running:
                     self._take(output, loop)

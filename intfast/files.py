@@ -1,0 +1,135 @@
+"""Writing so that a kill, a crash or a full disk at any moment leaves the old state or the new.
+
+Every byte that a run must not lose passes through this file. Failures of the disk are
+RuntimeErrors that name the file and say what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+PIECE = 1 << 24
+"""Bytes hashed and written at once."""
+
+
+class Written(NamedTuple):
+    """What went into a file: its size and the SHA-256 of its bytes, taken before the disk."""
+
+    bytes: int
+    sha256: str
+
+
+@contextlib.contextmanager
+def failures_named(path: Path) -> Iterator[None]:
+    """Turn an OSError inside into a RuntimeError about writing `path`."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space" if full else "make the folder writable"
+        raise RuntimeError(
+            f"cannot write {path}: {error.strerror or error}; {remedy}, then the same command "
+            "continues this run from its last good state"
+        ) from error
+
+
+def write(path: Path, pieces: Iterable[bytes | memoryview]) -> Written:
+    """Write a new file and sync it; the caller syncs or renames its folder."""
+    digest, size = hashlib.sha256(), 0
+    with failures_named(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            for piece in pieces:
+                for start in range(0, len(piece), PIECE):
+                    part = piece[start : start + PIECE]
+                    digest.update(part)
+                    size += len(part)
+                    _write_all(descriptor, part)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    return Written(size, digest.hexdigest())
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add bytes to the end of a file; they are on the disk when this returns."""
+    with failures_named(path):
+        is_new = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if is_new:
+            sync(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    aside = path.with_name(path.name + ".part")
+    write(aside, [data])
+    with failures_named(path):
+        os.rename(aside, path)
+        sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each entered in its parent on the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        with failures_named(path):
+            os.mkdir(path)
+            sync(path.parent)
+
+
+def publish(aside: Path, folder: Path) -> None:
+    """Give a complete folder its name. What had the name before is moved away, then removed."""
+    old = _hidden(folder)
+    with failures_named(folder):
+        sync(aside)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(aside, folder)
+        sync(folder.parent)
+    remove(old)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder. A failure is left to the next attempt: nothing depends on it."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def retire(folder: Path) -> None:
+    """Delete a folder that has a name: it loses the name first, so no part of it is ever found."""
+    hidden = _hidden(folder)
+    with contextlib.suppress(OSError):
+        os.rename(folder, hidden)
+        remove(hidden)
+
+
+def _hidden(folder: Path) -> Path:
+    """A free name: a folder that could not be deleted before may still have the last one."""
+    return folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.old")
+
+
+def sync(folder: Path) -> None:
+    """Bring the entries of a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
