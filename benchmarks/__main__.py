@@ -11,11 +11,20 @@ import argparse
 
 import torch
 
-from benchmarks import ablation, collection, engine, harness, kernels, quickstart, training_step
+from benchmarks import (
+    ablation,
+    collection,
+    engine,
+    harness,
+    kernels,
+    process_credit,
+    quickstart,
+    training_step,
+)
 
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
-BENCHMARKS = (engine, training_step, quickstart, collection, ablation, kernels)
+BENCHMARKS = (engine, training_step, quickstart, collection, ablation, process_credit, kernels)
 
 
 def main() -> None:
