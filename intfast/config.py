@@ -1,8 +1,8 @@
 """Every setting of a run: one tree of frozen Structs. `config_io` loads, checks and explains it.
 
-Defaults are the InT paper's, but for `intervene.stop`. They stand here, in `problem_settings.py`
-and in `settings.py` (what credit, batching, objective and optimizer need), and nowhere else. The
-text after a field is its help text.
+Defaults are the InT paper's, but for `intervene.stop`. They stand here, in the `*_settings.py` of
+problems, engine and metrics, and in `settings.py` (what credit, batching, objective and optimizer
+need), and nowhere else. The text after a field is its help text.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Literal
 
 from msgspec import field
 
+from intfast.engine_settings import ParityConfig, RolloutConfig, WeightsConfig
 from intfast.metrics_settings import MetricsConfig
 from intfast.problem_settings import DataConfig, GradeConfig, PromptConfig
 from intfast.settings import (
@@ -39,39 +40,12 @@ class ModelConfig(Settings):
     """Recompute activations in backward: about a third more time for much less memory."""
     threads: int | None = None
     """CPU threads of torch; absent: torch's own choice."""
+    memory_gib: float | None = None
+    """Memory to plan for, in GiB; absent: what the device has. With --dry-run another device, for
+    example 141 with model.device=cuda for an H200."""
 
     def check(self) -> list[str]:
-        return at_least(self, threads=1)
-
-
-class RolloutConfig(Settings):
-    """The engine that generates."""
-
-    engine: Literal["auto", "native", "vllm"] = "auto"
-    """"native": the embedded engine; "vllm"; "auto": vLLM on CUDA where it is installed."""
-    max_rows: int = 256
-    """Sequences decoded at once."""
-    cache_gib: float = 4.0
-    """Memory for keys and values, in GiB."""
-    context: int | None = None
-    """Longest sequence, prompt and completion, in tokens; absent: the model's."""
-    graphs: bool = True
-    """vLLM on CUDA: replay decode steps as CUDA graphs; false runs them one by one."""
-    sleep: bool = False
-    """Give the memory for keys and values to the trainer during its updates."""
-    chunk_samples: int = 4096
-    """Samples per call of the engine; records are written to disk after every call."""
-
-    def check(self) -> list[str]:
-        errors = at_least(self, max_rows=1, chunk_samples=1, context=2)
-        return errors + ([] if self.cache_gib > 0 else ["cache_gib must be > 0"])
-
-
-class WeightsConfig(Settings):
-    """Where the weights live that the trainer updates and the engine reads."""
-
-    share: bool = True
-    """One copy for both; false: vLLM has its own, written after every update."""
+        return at_least(self, threads=1, memory_gib=0)
 
 
 class SamplingConfig(Settings):
@@ -284,25 +258,6 @@ class RlConfig(Settings):
         if self.sampling.temperature == 0:
             errors.append("sampling.temperature must be > 0: greedy rollouts of a group are equal")
         return errors
-
-
-class ParityConfig(Settings):
-    """Trainer and engine score the same tokens; see parity.py. Always done once for each set of
-    weights that is loaded, before anything is drawn from it."""
-
-    every: int = 10
-    """RL steps between checks of the step's own rollouts; 0: only after weights were loaded."""
-    threshold: float | None = None
-    """Highest mean |difference| of a token's log-prob, in nat; absent: 0.03 in bfloat16, 1e-4 in
-    float32. For an exact comparison use model.dtype = "float32", with vLLM also
-    VLLM_BATCH_INVARIANT=1."""
-
-    def check(self) -> list[str]:
-        positive = self.threshold is None or self.threshold > 0
-        errors = at_least(self, every=0)
-        return errors + (
-            [] if positive else ["threshold must be > 0; leave it out for the default"]
-        )
 
 
 class EvaluateConfig(Settings):

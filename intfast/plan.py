@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+import msgspec
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from intfast import config_io, limits, metrics, weights
+from intfast import config_io, limits, memory, metrics, weights
 from intfast.config import Config
-from intfast.model import Decoder, ModelConfig
+from intfast.engines.cache import bytes_per_slot
+from intfast.memory import GIB
+from intfast.model import ModelConfig
 from intfast.parts import load_data, load_tokenizer, pick_device
 from intfast.prompts import decode, style_of
 from intfast.records import Problem
-
-GIB = 2**30
+from intfast.rollout import pick_engine
 
 
 def show(config: Config, console: Console | None = None) -> None:
@@ -48,9 +49,11 @@ def show(config: Config, console: Console | None = None) -> None:
     say("\nWork")
     for line in work(config, problems, tests):
         say(f"  {line}")
-    device = pick_device(config)
+    target = planned_target(config)
     say("")
-    console.print(memory_table(config, architecture, device))
+    console.print(memory_table(config, architecture, target))
+    for line in verdict(config, architecture, target):
+        say(f"  {line}")
     say(f"\nRun folder {config.run}: {_progress(Path(config.run))}")
     say("Nothing was generated, trained or written.")
 
@@ -129,51 +132,54 @@ def most_tokens(config: Config, num: int) -> dict[str, int]:
     return found
 
 
-def memory_table(config: Config, architecture: ModelConfig, device: torch.device) -> Table:
-    """Where the memory goes while training, in GiB, against what the device has free."""
-    with torch.device("meta"):
-        decoder = Decoder(architecture, torch.float32, "meta")
-    num = sum(parameter.numel() for parameter in decoder.parameters())
-    bf16 = config.model.dtype == "bfloat16"
-    width = 2 if bf16 else 4
-    tokens = config.batch.max_tokens
-    layers = architecture.num_layers
-    # Per token and layer: the inputs that backward keeps of the norms, q/k/v, attention output and
-    # the two halves of the MLP; with checkpointing only the layer's input.
-    hidden, ffn = architecture.hidden_size, architecture.intermediate_size
-    heads = architecture.num_heads * architecture.head_dim
-    kept = hidden if config.model.activation_checkpointing else 4 * hidden + 4 * heads + 4 * ffn
-    rows = {
-        "weights": num * width,
-        "fp32 masters": num * 4 if bf16 else 0,
-        "AdamW moments": num * 8,
-        "gradients (fp32)": num * 4,
-        f"activations of {tokens:,} tokens, estimated": tokens * layers * kept * width,
-        "keys and values of the engine": int(config.rollout.cache_gib * GIB),
-    }
-    if config.rl.steps and config.rl.policy.kl:
-        rows["reference model"] = num * width
-    table = Table(title=f"Memory plan on {device.type}, {num:,} parameters", title_justify="left")
-    table.add_column("what")
-    table.add_column("GiB", justify="right")
-    for what, size in rows.items():
-        table.add_row(what, f"{size / GIB:.2f}")
-    total, free = sum(rows.values()), _free_bytes(device)
+def planned_target(config: Config) -> memory.Target:
+    """The device to plan for: with `model.memory_gib` it need not be in this machine."""
+    if config.model.memory_gib is not None and config.model.device == "cuda":
+        engine = "native" if config.rollout.engine == "native" else "vllm"
+        return memory.target_of(config, torch.device("cuda"), engine)
+    device = pick_device(config)
+    return memory.target_of(config, device, pick_engine(config.rollout.engine, device.type).name)
+
+
+def memory_table(config: Config, architecture: ModelConfig, target: memory.Target) -> Table:
+    """Where the memory goes, in GiB, and the verdict with its remedies as the caption."""
+    plan = memory.make_plan(config, architecture, target)
+    num = memory.num_parameters(architecture)
+    table = Table(title=f"Memory plan, {target.kind}, {num:,} parameters", title_justify="left")
+    for name in ("what", "training", "generating"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for item in plan.items:
+        table.add_row(item.what, *(f"{size / GIB:.2f}" if size else "" for size in item[1:]))
     table.add_section()
-    table.add_row("together", f"{total / GIB:.2f}")
-    table.add_row("free now", f"{free / GIB:.2f}")
-    if total > free:
-        table.caption = (
-            "DOES NOT FIT: lower batch.max_tokens or rollout.cache_gib, or set "
-            "model.activation_checkpointing = true"
-        )
+    table.add_row("together", f"{plan.training / GIB:.2f}", f"{plan.generating / GIB:.2f}")
+    usable = memory.USABLE * target.free
+    table.add_row(
+        f"left of {usable / GIB:.1f} GiB ({memory.USABLE:.0%} of what is free)",
+        f"{(usable - plan.training) / GIB:.2f}",
+        f"{(usable - plan.generating) / GIB:.2f}",
+    )
     return table
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def verdict(config: Config, architecture: ModelConfig, target: memory.Target) -> list[str]:
+    """Sentences on whether the plan fits, and what to change."""
+    plan = memory.make_plan(config, architecture, target)
+    if plan.left(target.free) < 0:
+        return ["DOES NOT FIT", *memory.remedies(config, architecture, target)]
+    cache = memory.cache_bytes(config, architecture, target)
+    slot = bytes_per_slot(architecture, getattr(torch, config.model.dtype))
+    lines = [
+        f"fits; keys and values: {cache / GIB:.2f} GiB, {slot:,} bytes a token, "
+        f"{cache // slot:,} tokens (rollout.cache_gib = {config.rollout.cache_gib!r})"
+    ]
+    if config.rollout.cache_gib == "auto":
+        # A larger micro-batch is only free while the cache keeps its size.
+        rollout = msgspec.structs.replace(config.rollout, cache_gib=cache / GIB)
+        config = msgspec.structs.replace(config, rollout=rollout)
+    most = memory.largest_batch(config, architecture, target, config.batch.max_tokens)
+    if most and most > config.batch.max_tokens:
+        lines.append(f"batch.max_tokens could be up to {most:,}, in fewer micro-batches")
+    return lines
 
 
 def _progress(folder: Path) -> str:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 LAYERS = [
     ["records", "settings", "arms", "answers", "safe_text", "kernels", "files", "interrupt"],
-    ["problem_settings", "metrics_settings"],
+    ["problem_settings", "metrics_settings", "engine_settings"],
     [
         "config",
         "rollout",
@@ -33,6 +33,7 @@ LAYERS = [
         "forward",
         "limits",
         "identity",
+        "memory",
     ],
     ["parts"],
     ["parity", "faults"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from intfast import weights
+from intfast import memory, weights
 from intfast.config import Config
 from intfast.engines.native import NativeEngine
 from intfast.model import Decoder
@@ -24,11 +24,13 @@ def start(
     """
     rollout = config.rollout
     choice = pick_engine(rollout.engine, device.type)
-    longest = weights.check(folder).max_positions
+    architecture = weights.check(folder)
+    longest = architecture.max_positions
     if (rollout.context or 0) > longest:
         raise ValueError(
             f"rollout.context = {rollout.context} is more than the model's {longest} positions"
         )
+    config = memory.settle(config, architecture, memory.target_of(config, device, choice.name))
     if choice.name == "vllm":
         from intfast.engines import vllm_start
 
@@ -45,6 +47,6 @@ def start(
         decoder,
         tokenizer,
         max_rows=rollout.max_rows,
-        max_cache_bytes=int(rollout.cache_gib * 2**30),
+        max_cache_bytes=int(config.rollout.cache_gib * memory.GIB),
     )
     return decoder, native, choice
