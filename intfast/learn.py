@@ -86,6 +86,7 @@ def sft(parts: Parts, name: str, examples: Sequence[Example]) -> None:
 
     with (
         Course(parts, name, "base", config.optim, total_steps) as course,
+        parts.updating(),
         parts.metrics.progress(name, total_steps) as advance,
     ):
         for step in range(course.step, total_steps):
@@ -164,7 +165,8 @@ def rl(
                 where = f"{name} step {step}"
                 parity.check_rollouts(parts, where, rollouts.starts_P, rollouts.groups_P_G)
             rollouts = _locate(parts, rollouts, step)
-            values = rollouts.drawn | learn(parts, course.optimizer, rollouts, step, reference)
+            with parts.updating():
+                values = rollouts.drawn | learn(parts, course.optimizer, rollouts, step, reference)
             parts.metrics.row(name, step, values, _line(name, step, config.steps, values))
             last = step >= config.steps and (
                 not config.until_tokens

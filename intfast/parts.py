@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from intfast.metrics import Metrics, Row, say
 from intfast.model import Decoder
 from intfast.prompts import style_of
 from intfast.records import Problem
-from intfast.rollout import Choice
+from intfast.rollout import Choice, Engine
 from intfast.runfolder import RunFolder
 from intfast.solve import Solver
 from intfast.watchdog import Watchdog
@@ -76,6 +76,18 @@ class Parts:
             for name, parameter in self.decoder.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
 
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """The engine gives its KV memory to the updates inside, where `rollout.sleep` says so."""
+        if not self.config.rollout.sleep:
+            yield
+            return
+        self.solver.engine.sleep()
+        try:
+            yield
+        finally:
+            self.solver.engine.wake()
+
     def changed(self, name: str) -> None:
         """The decoder now holds the weights of `name`: tell the engine."""
         self.holds = name
@@ -107,6 +119,7 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
         context = config.rollout.context or decoder.config.max_positions
         watch = GradeWatch(grade.max_unscored, metrics.say)
         metrics.carry(watch.take)
+        metrics.carry(_prompt_reuse(engine))
         solver = Solver(engine, tokenizer, style, grader, context, metrics.phase, watch.add)
         problems, tests = _fitting(problems, tests, solver, config, metrics)
         parts = Parts(
@@ -128,6 +141,19 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
             f"run folder {folder.path}" + (" (continues)" if folder.resumed else "")
         )
         yield parts
+
+
+def _prompt_reuse(engine: Engine) -> Callable[[], Row]:
+    """The share of prompt tokens that were not computed, since the last time it was asked."""
+    before = engine.prompt_reuse
+
+    def take() -> Row:
+        nonlocal before
+        asked, reused = (now - then for now, then in zip(engine.prompt_reuse, before, strict=True))
+        before = engine.prompt_reuse
+        return {"prompt_reuse": round(reused / asked, 4)} if asked else {}
+
+    return take
 
 
 def pick_device(config: Config) -> torch.device:
