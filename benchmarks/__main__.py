@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import (
     ablation,
+    accuracy,
     collection,
     engine,
     harness,
@@ -24,7 +25,9 @@ from benchmarks import (
 
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
-BENCHMARKS = (engine, training_step, quickstart, collection, ablation, process_credit, kernels)
+BENCHMARKS = (
+    engine, training_step, quickstart, collection, ablation, process_credit, kernels, accuracy
+)  # fmt: skip
 
 
 def main() -> None:

@@ -2,8 +2,13 @@
 
     python -m benchmarks.compile_check [--arch 90] [--json FILE]
 
+Another Triton than the installed one, from `pip install --no-deps --target FOLDER triton==3.6.0`:
+
+    PYTHONPATH=FOLDER python -m benchmarks.compile_check
+
+Under each product of the tile table stand the candidates of `kernels/autotune.py` (tile, stages).
 Fails (exit status 1) on register spills or any other use of the stack, on shared memory over the
-architecture's limit, on missing tensor-core instructions, and where the tile table claims warp
+architecture's limit, on missing tensor-core instructions, and where a tile claims warp
 specialisation that the compiler left out without a word. Registers and stack come from the
 cuobjdump inside the Triton wheel.
 """
@@ -24,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from intfast.kernels import group_advantages_triton, head_odds, head_rows
+from intfast.kernels import autotune, group_advantages_triton, head_odds, head_rows
 from intfast.kernels.launch import ODDS_TILES, SHARED_LIMIT_BYTES, Tile
 
 TENSOR_CORE = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
@@ -84,9 +89,10 @@ class Row:
 def cases(arch: int) -> list[Case]:
     """Every configuration that `kernels/` can launch on `arch`."""
     found = []
-    for kind, tile in ODDS_TILES[arch].items():
-        for store in (True, False):
-            found.append(_matmul(kind, tile, store))
+    for kind, own in ODDS_TILES[arch].items():
+        for tile in autotune.candidates(arch, kind):
+            for store in (True, False):
+                found.append(_matmul(kind, tile, store, tile == own))
     finish = {"BLOCK_C": 32, "BLOCK_P": 32, "STORE": True, "ENTROPY": True, "SOFTCAP": True}
     redo = {"BLOCK_V": 64, "BLOCK_D": 64, "STORE": True, "SOFTCAP": True}
     row = {"BLOCK_V": 4096, "SOFTCAP": True}
@@ -102,7 +108,7 @@ def cases(arch: int) -> list[Case]:
     ]
 
 
-def _matmul(kind: str, tile: Tile, store: bool) -> Case:
+def _matmul(kind: str, tile: Tile, store: bool, in_table: bool) -> Case:
     constants = {
         "BLOCK_C": tile.block_c,
         "BLOCK_V": tile.block_v,
@@ -114,6 +120,9 @@ def _matmul(kind: str, tile: Tile, store: bool) -> Case:
         "WARP_SPECIALIZE": tile.warp_specialize,
     }
     name = f"odds_matmul {kind} {'keep' if store else 'no-grad'}"
+    if not in_table:
+        sizes = f"{tile.block_c}x{tile.block_v}x{tile.block_d}, {tile.num_stages}"
+        name = f"  {sizes} {'keep' if store else 'no-grad'}"
     return Case(name, head_odds._odds_matmul, constants, tile.num_warps, tile.num_stages, tile)
 
 

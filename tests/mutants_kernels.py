@@ -1,6 +1,6 @@
 """Plant realistic bugs in a copy of kernels/ and see the kernel tests catch each of them.
 
-    python tests/mutants_kernels.py [substring of a file or note ...]
+    python tests/mutants_kernels.py [--planted-only] [substring of a file or note ...]
 
 Exit status 1 if a planted bug survives. Needs triton; takes minutes, so it is not collected by
 pytest.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LOGPROB, OBJECTIVE, GROUPS = "linear_logprob", "linear_objective", "group_advantages"
+OBJECTIVES, PRECISION = "objectives", "precision"
 ROW64 = "row = tl.program_id(0).to(tl.int64)"
 
 # (file, note, what the test file is called, from, to); `from` is replaced once, at its first place
@@ -63,7 +64,7 @@ MUTANTS = [
     ("head_reference", "softcap slope left out", LOGPROB, "left_CV *= factor_CV", "pass"),
     ("head", "gradient of ignored rows", LOGPROB,
      "dlogprob_C = torch.where(live_C, dlogprob_C, 0)", "dlogprob_C = dlogprob_C"),
-    ("head", "NaN of ignored rows", LOGPROB, ".masked_fill(ignored_C[:, None], 0)", ""),
+    ("head", "NaN of ignored rows", LOGPROB, ".masked_fill(ignored_C1, 0)", ""),
     ("head", "only the last chunk's weight gradient", LOGPROB,
      "self.fresh and start == 0", "self.fresh"),
     ("head", "main gradient overwritten", LOGPROB, "self.fresh and start == 0", "start == 0"),
@@ -83,19 +84,19 @@ MUTANTS = [
      "couples = objective.whole_batch and len(chunks) > 1", "couples = False"),
     ("span_cross_entropy", "rows without loss enter", OBJECTIVE,
      "if len(rows_R) == len(weight_T):", "if True:"),
-    ("objectives", "one bound for both sides of the clip", OBJECTIVE,
+    ("objectives", "one bound for both sides of the clip", OBJECTIVES,
      "max=1 + self.high", "max=1 + self.low"),
-    ("objectives", "gradient through the clipped branch", OBJECTIVE,
+    ("objectives", "gradient through the clipped branch", OBJECTIVES,
      "torch.where(free_T, -dratio_T * advantage_T, 0)", "-dratio_T * advantage_T"),
-    ("objectives", "sign of the k3 slope", OBJECTIVE,
+    ("objectives", "sign of the k3 slope", OBJECTIVES,
      "-torch.expm1(bounded_T)", "torch.expm1(bounded_T)"),
-    ("objectives", "CISPO bounds around 1", OBJECTIVE,
+    ("objectives", "CISPO bounds around 1", OBJECTIVES,
      "ratio_T.clamp(self.low, self.high)", "ratio_T.clamp(1 - self.low, 1 + self.high)"),
-    ("objectives", "masked correction truncates", OBJECTIVE,
+    ("objectives", "masked correction truncates", OBJECTIVES,
      'if self.mode == "truncate":', "if True:"),
-    ("objectives", "sequence mean over dead tokens", OBJECTIVE,
+    ("objectives", "sequence mean over dead tokens", OBJECTIVES,
      "live_T = streams.weight_T != 0", "live_T = streams.weight_T == streams.weight_T"),
-    ("objectives", "missing sampler log-prob poisons", OBJECTIVE,
+    ("objectives", "missing sampler log-prob poisons", OBJECTIVES,
      "torch.nan_to_num(old_T - sampler_T, nan=0.0)", "old_T - sampler_T"),
     ("group_advantages_triton", "eps under the root", GROUPS,
      "tl.sqrt(squares / tl.maximum(count - 1.0, 1.0)) + eps",
@@ -116,7 +117,34 @@ MUTANTS = [
      "torch.where(scored_N[sample_T], token_weight_T, 0)", "token_weight_T.clone()"),
     ("reference", "leave-one-out without its factor", GROUPS,
      "centred * len(reward) / (len(reward) - 1)", "centred"),
+    ("head", "autocast rounds the products", PRECISION,
+     "enabled=False", "enabled=torch.is_autocast_enabled(first.device.type)"),
+    ("launch", "factors of one chunk rounded to the result's type", PRECISION,
+     "dtype = torch.promote_types(out.dtype, torch.promote_types(left.dtype, torch.float32))",
+     "dtype = out.dtype"),
+    ("launch", "one row summed term after term", PRECISION,
+     "if len(left) == 1 and not left.is_cuda:", "if False:"),
+    ("head", "factors of two types", PRECISION, "right_CD.to(left_CV.dtype)", "right_CD"),
+    ("head_odds", "partial sums of the first tiles only", LOGPROB,
+     "for start in range(0, tiles_v, BLOCK_P)", "for start in range(0, BLOCK_P, BLOCK_P)"),
+    ("head_odds", "target logit of the first columns only", LOGPROB,
+     "for start in range(0, D, BLOCK_D)", "for start in range(0, BLOCK_D, BLOCK_D)"),
+    ("head_odds", "overflowing rows redone on the first columns only", LOGPROB,
+     "for start in range(0, V, BLOCK_V)", "for start in range(0, BLOCK_V, BLOCK_V)"),
+    ("objectives", "scaled k3 by the slope of k3 alone", OBJECTIVES,
+     "-scaled_T * d_T)", "-scaled_T * torch.expm1(d_T))"),
+    ("objectives", "trust region the wrong way round", OBJECTIVES,
+     "moved_T > self.high, moved_T < -self.low", "moved_T < self.high, moved_T > -self.low"),
 ]  # fmt: skip
+
+
+# Which tests meet a file's code soonest, as pytest's -k; the whole suite runs if they see nothing.
+SOONEST = {
+    "head_odds": "odds",
+    "head_rows": "rows",
+    "group_advantages_triton": "triton",
+    "objectives": "coefficients",
+}
 
 
 def caught(file: str, suite: str, old: str, new: str) -> tuple[bool, str]:
@@ -130,22 +158,33 @@ def caught(file: str, suite: str, old: str, new: str) -> tuple[bool, str]:
         text = path.read_text()
         assert old in text, f"{file}: the mutant's text is gone: {old}"
         path.write_text(text.replace(old, new, 1))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-        command.append(f"tests/test_kernels_{suite}.py")
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
-        lines = done.stdout.splitlines()
-        first = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "")
-        # 1: a test failed; negative: the process died, as an offset into nowhere may make it do
-        return done.returncode == 1 or done.returncode < 0, first or f"exit {done.returncode}"
+        dead, how = False, ""
+        for some in (["-k", SOONEST.get(file, "reference")], []):
+            if not dead:
+                dead, how = fails(copy, [f"tests/test_kernels_{suite}.py", *some])
+        return dead, how
 
 
-def main(filters: list[str]) -> int:
-    for suite in (LOGPROB, OBJECTIVE, GROUPS):
-        red, how = caught("head", suite, "", "")
-        if red:
-            raise SystemExit(f"{suite}: expected a green suite to plant bugs in, got {how}")
-    survivors = []
+def fails(folder: Path, tests: list[str]) -> tuple[bool, str]:
+    """Whether a test in `folder` fails, and which one."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    first = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "")
+    # 1: a test failed; negative: the process died, as an offset into nowhere may make it do
+    return done.returncode == 1 or done.returncode < 0, first or f"exit {done.returncode}"
+
+
+def main(arguments: list[str]) -> int:
+    filters = [word for word in arguments if word != "--planted-only"]
     chosen = [m for m in MUTANTS if not filters or any(f in m[0] + m[1] for f in filters)]
+    if "--planted-only" not in arguments:
+        red, how = fails(
+            ROOT, [f"tests/test_kernels_{suite}.py" for suite in {m[2] for m in chosen}]
+        )
+        if red:
+            raise SystemExit(f"expected green suites to plant bugs in, got {how}")
+    survivors = []
     for file, note, suite, old, new in chosen:
         start = time.perf_counter()
         dead, how = caught(file, suite, old, new)
