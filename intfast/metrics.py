@@ -52,6 +52,8 @@ class Metrics:
         self.journal = journal
         self._last_write = last_write
         self.console = console or make_console()
+        self.listeners: list[Callable[[Row], None]] = []
+        """Called with every row after it is on the disk; they must not raise or wait."""
         self._seconds: dict[str, float] = defaultdict(float)
         self._carried: list[Callable[[], Row]] = []
 
@@ -65,13 +67,18 @@ class Metrics:
         self._seconds.clear()
         carried = {key: value for take in self._carried for key, value in take().items()}
         about = {"stage": stage, "step": step}
-        self.journal.append([about | values | carried | seconds | self._restart()])
+        self._write(about | values | carried | seconds | self._restart())
         if line:
             self.say(line)
 
     def aside(self, stage: str, step: int, values: Row) -> None:
         """Write one row in the middle of another stage, to which the seconds still belong."""
-        self.journal.append([{"stage": stage, "step": step} | values])
+        self._write({"stage": stage, "step": step} | values)
+
+    def _write(self, row: Row) -> None:
+        self.journal.append([row])
+        for listener in self.listeners:
+            listener(row)
 
     def _restart(self) -> Row:
         """In the first row of a continued run: what the interruption cost until this row."""

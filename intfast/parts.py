@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 import intfast
-from intfast import checkpoint, data, identity, interrupt, limits, weights
+from intfast import checkpoint, data, identity, interrupt, limits, trackers, weights
 from intfast.config import Config
 from intfast.engines.start import start
 from intfast.grade import Grader
@@ -97,6 +97,7 @@ class Parts:
 @contextmanager
 def build(config: Config, console: Console) -> Iterator[Parts]:
     """All parts of a run, closed at the end. Bad input raises ValueError before any work."""
+    trackers.require(config.metrics.trackers)
     problems, tests = load_data(config, console)
     interrupt.check()
     path = weights.resolve(config.model.path)
@@ -140,7 +141,8 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
             f"{about['threads']} threads, engine {choice.name} ({choice.reason}), "
             f"run folder {folder.path}" + (" (continues)" if folder.resumed else "")
         )
-        yield parts
+        with trackers.attached(config, folder, metrics):
+            yield parts
 
 
 def _prompt_reuse(engine: Engine) -> Callable[[], Row]:

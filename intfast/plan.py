@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from intfast import config_io, limits, memory, metrics, weights
+from intfast import config_io, limits, memory, metrics, trackers, weights
 from intfast.config import Config
 from intfast.engines.cache import bytes_per_slot
 from intfast.memory import GIB
@@ -25,6 +25,7 @@ def show(config: Config, console: Console | None = None) -> None:
 
     Raises ValueError or RuntimeError for what would stop the run at its start.
     """
+    trackers.require(config.metrics.trackers)
     console = console or metrics.make_console()
 
     def say(text: str) -> None:

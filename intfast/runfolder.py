@@ -17,7 +17,9 @@ from intfast import config_io, files
 from intfast.config import Config
 
 T = TypeVar("T")
-MAY_CHANGE = {"watchdog_s"}
+MAY_CHANGE = {
+    *("watchdog_s", "metrics.trackers", "metrics.project", "metrics.example_logprobs"),
+}
 """Settings that have no part in what a run computes."""
 
 

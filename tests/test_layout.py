@@ -35,6 +35,7 @@ LAYERS = [
         "identity",
         "memory",
     ],
+    ["trackers"],
     ["parts"],
     ["parity", "faults"],
     ["stages", "plan", "course", "token_logprobs"],

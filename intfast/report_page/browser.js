@@ -132,7 +132,8 @@ function attempt(item) {
   const list = item.steps.map((step, i) => {
     const n = i + 1, text = trim(step);
     if (n !== item.location || !item.location) return line(item.location && n > item.location ? "after" : "", n, says(text));
-    const diff = hasNew ? wordDiff(text, trim(item.content)) : null;
+    // A search marks its words in whole texts.
+    const diff = hasNew && !state.query.trim() ? wordDiff(text, trim(item.content)) : null;
     return [line("cut", n, h("span", { class: "tag" }, "first wrong step: replaced"), diff ? h("div", { class: "says" }, diff[0]) : says(text)),
       hasNew ? line("new", "+", h("span", { class: "tag" }, "intervention"), diff ? h("div", { class: "says" }, diff[1]) : says(trim(item.content))) : null];
   });
