@@ -89,7 +89,12 @@ def gate(name: str, error: float, bound: float) -> None:
         raise RuntimeError(f"{name}: {error:.3g} is above {bound:.3g}; no time is reported")
 
 
-def append(benchmark: str, row: dict[str, Any], args: argparse.Namespace) -> None:
+def append(
+    benchmark: str,
+    row: dict[str, Any],
+    args: argparse.Namespace,
+    program: str = "python -m benchmarks",
+) -> None:
     """Stamp a row and append it to the file of this device."""
     import transformers
 
@@ -100,7 +105,7 @@ def append(benchmark: str, row: dict[str, Any], args: argparse.Namespace) -> Non
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "command": redact(f"python -m benchmarks {' '.join(sys.argv[1:])}"),
+        "command": redact(f"{program} {' '.join(sys.argv[1:])}"),
         "device": device,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

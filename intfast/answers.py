@@ -140,7 +140,7 @@ _SYMBOLS = str.maketrans(
 )
 _SPACING = re.compile(r"\\[,;:! ]|\\q?quad\b|\\(?:left|right)(?![a-z])|~")
 _SPACES = re.compile(r"(?<=\W)\s+|\s+(?=\W)")
-_WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\{([^{}\\$]*)\}")
+_WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|boldsymbol)\{([^{}\\$]*)\}")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _ALLOWED = re.compile(r"[A-Za-z0-9\s+\-*/=<>^_{}()\[\]\\,.:;|!%&~'?$]*")
 
@@ -154,6 +154,7 @@ def normalise(text: str) -> str:
     text = text.replace("{,}", ",").replace(r"\%", "%").replace(r"\$", "").rstrip(".")
     text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text)
     text = _SPACES.sub("", _SPACING.sub(" ", text).strip())
+    text = re.sub(r"(?<=\d) (?=[A-Za-z]\b)", "", text)
     text = re.sub(r"\^(\\circ|\{\\circ\})$", "", text)
     wrapped = _WRAPPED.fullmatch(text)
     return wrapped[1].strip() if wrapped else text
@@ -181,32 +182,34 @@ def number(normalised: str) -> Fraction | None:
 
 # Factorials of large integers, powers or factorials; stacked superscripts; giant exponents.
 _EXPLOSIVE = re.compile(
-    r"\d{5,}[\s})]*!|!\s*[})][\s})]*!|\^[\s{(]*\d+[\s})]*[})]\s*!|\^\s*\d+\s*\^|\^[\s{(]*\d{8,}"
-    r"|\\[dt]?binom[\s{(]*\d{6,}"
+    r"\d{5,}[\s})]*!|!\s*[})][\s})]*!|\^[\s{(]*\d+[\s})]*[})]\s*!|\^\s*\d+\s*\^|\^[\s{(]*-?\d{6,}"
+    r"|\\[dt]?binom[\s{(]*\d{5,}|\\Gamma[\s({]*\d{5,}|(?:\\int.*){4}"
 )
 _NUMBER_TOWER = re.compile(r"\^[\s{(]*(\d+)\s*\^[\s{(]*(\d+)")
 MAX_EXPONENT_DIGITS = 5
 MAX_TOWER = 2
-MAX_NESTING = 20
+MAX_NESTING = 6
+"""The parser's time grows exponentially with the depth of brackets of one kind."""
+MAX_BARS = 8
 
 
 def is_explosive(text: str) -> bool:
     """Whether parsing or evaluating the expression could not be expected to finish."""
-    if _EXPLOSIVE.search(text):
+    if _EXPLOSIVE.search(text) or text.count("|") > MAX_BARS:
         return True
     for base, exponent in _NUMBER_TOWER.findall(text):
         if len(exponent) > 3 or int(exponent) * len(base) > MAX_EXPONENT_DIGITS:
             return True
     height, open_groups = 0, []
-    for match in re.finditer(r"\^\s*[{(]?|[{(]|[)}]", text):
+    for match in re.finditer(r"\^\s*[{(]?|[{(\[]|[)}\]]", text):
         token = match[0]
-        if token[0] in ")}":
+        if token[0] in ")}]":
             height -= open_groups.pop() if open_groups else 0
             continue
         is_power = token[0] == "^"
         if (is_power and height >= MAX_TOWER) or len(open_groups) >= MAX_NESTING:
             return True
-        if token[-1] in "{(":
+        if token[-1] in "{([":
             open_groups.append(int(is_power))
             height += int(is_power)
     return False

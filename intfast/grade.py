@@ -36,8 +36,12 @@ _VERDICTS = {
     b"W": Reason.WRONG,
     b"U": Reason.UNPARSEABLE,
     b"G": Reason.GOLD_UNPARSEABLE,
+    # Refused unread; the worker ends.
+    b"u": Reason.UNPARSEABLE,
+    b"g": Reason.GOLD_UNPARSEABLE,
     b"": Reason.CRASH,
 }
+_LAST_WORDS = (b"u", b"g", b"")
 
 
 class Grade(Record):
@@ -73,34 +77,32 @@ class _Worker:
         self.timeout_s = timeout_s
         self.job: tuple[str, str] | None = None
         self.ready = False
-        self.is_broken = False
         self.deadline = time.monotonic() + WORKER_START_S
 
     @property
     def idle(self) -> bool:
         return self.ready and self.job is None
 
-    def give(self, job: tuple[str, str]) -> None:
-        """Start one (gold, answer) comparison; a dead worker shows when its verdict is read.
+    @property
+    def is_spent(self) -> bool:
+        """Idle, yet dead or with more to say: whatever it says now would be taken for a verdict."""
+        return self.idle and bool(wait([self.verdict_fd], 0))
 
-        A worker that has said more than its one verdict is killed: what it said is nobody's.
-        """
+    def give(self, job: tuple[str, str]) -> None:
+        """Start one (gold, answer) comparison; a dead worker shows when its verdict is read."""
         self.job = job
         self.deadline = time.monotonic() + self.timeout_s
         line = json.dumps(job).encode() + b"\n"
-        self.is_broken = bool(wait([self.verdict_fd], 0))
         try:
             self.process.stdin.write(line)
         except BrokenPipeError:
-            self.is_broken = True
-        if self.is_broken:
             self.process.kill()
 
     def read(self) -> bytes:
         """The verdict byte, b"" when the process has died. A first READY ends the start."""
         byte = os.read(self.verdict_fd, 2)
         if self.ready:
-            return b"" if self.is_broken or byte not in _VERDICTS else byte
+            return byte if byte in _VERDICTS else b""
         if byte != _READY:
             message = self.process.stderr.read(4000).decode(errors="replace").strip()
             raise RuntimeError(f"a grading worker did not start; its last words:\n{message}")
@@ -239,8 +241,10 @@ class Grader:
 
     def _advance(self, patience_s: float) -> None:
         """Give jobs to idle workers and take the verdicts that come within so many seconds."""
-        busy = sum(not worker.idle for worker in self._workers)
         try:
+            for worker in [worker for worker in self._workers if worker.is_spent]:
+                self._remove(worker)
+            busy = sum(not worker.idle for worker in self._workers)
             for _ in range(len(self._workers), min(self.num_workers, busy + len(self._queue))):
                 self._workers.append(_Worker(self.timeout_s))
             for worker in self._workers:
@@ -266,7 +270,7 @@ class Grader:
             if worker.verdict_fd in ready_fds:
                 verdict = worker.read()
                 worker.job = None
-                if not verdict:
+                if verdict in _LAST_WORDS:
                     self._remove(worker)
                 if job is not None:
                     yield job, _VERDICTS[verdict]

@@ -38,15 +38,26 @@ def limit_cpu(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (used_s + seconds, hard))
 
 
-def restrict_eval() -> None:
-    """End this process when more than an atom reaches the one place where sympy evaluates text."""
+REFUSED, GOLD_REFUSED = b"u", b"g"
+
+refusal = REFUSED
+"""The last verdict of this process when the text being read would have to be evaluated."""
+
+
+def restrict_eval(verdict_fd: int | None = None) -> None:
+    """End this process when more than an atom reaches the one place where sympy evaluates text.
+
+    The verdict on that text, `refusal`, is written before.
+    """
     from sympy.parsing import sympy_parser
 
     evaluate = sympy_parser.eval_expr
 
     def guarded(code, local_dict, global_dict):
         if not _ATOM.fullmatch(code):
-            # An exception would be caught on the way and turn into a wrong verdict.
+            # An exception would be caught on the way, and what follows would be graded.
+            if verdict_fd is not None:
+                os.write(verdict_fd, refusal)
             os._exit(2)
         return evaluate(code, local_dict, global_dict)
 
@@ -102,14 +113,28 @@ def judge(gold: str, answer: str) -> bytes:
             parsing_timeout=None,
         )
 
+    global refusal
+    refusal = GOLD_REFUSED
     gold_parsed = parsed(gold)
+    refusal = REFUSED
     if not gold_parsed:
         return GOLD_UNPARSEABLE
     answer_parsed = parsed(answer)
     if not answer_parsed:
         return UNPARSEABLE
-    # Time-outs are the parent's: alarms miss C code and cost their exception to broad handlers.
-    return CORRECT if verify(gold_parsed, answer_parsed, timeout_seconds=None) else WRONG
+
+    def same(given: list) -> bool:
+        # Time-outs are the parent's: alarms miss C code and cost their exception to broad handlers.
+        return verify(gold_parsed, given, timeout_seconds=None)
+
+    if not same(answer_parsed):
+        return WRONG
+    # Of "99=x+1" only the last side was compared; a number on another side must agree too.
+    for side in answer.split("=")[:-1] if "=" not in gold else ():
+        value = parsed(side)
+        if value and getattr(value[0], "is_number", False) is True and not same(value):
+            return WRONG
+    return CORRECT
 
 
 def main() -> None:
@@ -117,7 +142,7 @@ def main() -> None:
     cpu_s, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
     verdict_fd = os.dup(1)
     null_fd = os.open(os.devnull, os.O_RDWR)
-    restrict_eval()
+    restrict_eval(verdict_fd)
     # The first call builds the parser's tables; do it before any deadline runs.
     assert judge("1", "1.0") == CORRECT
     # Nothing that a library prints may reach the verdict pipe.

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from answer_pairs import RIGHT, RIGHT_UNICODE, WRONG, pairs
 
+from benchmarks.reliability.answer_pairs import RIGHT, RIGHT_UNICODE, WRONG, pairs
 from intfast import grade as grading
 from intfast.answers import Reason, Status, compare_quickly
 from intfast.grade import Grader
@@ -37,7 +37,8 @@ def test_arithmetic_agrees_with_the_parser(grader):
     quick = {pair: compare_quickly(*pair) for pair in pairs(RIGHT) + pairs(WRONG)}
     both = [pair for pair, r in quick.items() if r in (Reason.CORRECT, Reason.WRONG)]
     parsed = grader._judge(both)
-    known = {("17", "6=17"), ("17", "1=2=17"), ("1/2", r"\frac{-1}{-2}")}
+    known = {("17", "6=17"), ("17", "1=2=17"), ("1/2", r"\frac{-1}{-2}"), ("2i", "2 i")}
+    known.add(("5", r"\boldsymbol{5}"))
     decided = (Reason.CORRECT, Reason.WRONG)
     differ = {p for p in both if parsed[p] in decided and parsed[p] is not quick[p]}
     assert differ <= known, differ
@@ -139,13 +140,35 @@ def test_late_worker_is_killed_and_replaced():
         assert grader._workers[0].process.pid != first.pid
 
 
-def test_crash_is_unscored_and_the_next_answer_is_graded():
+def test_a_worker_that_died_idle_is_replaced_and_costs_nothing():
     with Grader(workers=1, timeout_s=20) as grader:
         grader.grade_many(boxed([("x+1", "1+x")]))
         os.kill(grader._workers[0].process.pid, signal.SIGKILL)
         grader._workers[0].process.wait()
+        assert grader.grade_many(boxed([("a+b", "b+a")]))[0].reason == "correct"
+
+
+def test_what_would_have_to_be_evaluated_is_refused_and_its_worker_replaced():
+    hard = r"\gcd(2^{99}, 2^{88})"
+    with Grader(workers=1, timeout_s=20) as grader:
+        grades = grader.grade_many(boxed([("x", hard), (hard, "x"), ("a+b", "b+a")]))
+        assert [g.reason for g in grades] == ["unparseable", "gold_unparseable", "correct"]
+
+
+def test_crash_is_unscored_and_the_next_answer_is_graded(monkeypatch):
+    with Grader(workers=1, timeout_s=20) as grader:
+        grader.grade_many(boxed([("x+1", "1+x")]))
         job, after = boxed([("a+b", "b+a"), ("a+c", "c+a")])
+        give = grading._Worker.give
+
+        def give_and_die(worker, job):
+            os.kill(worker.process.pid, signal.SIGSTOP)
+            give(worker, job)
+            os.kill(worker.process.pid, signal.SIGKILL)
+
+        monkeypatch.setattr(grading._Worker, "give", give_and_die)
         assert grader.grade_many([job])[0] == grading.Grade(status="unscored", reason="crash")
+        monkeypatch.undo()
         # A crash may be nobody's fault, so it is not remembered.
         assert [g.reason for g in grader.grade_many([job, after])] == ["correct", "correct"]
 

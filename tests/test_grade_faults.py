@@ -93,7 +93,6 @@ def test_a_verdict_that_comes_late_is_never_that_of_the_next_answer(tmp_path, mo
     with Grader(workers=1, timeout_s=5.0) as grader:
         assert grader.grade_many(boxed([("a+b", "b-x")]))[0].reason == "wrong"
         grading.wait([grader._workers[0].verdict_fd], 5)
-        assert grader.grade_many(boxed([("a+b", "b-a")]))[0].reason == "crash"
         assert grader.grade_many(boxed([("a+b", "b-a")]))[0].reason == "wrong"
 
 

@@ -1,0 +1,1 @@
+"""Campaigns that try to break what intfast promises; `python -m benchmarks.reliability NAME`."""
