@@ -67,6 +67,10 @@ def test_futility_gives_up_on_what_is_unlikely_and_keeps_the_siblings_of_a_succe
     steps = drawn(config, found)
     assert steps[:20] == [8] * 20
     assert steps[20:] == [8, 32]
+    # After a wave, 8 right and 8 wrong: a success is missing in the next 24 draws with about 1e-4.
+    # After the second, with 16 wrong, with about 1e-3.
+    strict = msgspec.structs.replace(config, futility=0.9993)
+    assert drawn(strict, found)[20:] == [8, 16]
 
 
 def test_an_interrupted_wave_is_finished_before_anything_is_decided():
