@@ -21,14 +21,16 @@ NAME = "ablation"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which runs."""
     parser.add_argument("--run", nargs="+", required=True, help="run folders")
+    parser.add_argument("--only", nargs="*", default=[], choices=ABLATIONS, help="some of them")
     parser.add_argument("--set", nargs="*", default=[], help="settings: key=value ...")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row over all runs, and its table on the console."""
-    found = [ablate(Path(folder), args.set) for folder in args.run]
+    names = args.only or list(ABLATIONS)
+    found = [ablate(Path(folder), args.set, names=names) for folder in args.run]
     figures = {}
-    for name, changes in ABLATIONS.items():
+    for name in names:
         by_problem: dict[str, list[float]] = defaultdict(list)
         for rows in found:
             stored = (Path(rows[name]["run"]) / "evaluations.json").read_bytes()
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         means = [sum(values) / len(values) for values in by_problem.values()]
         low, high = bootstrap(means, 0)
         figures[name] = {
-            "settings": changes,
+            "settings": ABLATIONS[name],
             "accuracy": Estimate(
                 value=sum(means) / len(means), low=low, high=high, num_problems=len(means)
             ),

@@ -23,16 +23,18 @@ ABLATIONS = {
     "prefix + intervention": [],
     "intervention only": ["sft.loss_on=intervention"],
     "with a right suffix": ["sft.suffix=true"],
-    "no filter": ["sft.filter=false"],
     "one per problem": ["sft.rows=one"],
+    "no filter": ["sft.filter=false"],
 }
 """Row of the table -> settings that differ from the paper's recipe."""
 RECIPE = ["sft.loss_on=prefix+intervention", "sft.suffix=false", "sft.filter=true", "sft.rows=all"]
 RECORDS = ("attempts.jsonl", "interventions.jsonl", "continuations.jsonl")
 
 
-def ablate(folder: Path, words: Sequence[str], console: Any = None) -> dict[str, Any]:
-    """Run every ablation of the run in `folder`; returns what `ablations.json` there holds.
+def ablate(
+    folder: Path, words: Sequence[str], console: Any = None, names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run every ablation (or those of `names`); returns what `ablations.json` in `folder` holds.
 
     Raises ValueError where the run lacks what SFT needs, or settings cannot work.
     """
@@ -47,7 +49,8 @@ def ablate(folder: Path, words: Sequence[str], console: Any = None) -> dict[str,
     rows = {}
     # Settings given here may change the evaluation, but then for all ablations alike.
     evaluated = None if words else folder
-    for name, changes in ABLATIONS.items():
+    for name in names or ABLATIONS:
+        changes = ABLATIONS[name]
         target = folder / "ablations" / name.replace(" ", "-").replace("+", "and")
         fixed = [f"run={target}", "rl.steps=0", "rl.from_base=false", "analysis.texts=0"]
         config = config_io.load(folder / "config.toml", [*fixed, *RECIPE, *changes, *words])
