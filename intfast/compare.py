@@ -97,26 +97,24 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
     from intfast import compare_table
 
     start = time.perf_counter()
-    for seed in plan.seeds:
-        _run_seed(plan, seed, console)
+    names = arms.runs(plan.names)
+    configs = {seed: {name: plan.config(name, seed) for name in names} for seed in plan.seeds}
+    sources = {s: _collect(plan, s, list(rows.values()), console) for s, rows in configs.items()}
+    until: dict[int, int | None] = dict.fromkeys(plan.seeds)
+    # Arm by arm: what is stopped early has all seeds of the first arms.
+    for place, name in enumerate(names, 1):
+        for seed in plan.seeds:
+            where = f"== arm {place} of {len(names)}, seed {seed}: {name}"
+            console.print(where, markup=False, highlight=False)
+            config = configs[seed][name]
+            if until[seed] and config.rl.steps:
+                config = plan.config(name, seed, until[seed])
+            _run_arm(config, sources[seed], console)
+            if name == arms.OURS and plan.equal_tokens:
+                until[seed] = _generated(Path(config.run))
     found = compare_table.build(plan.root, plan.names, plan.seeds)
     found["seconds_last_process"] = time.perf_counter() - start
     return compare_table.write(plan.root, found, console)
-
-
-def _run_seed(plan: Plan, seed: int, console: Console) -> None:
-    """One repetition: collection once, then every arm in its own folder."""
-    names = arms.runs(plan.names)
-    configs = {name: plan.config(name, seed) for name in names}
-    source = _collect(plan, seed, list(configs.values()), console)
-    until = None
-    for place, name in enumerate(names, 1):
-        console.print(f"== seed {seed}, arm {place} of {len(names)}: {name}", markup=False)
-        is_rival = name != arms.OURS and configs[name].rl.steps > 0
-        config = plan.config(name, seed, until) if is_rival and until else configs[name]
-        _run_arm(config, source, console)
-        if name == arms.OURS and plan.equal_tokens:
-            until = _generated(Path(config.run))
 
 
 def _collect(plan: Plan, seed: int, configs: Sequence[Config], console: Console) -> Path:
