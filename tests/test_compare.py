@@ -25,10 +25,11 @@ WORDS = [
     "rl.steps=1",
     "rl.problems_per_step=2",
     "rl.group_size=2",
+    "grade.workers=1",
     "evaluate.samples=2",
     "evaluate.ks=[1,2]",
 ]
-NAMES = ["base", "rl", "hint_rl", "rft", "int", "int_rl"]
+NAMES = ["base", "rl", "rft", "int", "int_rl"]
 
 
 class Quiet:
@@ -119,7 +120,7 @@ def test_every_arm_is_an_ordinary_run_on_shared_records(finished):
     plan, _ = finished
     for seed in (0, 1):
         shared = plan.root / f"seed-{seed}" / "collection"
-        for name in ("rl", "hint_rl", "rft", "int_rl"):
+        for name in ("rl", "rft", "int_rl"):
             folder = plan.root / f"seed-{seed}" / name
             assert (folder / "attempts.jsonl").read_bytes() == (
                 shared / "attempts.jsonl"
@@ -250,7 +251,7 @@ def test_the_interval_knows_of_seeds_and_of_problems():
 
 def test_rows_where_ours_is_not_ahead_are_named(finished):
     _, found = finished
-    assert {"base", "rl", "hint_rl", "int"} <= set(found["not_ahead"])
+    assert {"base", "rl", "int"} <= set(found["not_ahead"])
     text = compare_table.markdown(found)
     assert "is not clearly ahead (the interval reaches 0) of: base, RL" in text
     assert text.count("| InT + RL |") == 2
