@@ -1,0 +1,58 @@
+"""The figures of a finished comparison, kept as a row: every arm, at equal steps and equal tokens.
+
+Run `python -m intfast.compare configs/compare_quickstart.toml seeds=0,1,2` first; this only reads
+its folder. The row carries the commit and versions of the runs beside those of this command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+NAME = "compare"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which comparison."""
+    default = Path("runs/compare_quickstart")
+    parser.add_argument("--run", type=Path, default=default, help="%(default)s")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row; prints the tables that compare.md holds."""
+    if not (args.run / "compare.json").is_file():
+        raise SystemExit(f"{args.run} has no compare.json; run python -m intfast.compare first")
+    folders = sorted(path.parent for path in args.run.glob("seed-*/*/manifest.json"))
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
+    commits = sorted({str(manifest["commit"]) for manifest in manifests})
+    config = tomllib.loads((folders[0] / "config.toml").read_text())
+    sections = ("data", "attempts", "intervene", "sft", "rl", "evaluate")
+    print((args.run / "compare.md").read_text())
+    args.run = str(args.run)
+    found = json.loads((Path(args.run) / "compare.json").read_text())
+    seconds = sum(map(_seconds, folders))
+    return [
+        {
+            "setting": {
+                "commits_of_the_runs": commits,
+                "manifest": manifests[0],
+                "shared_config": {name: config[name] for name in sections},
+            },
+            # Of one process on one thread, interruptions left out; the machine may be shared.
+            "figures": found | {"seconds_of_all_runs": round(seconds)},
+        }
+    ]
+
+
+def _seconds(folder: Path) -> float:
+    """Seconds that the rows of a run account for."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return sum(
+        value
+        for line in lines
+        for name, value in json.loads(line).items()
+        if name.startswith("seconds_")
+    )
