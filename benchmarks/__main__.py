@@ -15,6 +15,7 @@ from benchmarks import (
     ablation,
     accuracy,
     collection,
+    compare,
     engine,
     harness,
     kernels,
