@@ -8,6 +8,7 @@ pytest.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -167,8 +168,11 @@ def caught(file: str, suite: str, old: str, new: str) -> tuple[bool, str]:
 
 def fails(folder: Path, tests: list[str]) -> tuple[bool, str]:
     """Whether a test in `folder` fails, and which one."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    # The fixtures of conftest.py serve other tests, and cost an import of transformers.
+    flags = ["-x", "-q", "-p", "no:cacheprovider", "--noconftest"]
+    command = [sys.executable, "-m", "pytest", *flags, *tests]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     lines = done.stdout.splitlines()
     first = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "")
     # 1: a test failed; negative: the process died, as an offset into nowhere may make it do
