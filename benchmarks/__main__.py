@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
 from benchmarks import (
     ablation,
     accuracy,
@@ -46,13 +44,7 @@ def main() -> None:
         harness.add_arguments(command)
         module.add_arguments(command)
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    module = next(module for module in BENCHMARKS if args.name == module.NAME)
-    if not args.device.startswith("cuda"):
-        print("On a CPU: these are not GPU figures, and no times are stored.")
-    for row in module.run(args):
-        harness.append(module.NAME, row, args)
+    harness.run(next(module for module in BENCHMARKS if args.name == module.NAME), args)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ size, and of a gradient's row relative to that row.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import harness
 from intfast.kernels import reference
 from intfast.kernels.linear_logprob import linear_logprob
 
@@ -98,3 +100,7 @@ def _errors(
         text = "  ".join(f"{key} {value:.1e}" for key, value in figures[name].items())
         print(f"  {kind:13} {name:11} {text}")
     return figures
+
+
+if __name__ == "__main__":
+    harness.main(sys.modules[__name__])

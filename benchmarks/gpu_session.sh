@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything a session on a GPU machine without network should bring home, in under 10 minutes:
 # the GPU tests, the compile check, the kernel benchmark (rows are appended to RESULTS), and a short
-# table last. It needs torch, Triton, transformers and pytest, nothing else. Each step runs even
+# table last. It needs torch, Triton and pytest, nothing else. Each step runs even
 # when an earlier one failed; the exit status is the number of failures.
 #
 #   benchmarks/gpu_session.sh [RESULTS [WHEELS]]
@@ -22,7 +22,8 @@ step() { # name, seconds, command...
     local name=$1 limit=$2
     shift 2
     echo "== $name"
-    timeout "$limit" "$@" 2>&1 | tee "$results/$name.log"
+    # KILL after TERM: a process that waits for the device may not see the first.
+    timeout -k 5 "$limit" "$@" 2>&1 | tee "$results/$name.log"
     local status=$?
     if ((status)); then
         echo "FAILED: $name, status $status (124: over its $limit s)"
@@ -43,27 +44,30 @@ fi
 
 # pytest may be missing here; then the benchmark's own gate is all there is.
 if "$python" -c "import pytest" 2>/dev/null; then
+    # Without conftest.py, whose fixtures serve other tests and import transformers.
     step gpu_tests 140 "$python" -m pytest -m gpu tests/test_kernels_gpu.py -q \
-        -o addopts="" -p no:cacheprovider
+        --noconftest -o addopts="" -p no:cacheprovider
 else
     echo "FAILED: gpu_tests: pytest is not installed"
     failures=$((failures + 1))
 fi
 # The architecture of this machine alone: the others are checked without a GPU.
-step compile_check 120 "$python" -m benchmarks.compile_check --arch 90
+step compile_check 90 "$python" -m benchmarks.compile_check --arch 90
 step advantages 40 "$python" -m benchmarks.kernels group_advantages \
     --rounds 30 --warmup 5 --results "$results"
 step spans 120 "$python" -m benchmarks.kernels span_cross_entropy \
     --budget 75 --rounds 9 --results "$results" "${peers[@]}"
 step objective 90 "$python" -m benchmarks.kernels linear_objective \
     --budget 55 --rounds 9 --results "$results" "${peers[@]}"
-step logprob 65 "$python" -m benchmarks.kernels linear_logprob \
-    --budget 40 --rounds 9 --results "$results" "${peers[@]}"
+step accuracy 30 "$python" -m benchmarks.accuracy --rows 256 --hidden 256 --dtypes bf16 \
+    --results "$results"
+step logprob 45 "$python" -m benchmarks.kernels linear_logprob \
+    --budget 25 --rounds 9 --results "$results" "${peers[@]}"
 
 echo "== table"
 tail -n 3 "$results/gpu_tests.log"
 grep -h "configurations" "$results/compile_check.log"
-grep -hE "^[a-z_]+: |^  (intfast|eager|QuACK|Liger|CCE|TRL|verl|F\.|torch)" \
-    "$results"/{advantages,spans,objective,logprob}.log | cut -c1-150 | head -n 100
+grep -hE "^[a-z0-9_]+[:,] |^  (usual|confident|logits|intfast|eager|QuACK|Liger|CCE|TRL|verl|F\.|torch)" \
+    "$results"/{accuracy,advantages,spans,objective,logprob}.log | cut -c1-150 | head -n 120
 echo "failures: $failures"
 exit "$failures"

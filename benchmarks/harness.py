@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -89,6 +92,27 @@ def gate(name: str, error: float, bound: float) -> None:
         raise RuntimeError(f"{name}: {error:.3g} is above {bound:.3g}; no time is reported")
 
 
+def run(
+    module: ModuleType, args: argparse.Namespace, program: str = "python -m benchmarks"
+) -> None:
+    """Run a benchmark (`NAME`, `run(args)`) and store its rows."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if not args.device.startswith("cuda"):
+        print("On a CPU: these are not GPU figures, and no times are stored.")
+    for row in module.run(args):
+        append(module.NAME, row, args, program)
+
+
+def main(module: ModuleType) -> None:
+    """The command line of one benchmark alone, for a machine that has only torch and Triton."""
+    program = f"python -m benchmarks.{module.NAME}"
+    parser = argparse.ArgumentParser(prog=program, description=module.__doc__)
+    add_arguments(parser)
+    module.add_arguments(parser)
+    run(module, parser.parse_args(), program)
+
+
 def append(
     benchmark: str,
     row: dict[str, Any],
@@ -96,8 +120,6 @@ def append(
     program: str = "python -m benchmarks",
 ) -> None:
     """Stamp a row and append it to the file of this device."""
-    import transformers
-
     device = device_name(args.device)
     settings = {k: v for k, v in vars(args).items() if k not in ("name", "results")}
     stamp = {
@@ -110,7 +132,7 @@ def append(
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": _version("transformers"),
         "cuda": torch.version.cuda,
         "arguments": settings,
     }
@@ -137,6 +159,15 @@ def _slug(name: str) -> str:
 
 
 def _git(*command: str) -> str:
+    # A machine without git, or a copy without its history, still runs benchmarks; its rows say so.
+    if shutil.which("git") is None:
+        return "no git"
     done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False)
-    # A copy without its history still runs benchmarks; its rows say so.
     return done.stdout.strip() if done.returncode == 0 else "no git"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -231,17 +232,5 @@ def _print_figures(figures: dict[str, Any], floor: float | None) -> None:
         print(f"  {name:32} {text}{peak}{share}  error: {errors}")
 
 
-def main() -> None:
-    """This benchmark alone, for a machine that has only torch, Triton and transformers."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
-    harness.add_arguments(parser)
-    add_arguments(parser)
-    args = parser.parse_args()
-    if not args.device.startswith("cuda"):
-        print("On a CPU: these are not GPU figures, and no times are stored.")
-    for row in run(args):
-        harness.append(NAME, row, args)
-
-
 if __name__ == "__main__":
-    main()
+    harness.main(sys.modules[__name__])

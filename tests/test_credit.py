@@ -8,8 +8,10 @@ import sys
 
 import msgspec
 import pytest
+import torch
 
 from intfast.credit import REWARDS, divisor, examples, group_advantages, with_gradient
+from intfast.kernels import group_advantages as kernel
 from intfast.rollout import Completion
 from intfast.settings import BatchConfig, CreditConfig, OptimConfig, PolicyConfig
 
@@ -204,3 +206,22 @@ def test_defaults_and_full_use_pass_the_check():
 def test_settings_do_not_import_torch():
     code = "import sys, intfast.settings; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("scale", ["group", "group-population", "batch", "none"])
+@pytest.mark.parametrize("baseline", ["mean", "leave-one-out"])
+def test_advantages_equal_those_of_the_kernel(scale, baseline):
+    """Two programs for one thing: lists on the host here, tensors on a device there."""
+    rewards = [[1.0, 0.0, None, 0.5], [0.25], [0.5, 0.5, 0.5], [None, 1.0, 0.0]]
+    made = group_advantages(rewards, CreditConfig(scale=scale, baseline=baseline))
+    flat = torch.tensor([float("nan") if r is None else r for group in rewards for r in group])
+    offsets = torch.tensor([0, 4, 5, 8, 11])
+    names = {"group": "std", "group-population": "population"}
+    op = kernel.group_advantages(
+        flat, offsets, eps=CreditConfig().eps, scale=names.get(scale, scale),
+        baseline=baseline.replace("-", "_"),
+    )  # fmt: skip
+    ours = [0.0 if a is None else a for group in made.advantages_P_G for a in group]
+    assert op.advantage_N.tolist() == pytest.approx(ours, rel=1e-6)
+    assert int(op.counts.active) == made.num_active
+    assert int(op.counts.scored) == 11 - made.num_unscored

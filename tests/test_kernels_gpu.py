@@ -9,6 +9,7 @@ import torch
 from kernels_common import LOGPROB_BUDGET, assert_within
 
 from intfast.kernels import reference
+from intfast.kernels.autotune import Shape, autotune
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
 from intfast.kernels.launch import IGNORE
 from intfast.kernels.linear_logprob import linear_logprob
@@ -360,3 +361,16 @@ def test_compiled_objective():
         found.append((loss.detach(), *gradients(loss, *pair)))
     for plain, compiled in zip(*found, strict=True):
         torch.testing.assert_close(plain, compiled, rtol=1e-2, atol=1e-4)
+
+
+def test_autotune_on_the_device(tmp_path):
+    hidden, weight, target = make(512, 256, 8192)
+    shape = Shape(512, 256, 8192)
+    choice = autotune(shape, tmp_path / "tiles.json")
+    assert all(0 < seconds < 1 for _, seconds in choice.seconds)
+    assert autotune(shape, tmp_path / "tiles.json") == choice
+    options = {"impl": "triton", "form": "odds", "entropy": "none"}
+    exact, _ = reference.linear_logprob(hidden.double(), weight.double(), target)
+    for tile, _ in choice.seconds:
+        logprob, _ = linear_logprob(hidden, weight, target, tile=tile, **options)
+        assert (logprob.double() - exact).abs().max() <= LOGPROB_BUDGET
