@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from intfast import interrupt
+from intfast import interrupt, oom
 from intfast.runfolder import Journal
 from intfast.safe_text import shown
 
@@ -123,7 +123,7 @@ class Metrics:
         """Count the seconds inside under `name`."""
         start = time.perf_counter()
         try:
-            with interrupt.phase(name):
+            with oom.explained(name), interrupt.phase(name):
                 yield
         finally:
             self._seconds[name] += time.perf_counter() - start

@@ -141,6 +141,10 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
             f"{about['threads']} threads, engine {choice.name} ({choice.reason}), "
             f"run folder {folder.path}" + (" (continues)" if folder.resumed else "")
         )
+        if folder.changed:
+            rows = ", ".join(f"{k} = {b!r} (was {a!r})" for k, (a, b) in folder.changed.items())
+            metrics.aside("settings", 0, {"changed": folder.changed})
+            metrics.say(f"continues with {rows}")
         with trackers.attached(config, folder, metrics):
             yield parts
 

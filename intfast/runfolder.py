@@ -19,8 +19,17 @@ from intfast.config import Config
 T = TypeVar("T")
 MAY_CHANGE = {
     *("watchdog_s", "metrics.trackers", "metrics.project", "metrics.example_logprobs"),
+    "parity.every",
+    "parity.threshold",
+    "model.memory_gib",
+    "model.activation_checkpointing",
+    "rollout.cache_gib",
+    "rollout.max_rows",
+    "rollout.sleep",
+    "batch.max_tokens",
 }
-"""Settings that have no part in what a run computes."""
+"""Settings that have no part in what a run computes, on a CPU but for `batch.max_tokens` to the
+last bit: what a run that was out of memory, or stopped by a check, may be continued with."""
 
 
 class Journal(Generic[T]):
@@ -84,6 +93,8 @@ class RunFolder:
             raise RuntimeError(
                 f"another process is writing to {self.path}; wait for it, or use another run=FOLDER"
             ) from error
+        self.changed: dict[str, tuple[Any, Any]] = {}
+        """Settings with another value than before: key -> (old, new)."""
         try:
             self.resumed = self._keep_config(config)
         except BaseException:
@@ -115,12 +126,15 @@ class RunFolder:
         if path.exists():
             stored = config_io.load(path)
             changed = config_io.differences(config, stored)
+            self.changed = {k: v for k, v in changed.items() if k in MAY_CHANGE}
             if changed := {k: v for k, v in changed.items() if k not in MAY_CHANGE}:
                 rows = "".join(f"\n  {k}: was {a!r}, is {b!r}" for k, (a, b) in changed.items())
                 raise ValueError(
                     f"{self.path} holds a run with another config; differing keys:{rows}\n"
                     "use another run=FOLDER, or the old values to continue it"
                 )
+            if self.changed:
+                files.write_atomic(path, config_io.to_toml(config).encode())
             return True
         files.write_atomic(path, config_io.to_toml(config).encode())
         return False

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from intfast import config_io, interrupt
+from intfast import config_io, interrupt, oom
 from intfast.config import Config
 from intfast.safe_text import shown
 
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         config = config_io.load(words[0], words[1:])
-        with interrupt.handling():
+        with interrupt.handling(), oom.explained("load"):
             if dry_run:
                 from intfast import plan
 

@@ -8,7 +8,7 @@ import torch
 from test_learn import SFT, folder, sft_examples, weights_of  # noqa: F401
 from test_parity import altered, one_is_nan, parts_of  # noqa: F401
 
-from intfast import credit, forward, learn, loss, optim, parity
+from intfast import course, credit, forward, learn, loss, optim, parity
 from intfast.batch import pack
 from intfast.records import Example
 from intfast.settings import BatchConfig, PolicyConfig
@@ -33,7 +33,11 @@ def optimizers(monkeypatch):
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(learn, "Optimizer", Kept)
+        def close(self):
+            self.final = moments(self)
+            super().close()
+
+    monkeypatch.setattr(course, "Optimizer", Kept)
     return made
 
 
@@ -104,8 +108,9 @@ def test_rl_learns_nothing_from_it_and_stops_after_k_in_a_row(
         ):
             learn.rl(parts, "base_rl", "base", parts.problems)
         assert same(weights_of(parts), before)
-        state = moments(optimizers[0])
+        state = optimizers[0].final
         (row,) = parts.metrics.rows("base_rl")
+    assert state
     assert all(not state[name].any() for name in state if not name.startswith("master."))
     assert row["skipped"] == row["updates"] == 2
     assert row["cause"].startswith(f"base_rl: {NAMED[place]} 1 of ")

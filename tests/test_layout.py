@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 LAYERS = [
-    ["records", "settings", "arms", "answers", "safe_text", "kernels", "files", "interrupt"],
+    ["records", "settings", "arms", "answers", "safe_text", "kernels", "files", "interrupt", "oom"],
     ["problem_settings", "metrics_settings", "engine_settings"],
     [
         "config",

@@ -47,6 +47,8 @@ def parts_of(folder, tmp_path, monkeypatch):  # noqa: F811
             "rl.sampling={temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=8}",
             "rl.optim.lr=0.01",
             "parity.every=2",
+            "evaluate.sampling={temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=8}",
+            "attempts.sampling={temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=8}",
             "evaluate.samples=1",
             "evaluate.ks=[1]",
         ]
