@@ -25,7 +25,8 @@ from benchmarks import (
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
-    engine, training_step, quickstart, collection, ablation, compare, process_credit, kernels, accuracy
+    engine, training_step, quickstart, compare, collection, ablation, process_credit, kernels,
+    accuracy,
 )  # fmt: skip
 
 

@@ -48,8 +48,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _seconds(folder: Path) -> float:
-    """Seconds that the rows of a run account for."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    """Seconds that the rows of a run account for; an arm without an example has no rows."""
+    rows = folder / "metrics.jsonl"
+    lines = rows.read_text().splitlines() if rows.exists() else []
     return sum(
         value
         for line in lines
