@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     folders = sorted(path.parent for path in args.run.glob("seed-*/*/manifest.json"))
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
     commits = sorted({str(manifest["commit"]) for manifest in manifests})
-    config = tomllib.loads((folders[0] / "config.toml").read_text())
+    shown = next((folder for folder in folders if folder.name == "int_rl"), folders[-1])
+    config = tomllib.loads((shown / "config.toml").read_text())
     sections = ("data", "attempts", "intervene", "sft", "rl", "evaluate")
     print((args.run / "compare.md").read_text())
     args.run = str(args.run)
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             "setting": {
                 "commits_of_the_runs": commits,
                 "manifest": manifests[0],
-                "shared_config": {name: config[name] for name in sections},
+                "config_of_an_arm": {name: config[name] for name in sections},
             },
             # Of one process on one thread, interruptions left out; the machine may be shared.
             "figures": found | {"seconds_of_all_runs": round(seconds)},
