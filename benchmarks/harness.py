@@ -126,7 +126,8 @@ def append(
         "benchmark": benchmark,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        # The rows of the same call before this one are no change of the code.
+        "dirty": bool(_git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")),
         "command": redact(f"{program} {' '.join(sys.argv[1:])}"),
         "device": device,
         "threads": torch.get_num_threads(),
