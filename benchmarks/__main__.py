@@ -20,12 +20,13 @@ from benchmarks import (
     process_credit,
     quickstart,
     training_step,
+    vllm,
 )
 
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
-    engine, training_step, quickstart, compare, collection, ablation, process_credit, kernels,
+    engine, vllm, training_step, quickstart, compare, collection, ablation, process_credit, kernels,
     accuracy,
 )  # fmt: skip
 

@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def times(
-    variants: dict[str, Callable[[], Any]], args: argparse.Namespace
+    variants: dict[str, Callable[[], Any]],
+    args: argparse.Namespace,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each variant in each round; every round runs all of them, in turning order."""
     names = list(variants)
@@ -45,11 +47,11 @@ def times(
     for turn in range(args.warmup + args.rounds):
         for name in names if turn % 2 else reversed(names):
             _finish_device_work(args.device)
-            start = time.perf_counter()
+            start = clock()
             variants[name]()
             _finish_device_work(args.device)
             if turn >= args.warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

@@ -236,8 +236,9 @@ class RlConfig(Settings):
         truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
         if truncated and self.policy.correction != "off":
             errors.append(
-                "policy.correction needs the full distribution: set sampling.top_p = 1 and "
-                'sampling.top_k = 0, or policy.correction = "off"'
+                "policy.correction needs the full distribution, as the kept tokens of a truncated "
+                "one are not replayed (vLLM returns them from 0.28 on and on CUDA only): set "
+                'sampling.top_p = 1 and sampling.top_k = 0, or policy.correction = "off"'
             )
         process = self.credit.process != "none"
         if process and self.refill:

@@ -18,7 +18,7 @@ from intfast.config import Config
 from intfast.engines import hygiene
 from intfast.engines.cache import bytes_per_slot
 from intfast.engines.vllm import VllmEngine
-from intfast.model import Decoder, ModelConfig
+from intfast.model import ModelConfig
 from intfast.rollout import pick_engine
 
 GIB = 2**30
@@ -39,7 +39,7 @@ def start(folder: Path, config: Config, device: torch.device, tokenizer: Any) ->
     architecture = weights.check(folder)
     context = config.rollout.context or architecture.max_positions
     _check_architecture(architecture)
-    _check_memory(architecture, context, config, device)
+    _check_cache(architecture, context, config)
     dtype = getattr(torch, config.model.dtype)
     with hygiene.preserved(_environment(device)):
         llm = _launch(folder, config, context, device)
@@ -63,36 +63,15 @@ def _check_architecture(architecture: ModelConfig) -> None:
         )
 
 
-def _check_memory(
-    architecture: ModelConfig, context: int, config: Config, device: torch.device
-) -> None:
-    """Raise ValueError unless the cache holds a longest sample, and the device has the room."""
-    dtype = getattr(torch, config.model.dtype)
-    cache_bytes = int(config.rollout.cache_gib * GIB)
-    needed = (context + CPU_BLOCK) * bytes_per_slot(architecture, dtype)
-    if needed > cache_bytes:
+def _check_cache(architecture: ModelConfig, context: int, config: Config) -> None:
+    """Raise ValueError unless the cache holds a longest sample; intfast.memory checks the rest."""
+    slot_bytes = bytes_per_slot(architecture, getattr(torch, config.model.dtype))
+    needed = (context + CPU_BLOCK) * slot_bytes
+    if needed > config.rollout.cache_gib * GIB:
         raise ValueError(
             f"rollout.cache_gib = {config.rollout.cache_gib} holds no sample of {context} tokens, "
             f"which takes {needed / GIB:.2f} GiB; raise it, or lower rollout.context"
         )
-    num_parameters = sum(p.numel() for p in Decoder(architecture, dtype, "meta").parameters())
-    copies = 1 if config.weights.share else 2
-    total = num_parameters * dtype.itemsize * copies + cache_bytes
-    free = _free_bytes(device)
-    if total > free:
-        raise ValueError(
-            f"weights ({copies} x {num_parameters:,} parameters) and rollout.cache_gib = "
-            f"{config.rollout.cache_gib} take {total / GIB:.1f} GiB, but {free / GIB:.1f} GiB are "
-            "free; lower rollout.cache_gib, or free memory on the device"
-        )
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
 
 
 def _environment(device: torch.device) -> dict[str, str]:
