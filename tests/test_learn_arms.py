@@ -1,0 +1,187 @@
+"""RL as the comparison needs it: hints are prompt, and training goes on until equal tokens."""
+
+import json
+
+import pytest
+import torch
+
+from intfast import config_io, learn, stages
+from intfast.answers import Reason
+from intfast.grade import Grade
+from intfast.model import Decoder, ModelConfig
+from intfast.parts import build
+from intfast.quickstart import base, task
+from intfast.records import Guided
+from intfast.weights import save
+
+MODEL = base.MODEL_CONFIG | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+SAMPLING = "{temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=3}"
+
+
+class Quiet:
+    is_terminal = False
+
+    def print(self, *_, **__):
+        """Say nothing."""
+
+
+@pytest.fixture
+def parts_of(tmp_path, monkeypatch):
+    """Builds the parts of a run; a right answer is one whose first word is a letter a..h."""
+
+    def grade(self, submissions):
+        right = [text.split()[:1] and text.split()[0] in "abcdefgh" for _, text, _ in submissions]
+        reasons = [Reason.CORRECT if r else Reason.WRONG for r in right]
+        return [Grade(status=reason.status, reason=reason) for reason in reasons]
+
+    monkeypatch.setattr("intfast.grade.Grader.grade_many", grade)
+    torch.manual_seed(0)
+    decoder = Decoder(ModelConfig.from_hf(MODEL))
+    base.initialise(decoder, 0)
+    save(decoder, MODEL, tmp_path / "base")
+    task.build_tokenizer().save_pretrained(tmp_path / "base")
+    rows = task.problem_rows(0, "train", 6)
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(*overrides, run="run"):
+        words = [
+            f"run={tmp_path / run}",
+            f"model.path={tmp_path / 'base'}",
+            "model.dtype=float32",
+            "model.device=cpu",
+            f"data.train={tmp_path / 'train.jsonl'}",
+            "prompt.style=compact",
+            "prompt.separator=' ;'",
+            "grade.mode=tail:ans",
+            "rollout.cache_gib=0.1",
+            "batch.max_tokens=200",
+            "sft.epochs=0",
+            "rl.problems=selected",
+            "rl.steps=2",
+            "rl.problems_per_step=3",
+            "rl.group_size=8",
+            "rl.minibatches=1",
+            f"rl.sampling={SAMPLING}",
+            "rl.optim.lr=0.01",
+            "rl.checkpoint_every=1",
+            *overrides,
+        ]
+        return build(config_io.load(None, words), Quiet())
+
+    return make
+
+
+def hints_of(parts) -> dict[str, list[int]]:
+    return {problem.id: [*parts.solver.prompt(problem), 22, 23, 24] for problem in parts.problems}
+
+
+def test_guided_and_bare_versions_come_one_to_one(parts_of, monkeypatch):
+    drawn, draw = [], learn.draw
+
+    def watch(*arguments):
+        drawn.append(draw(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(learn, "draw", watch)
+    with parts_of("rl.steps=4") as parts:
+        learn.rl(parts, "base_rl", "base", parts.problems, hints_of(parts))
+        rows = parts.metrics.rows("base_rl")
+    # 4 steps of 3 are one epoch of 6 problems, each bare and with its hint.
+    starts = [start for rollouts in drawn for start in rollouts.starts_P]
+    bare = [start.problem.id for start in starts if start.prompt_ids is None]
+    guided = [start.problem.id for start in starts if start.prompt_ids is not None]
+    assert sorted(bare) == sorted(guided) == sorted(set(bare)) and len(bare) == 6
+    # The training reward of the table is that of rollouts without a hint.
+    for rollouts, row in zip(drawn, rows, strict=True):
+        right = [
+            graded.grade.status == "correct"
+            for start, group in zip(rollouts.starts_P, rollouts.groups_P_G, strict=True)
+            for graded in group
+            if start.prompt_ids is None
+        ]
+        if 0 < len(right) < 24:
+            assert row["reward_bare"] == pytest.approx(sum(right) / len(right))
+        assert ("reward_bare" in row) == (len(right) < 24)
+
+
+def test_a_guided_rollout_carries_loss_on_its_own_tokens_alone(parts_of, monkeypatch):
+    kept = []
+    pack = learn.pack
+    monkeypatch.setattr(learn, "pack", lambda made, config: kept.extend(made) or pack(made, config))
+    with parts_of("rl.problems_per_step=12", "rl.steps=1") as parts:
+        hints = hints_of(parts)
+        prompts = {p.id: parts.solver.prompt(p) for p in parts.problems}
+        learn.rl(parts, "base_rl", "base", parts.problems, hints)
+    seen = set()
+    for example in kept:
+        hinted, plain = hints[example.problem_id], prompts[example.problem_id]
+        is_guided = example.token_ids[: len(hinted)] == hinted
+        length = len(hinted if is_guided else plain)
+        assert example.token_ids[: len(plain)] == plain
+        assert example.weights[:length] == [0.0] * length
+        assert 1 <= len(example.weights[length:]) <= 3 and all(example.weights[length:])
+        seen.add(is_guided)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("stop_before", [None, 2, 4])
+def test_rl_goes_on_until_the_tokens_and_resumes_to_the_same_weights(
+    parts_of, monkeypatch, stop_before
+):
+    # 3 x 8 rollouts of at most 3 tokens; 40 tokens were generated before RL.
+    until = 40 + 3 * 72 + 1
+    words = (f"rl.until_tokens={until}", "rl.steps=2")
+    record = Guided(
+        kind="star",
+        problem_id="p",
+        sample=0,
+        token_ids=[1] * 40,
+        text="",
+        finish_reason="stop",
+        grade="wrong",
+        reason="wrong",
+    )
+    with parts_of(*words, run="whole") as parts:
+        parts.folder.journal("guided", Guided).append([record])
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        rows = parts.metrics.rows("base_rl")
+        weights = {name: p.detach().clone() for name, p in parts.decoder.named_parameters()}
+        assert sum(stages.generated_tokens(parts).values()) == 40
+        assert stages.rl_tokens(parts, "base_rl") == sum(row["sampled_tokens"] for row in rows)
+    sums = [40 + sum(row["sampled_tokens"] for row in rows[: n + 1]) for n in range(len(rows))]
+    assert len(rows) >= 4 and sums[-2] < until <= sums[-1]
+    if stop_before is None:
+        return
+    draw, calls = learn.draw, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == stop_before:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    monkeypatch.setattr(learn, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt), parts_of(*words, run="cut") as parts:
+        parts.folder.journal("guided", Guided).append([record])
+        learn.rl(parts, "base_rl", "base", parts.problems)
+    monkeypatch.setattr(learn, "draw", draw)
+    with parts_of(*words, run="cut") as parts:
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        assert [row["step"] for row in parts.metrics.rows("base_rl")] == [r["step"] for r in rows]
+        ours = dict(parts.decoder.named_parameters())
+        assert all(torch.equal(ours[name], weights[name]) for name in weights)
+
+
+def test_until_tokens_needs_a_schedule_that_does_not_end(tmp_path):
+    words = ["data.train=x", "rl.until_tokens=5", "rl.optim.schedule=linear"]
+    with pytest.raises(ValueError, match="until_tokens leaves the number of steps open"):
+        config_io.load(None, words)
+    with pytest.raises(ValueError, match="hint_shares must rise"):
+        config_io.load(None, ["data.train=x", "rl.hint_shares=[0.5, 0.25]"])
