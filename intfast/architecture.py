@@ -27,6 +27,8 @@ _REQUIRED = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+# No model is larger, and a table of a billion layers would be built before the files are looked at.
+_LARGEST = {"num_hidden_layers": 1024, "num_attention_heads": 4096}
 # Keys that change the computation, with the values that this project implements.
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -203,6 +205,13 @@ def _check_supported(hf: Mapping[str, Any]) -> str:
     required = _REQUIRED if family == "llama" else (*_REQUIRED, "num_key_value_heads")
     if missing := [key for key in required if hf.get(key) is None]:
         raise ValueError(f"config.json: missing {', '.join(missing)}")
+    for key in (*required, "num_key_value_heads", "head_dim"):
+        size = hf.get(key)
+        if size is not None and not (type(size) is int and 1 <= size <= _LARGEST.get(key, 1 << 24)):
+            raise ValueError(
+                f"config.json: {key}: expected a whole number from 1 to "
+                f"{_LARGEST.get(key, 1 << 24):,}, got {size!r}"
+            )
     for key, allowed in _ALLOWED.items():
         if key in hf and hf[key] not in allowed:
             raise ValueError(

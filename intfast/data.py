@@ -296,7 +296,7 @@ class _Collector:
         ):
             try:
                 fields[field] = read(_value(values, self.mapping.get(field)))
-            except TypeError as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 self.faults.add(where, f"column {self.mapping[field]!r} ({field}): {error}")
         if len(fields) < len(ALIASES):
             return

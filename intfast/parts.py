@@ -24,6 +24,7 @@ from intfast.grade import Grader
 from intfast.grade_watch import GradeWatch
 from intfast.metrics import Metrics, Row, say
 from intfast.model import Decoder
+from intfast.model_folder import load_tokenizer
 from intfast.prompts import style_of
 from intfast.records import Problem
 from intfast.rollout import Choice, Engine
@@ -102,6 +103,7 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
     interrupt.check()
     path = weights.resolve(config.model.path)
     device = pick_device(config)
+    weights.check(path)
     tokenizer = load_tokenizer(path)
     style = style_of(config.prompt, tokenizer)
     if config.model.threads:
@@ -172,17 +174,6 @@ def pick_device(config: Config) -> torch.device:
             'model.device = "cuda", but torch sees no CUDA device; use model.device=cpu'
         )
     return torch.device(name)
-
-
-def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a model folder; no code from the folder is run."""
-    from transformers import AutoTokenizer
-
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise ValueError(
-            f"{path} has no tokenizer.json; copy the tokenizer files of the model into its folder"
-        )
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def load_data(config: Config, console: Console) -> tuple[list[Problem], list[Problem]]:

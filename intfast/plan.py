@@ -14,7 +14,8 @@ from intfast.config import Config
 from intfast.engines.cache import bytes_per_slot
 from intfast.memory import GIB
 from intfast.model import ModelConfig
-from intfast.parts import load_data, load_tokenizer, pick_device
+from intfast.model_folder import load_tokenizer
+from intfast.parts import load_data, pick_device
 from intfast.prompts import decode, style_of
 from intfast.records import Problem
 from intfast.rollout import pick_engine
@@ -37,7 +38,7 @@ def show(config: Config, console: Console | None = None) -> None:
     say("\nData")
     problems, tests = load_data(config, console)
     path = weights.resolve(config.model.path)
-    architecture = ModelConfig.from_hf(weights.read_config(path))
+    architecture = weights.check(path)
     tokenizer = load_tokenizer(path)
     style = style_of(config.prompt, tokenizer)
     context = config.rollout.context or architecture.max_positions

@@ -202,6 +202,7 @@ class ChatStyle:
         self.tokenizer = tokenizer
         self.stop_ids = (_end_id(tokenizer),)
         self._special_tokens = verdict.special_tokens(tokenizer)
+        self._check_template()
 
     def solve(self, problem: Problem) -> list[int]:
         return self._render([("user", self._question(problem))])
@@ -266,6 +267,27 @@ class ChatStyle:
             problem=verdict.neutralise(problem.problem),
             reference=verdict.neutralise(problem.reference),
         )
+
+    def _check_template(self) -> None:
+        """Refuse a template that loses a turn, or ends one with a token that stops nothing."""
+        asked = ["first question", "the reply", "second question"]
+        turns = [("user", asked[0]), ("assistant", asked[1]), ("user", asked[2])]
+        try:
+            text = decode(self.tokenizer, self._render(turns))
+        # Templates are programs of the model's folder, run in jinja's sandbox.
+        except Exception as error:
+            raise ValueError(
+                "the chat template cannot render user, assistant and user turns "
+                f"({type(error).__name__}: {error}); take chat_template.jinja of the model again"
+            ) from error
+        if lost := [part for part in asked if part not in text]:
+            raise ValueError(f"the chat template loses turns: {lost} is not in {text!r}")
+        end = decode(self.tokenizer, self.stop_ids)
+        if end not in text.partition(asked[1])[2].partition(asked[2])[0]:
+            raise ValueError(
+                f"the chat template does not end an assistant turn with eos_token {end!r}, so no "
+                "answer would ever stop; set eos_token in tokenizer_config.json to what ends a turn"
+            )
 
     def _render(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         messages = [

@@ -119,11 +119,15 @@ def _choose(source: str, splits: list[str], asked: str, purpose: str) -> tuple[s
 def _shards(folder: Path) -> dict[str, list[Path]]:
     """Files of each split. Raises ValueError when they do not form one dataset."""
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        splits = _state(folder, "dataset_dict.json").get("splits")
+        plain = isinstance(splits, list) and all(
+            isinstance(split, str) and Path(split).name == split for split in splits
+        )
+        if not plain:
+            raise ValueError(f"{folder}: the splits of dataset_dict.json must be names: {splits!r}")
         return {split: _saved(folder / split) for split in splits}
     if (folder / "state.json").is_file():
-        state = json.loads((folder / "state.json").read_text())
-        return {state.get("_split") or "train": _saved(folder)}
+        return {str(_state(folder).get("_split") or "train"): _saved(folder)}
     shards: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
@@ -147,8 +151,24 @@ def _shards(folder: Path) -> dict[str, list[Path]]:
 
 def _saved(folder: Path) -> list[Path]:
     """The arrow files that `datasets` saved to a folder."""
-    state = json.loads((folder / "state.json").read_text())
-    return [folder / entry["filename"] for entry in state["_data_files"]]
+    try:
+        names = [entry["filename"] for entry in _state(folder)["_data_files"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'state.json'} is not what datasets writes: {error}") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{folder / 'state.json'} names {name!r}, a file outside its folder")
+    return [folder / name for name in names]
+
+
+def _state(folder: Path, name: str = "state.json") -> dict[str, Any]:
+    try:
+        state = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / name} cannot be read: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{folder / name} must hold an object, it holds {_kind(state)}")
+    return state
 
 
 def _split_of(parts: tuple[str, ...]) -> str:
@@ -172,7 +192,15 @@ def _read_file(path: Path, faults: Faults, label: str = "") -> Iterator[Row]:
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise ValueError(f"{path} is not a problem file; expected {', '.join(_READERS)}")
-    return reader(path, label or path.name, faults)
+    return _readable(path, reader(path, label or path.name, faults))
+
+
+def _readable(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows, with the file named where the system or the text's encoding refuses it."""
+    try:
+        yield from rows
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _explain(error: Exception, data: bytes) -> str:
@@ -180,11 +208,27 @@ def _explain(error: Exception, data: bytes) -> str:
         return "not UTF-8 text"
     if isinstance(error, RecursionError):
         return "nested too deeply"
+    if "occurs twice" in str(error):
+        return str(error)
     start = data[:60].decode(errors="replace")
     return f"not JSON ({error}): {start!r}"
 
 
-_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_DECODE_ERRORS = (ValueError, RecursionError)  # msgspec's and the codec's are ValueErrors
+
+
+def _decode(data: bytes) -> Any:
+    """The JSON value. Raises ValueError also where a key occurs twice: which one was meant?"""
+    value = msgspec.json.decode(data)
+    json.loads(data, object_pairs_hook=_unique)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} occurs twice")
 
 
 def _read_jsonl(path: Path, label: str, faults: Faults) -> Iterator[Row]:
@@ -195,7 +239,7 @@ def _read_jsonl(path: Path, label: str, faults: Faults) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                row = msgspec.json.decode(line)
+                row = _decode(line)
             except _DECODE_ERRORS as error:
                 cut_off = "" if line.endswith(b"\n") else "; the file ends here, was it cut off?"
                 faults.add(where, _explain(error, line) + cut_off)
@@ -206,7 +250,7 @@ def _read_jsonl(path: Path, label: str, faults: Faults) -> Iterator[Row]:
 def _read_json(path: Path, label: str, faults: Faults) -> Iterator[Row]:
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
-        rows = msgspec.json.decode(data)
+        rows = _decode(data)
     except _DECODE_ERRORS as error:
         raise ValueError(f"{path}: {_explain(error, data)}; JSON lines belong in .jsonl") from error
     if not isinstance(rows, list):

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from intfast import files, interrupt, tensorfile
+from intfast import files, interrupt, model_folder, tensorfile
 from intfast.model import Decoder, ModelConfig
 
 SINGLE = "model.safetensors"
@@ -97,7 +97,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder}: expected a model folder, found no config.json in it")
-    return _read_json(file)
+    return model_folder.read_object(file)
 
 
 def load(
@@ -123,9 +123,10 @@ def check(folder: Path) -> ModelConfig:
 
     Raises ValueError for anything that is wrong with the folder.
     """
+    model_folder.check(folder)
     config = ModelConfig.from_hf(read_config(folder))
     _check_headers(folder, _weight_files(folder), slices(config), config.tied)
-    _check_tokenizer(folder, config.vocab_size)
+    model_folder.check_vocabulary(folder, config.vocab_size)
     return config
 
 
@@ -146,16 +147,9 @@ def load_into(decoder: Decoder, folder: Path) -> None:
         _check_tied(folder, second_head_VD, decoder.head_weight_VD)
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON ({error}); download the file again") from error
-
-
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        shards = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        shards = model_folder.shard_names(folder / INDEX)
         if absent := [name for name in shards if not (folder / name).is_file()]:
             raise ValueError(f"{folder}: {INDEX} names files that are missing: {absent}")
         return [folder / name for name in shards]
@@ -230,23 +224,6 @@ def _check_tied(folder: Path, head_VD: Tensor, embedding_VD: Tensor) -> None:
         raise ValueError(
             f"{folder}: config.json ties lm_head to the embedding (tie_word_embeddings), but the "
             "weights hold a different lm_head.weight; set tie_word_embeddings to false"
-        )
-
-
-def _check_tokenizer(folder: Path, vocab_size: int) -> None:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return
-    content = _read_json(file)
-    vocabulary = content["model"].get("vocab", {})
-    # A mapping from token to id, or a list in the order of the ids.
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    added = (token["id"] for token in content.get("added_tokens", ()))
-    highest = max((*ids, *added), default=-1)
-    if highest >= vocab_size:
-        raise ValueError(
-            f"{folder}: tokenizer.json has token id {highest}, but the embedding has only "
-            f"{vocab_size} rows (vocab_size); tokenizer and weights are of different models"
         )
 
 
