@@ -1,0 +1,208 @@
+"""Runs in forked children that have everything imported, and tell their parent what they are at.
+
+The parent never computes with torch, so that a fork is a clean start. A child reports the
+beginning and end of each phase through a pipe, before it goes on: what the parent has read when
+the child dies is what the child was doing.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from intfast import (
+    checkpoint,
+    evaluate,
+    files,
+    interrupt,
+    intervene,
+    learn,
+    parity,
+    stages,
+    summary,
+    weights,
+)
+from intfast.config import Config
+from intfast.metrics import Metrics
+from intfast.parts import load_tokenizer
+from intfast.train import run
+
+SEAMS: dict[str, tuple[ModuleType | type, str]] = {
+    "load": (weights, "load"),
+    "attempts": (stages, "_attempt"),
+    "verification": (intervene, "propose"),
+    "continuations": (intervene, "continue_from"),
+    "sft": (learn, "sft"),
+    "rollouts": (learn, "draw"),
+    "rl update": (learn, "learn"),
+    "checkpoint write": (checkpoint, "save"),
+    "checkpoint read": (checkpoint, "latest"),
+    "journal write": (files, "append"),
+    "evaluation": (stages, "evaluation"),
+    "export": (weights, "save"),
+    "summary": (summary, "write"),
+}
+"""Phase -> the function that is it; the innermost counts."""
+ROW = "row"
+NAMES = (*SEAMS, ROW)
+PIECE = 1 << 14
+"""Bytes per write, so that a file is torn in many places."""
+Variant = Callable[[Config], None]
+
+
+def warm_up(model: Path) -> None:
+    """Import what a run imports late, so that children do not spend their lives on it."""
+    import intfast.analysis
+    import intfast.report  # noqa: F401
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+    load_tokenizer(model)
+
+
+def patch_everywhere(name: str, value: Any) -> None:
+    """Replace a function in every module of the trainer that imported it."""
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith("intfast") and hasattr(module, name):
+            setattr(module, name, value)
+
+
+class Silent:
+    """A console that prints nothing."""
+
+    is_terminal = False
+
+    def print(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+
+class Child:
+    """A forked run. `phases` is where it is, innermost last."""
+
+    def __init__(self, config: Config, variant: Variant | None = None) -> None:
+        """variant: breaks something in the child before it starts."""
+        self.events, write = os.pipe()
+        self.started = time.monotonic()
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(self.events)
+            _be_child(config, variant, write)
+        os.close(write)
+        self.phases: list[str] = []
+        self.first_row: float | None = None
+        """When it finished its first step, by the monotonic clock."""
+
+    def next(self) -> tuple[str, bool] | None:
+        """(phase, whether it begins) of the next report; None at the child's end."""
+        byte = os.read(self.events, 1)
+        if not byte:
+            return None
+        name, begins = NAMES[byte[0] >> 1], bool(byte[0] & 1)
+        if name == ROW:
+            self.first_row = self.first_row or time.monotonic()
+        elif begins:
+            self.phases.append(name)
+        else:
+            self.phases.pop()
+        return name, begins
+
+    def end(self, number: int | None = None) -> int:
+        """Send a signal where given, take what is still in the pipe; the exit code (-n: signal)."""
+        if number is not None:
+            os.kill(self.pid, number)
+        while self.next():
+            pass
+        os.close(self.events)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def _be_child(config: Config, variant: Variant | None, write: int) -> None:
+    """Never returns. Its own session, so that the parent can look for what it leaves behind."""
+    code = 70
+    try:
+        os.setsid()
+        torch.set_num_threads(1)
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        with open(Path(config.run).with_suffix(".err"), "ab", 0) as errors:
+            os.dup2(errors.fileno(), 2)
+        files.PIECE = PIECE
+        # Cheaper, and no part of what is compared: intervals of 20 resamples, checks of 4 tokens.
+        parity.NUM_TOKENS = 4
+        bootstrap = evaluate.bootstrap
+        patch_everywhere("bootstrap", lambda values, seed, *_: bootstrap(values, seed, 20))
+        if variant:
+            variant(config)
+        for name, (owner, attribute) in SEAMS.items():
+            setattr(owner, attribute, _reporting(getattr(owner, attribute), name, write))
+        Metrics.row = _reporting(Metrics.row, ROW, write)
+        code = _command(config)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _command(config: Config) -> int:
+    """What train.main does with a config."""
+    with interrupt.handling():
+        try:
+            run(config, Silent())
+        except interrupt.Stopped as stopped:
+            return stopped.exit_code
+    return 0
+
+
+def _reporting(function: Callable, name: str, write: int) -> Callable:
+    number = NAMES.index(name) << 1
+
+    @functools.wraps(function)
+    def reporting(*arguments: Any, **keywords: Any) -> Any:
+        if name != ROW:
+            os.write(write, bytes([number | 1]))
+        result = function(*arguments, **keywords)
+        # Not in a finally: a child that is unwound stays in the phase that was disturbed.
+        os.write(write, bytes([number]))
+        return result
+
+    return reporting
+
+
+def phase_times(config: Config, variant: Variant | None = None) -> dict[str, list[float]]:
+    """Run undisturbed; the seconds of each entry of each phase. Raises RuntimeError if it fails."""
+    child, found = Child(config, variant), {name: [] for name in SEAMS}
+    starts: list[float] = []
+    while report := child.next():
+        name, begins = report
+        if begins:
+            starts.append(time.monotonic())
+        elif name != ROW:
+            found[name].append(time.monotonic() - starts.pop())
+    if code := child.end():
+        said = Path(config.run).with_suffix(".err").read_text()[-2000:]
+        raise RuntimeError(f"an undisturbed run ended with code {code}:\n{said}")
+    return found
+
+
+def left_behind(folder: Path) -> list[int]:
+    """Processes that were started with something of a folder on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                words = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue  # it ended while we looked
+            if os.fsencode(folder) in words:
+                found.append(int(entry.name))
+    return found
