@@ -28,7 +28,7 @@ ABLATIONS = {
 }
 """Row of the table -> settings that differ from the paper's recipe."""
 RECIPE = ["sft.loss_on=prefix+intervention", "sft.suffix=false", "sft.filter=true", "sft.rows=all"]
-RECORDS = ("attempts.jsonl", "interventions.jsonl", "continuations.jsonl")
+RECORDS = ("attempts.jsonl", "interventions.jsonl", "continuations.jsonl", "manifest.json")
 
 
 def ablate(
@@ -73,7 +73,7 @@ def ablate(
 
 
 def _copy_records(folder: Path, target: Path) -> None:
-    """Give an ablation the collection of the run."""
+    """Give an ablation the collection of the run, and its manifest: another model is refused."""
     target.mkdir(parents=True, exist_ok=True)
     for name in RECORDS:
         if not (target / name).exists():
