@@ -1,7 +1,7 @@
 """How exact the loss head is: errors against fp64 beside eager PyTorch's, on the same inputs.
 
-Three kinds of rows: usual ones; confident ones, whose targets have 1 - p down to 1e-8; and logits
-of +-80. "eager fp32" upcasts the inputs, "eager" keeps their type and upcasts the logits, as
+Three kinds of rows: usual ones; confident ones, with 1 - p down to 1e-7 or less; and logits of
++-80. "eager fp32" upcasts the inputs, "eager" keeps their type and upcasts the logits, as
 trainers do. Errors are the largest of a log-prob (nat), of a confident log-prob relative to its
 size, and of a gradient's row relative to that row.
 """

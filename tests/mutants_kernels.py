@@ -10,11 +10,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+# Read when a kernel is defined; the imports are shared by the processes that are forked later.
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np  # noqa: F401
+import pytest
+import torch  # noqa: F401
+import triton  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 LOGPROB, OBJECTIVE, GROUPS = "linear_logprob", "linear_objective", "group_advantages"
@@ -168,15 +175,22 @@ def caught(file: str, suite: str, old: str, new: str) -> tuple[bool, str]:
 
 def fails(folder: Path, tests: list[str]) -> tuple[bool, str]:
     """Whether a test in `folder` fails, and which one."""
-    # The fixtures of conftest.py serve other tests, and cost an import of transformers.
-    flags = ["-x", "-q", "-p", "no:cacheprovider", "--noconftest"]
-    command = [sys.executable, "-m", "pytest", *flags, *tests]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-    lines = done.stdout.splitlines()
+    with tempfile.NamedTemporaryFile("r") as log:
+        child = os.fork()
+        if child == 0:
+            os.dup2(os.open(log.name, os.O_WRONLY), 1)
+            os.chdir(folder)
+            sys.path[:] = [str(folder), *sys.path[1:]]
+            # The fixtures of conftest.py serve other tests, and cost an import of transformers.
+            flags = ["-x", "-q", "-p", "no:cacheprovider", "--noconftest", "--rootdir", str(folder)]
+            code = int(pytest.main([*flags, *tests]))
+            sys.stdout.flush()
+            os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        lines = log.read().splitlines()
     first = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "")
     # 1: a test failed; negative: the process died, as an offset into nowhere may make it do
-    return done.returncode == 1 or done.returncode < 0, first or f"exit {done.returncode}"
+    return code == 1 or code < 0, first or f"exit {code}"
 
 
 def main(arguments: list[str]) -> int:
