@@ -52,7 +52,7 @@ def page(runs: Sequence[Path]) -> str:
         run["scored"] = texts.pop("scored")
     style = (PAGE / "page.css").read_text(encoding="utf-8")
     script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    blocks = [_block("runs", found), *(_block(f"items-{i}", part) for i, part in enumerate(items))]
+    texts = [_block(f"items-{i}", part) for i, part in enumerate(items)]
     return Template((PAGE / "page.html").read_text(encoding="utf-8")).substitute(
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
@@ -60,7 +60,9 @@ def page(runs: Sequence[Path]) -> str:
         title=html.escape(f"{', '.join(run['name'] for run in found['runs'])} - intfast"),
         style=style,
         script=script,
-        data="\n".join(blocks),
+        figures=_block("runs", found),
+        # Behind the script: the figures are drawn before the texts are read.
+        texts="\n".join(texts),
     )
 
 

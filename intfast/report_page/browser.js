@@ -109,8 +109,8 @@ function detail(item) {
   const gate = (state.runs[state.run].intervention.gates.find(([name]) => name === item.gate) || [])[2] || "";
   return [
     h("div", { class: "bartop" }, h("h3", null, item.id, " ", h("span", { class: `gate ${item.gate}` }, item.gate)),
-      h("button", { onclick: () => move(-1), disabled: state.at <= 0, title: "previous (k)" }, "\u2190 previous"),
-      h("button", { onclick: () => move(1), disabled: state.at >= state.shown.length - 1, title: "next (j)" }, "next \u2192"),
+      h("button", { onclick: () => move(-1), disabled: state.at <= 0, title: "previous (k)", "aria-label": "previous" }, "\u2190", h("span", { class: "word" }, " previous")),
+      h("button", { onclick: () => move(1), disabled: state.at >= state.shown.length - 1, title: "next (j)", "aria-label": "next" }, h("span", { class: "word" }, "next "), "\u2192"),
       h("a", { href: link(item), class: "note" }, "link")),
     h("p", { class: "facts" }, `Gate: ${item.gate}${gate ? ` (${gate})` : ""}. `, item.reason ? `${item.reason}. ` : "",
       `Attempt ${item.attempt}, graded ${item.attemptReason || "unknown"}; `,

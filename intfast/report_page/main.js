@@ -101,11 +101,11 @@ function start() {
   document.addEventListener("keydown", onKey);
   addEventListener("resize", () => state.data && drawRows());
   addEventListener("hashchange", openLink);
-  // The first paint does not wait for the texts.
-  requestAnimationFrame(() => setTimeout(() => {
+  // The texts stand behind this script: the figures do not wait for them.
+  document.addEventListener("DOMContentLoaded", () => {
     const first = runs.findIndex((run) => run.intervention.candidates);
     if (first >= 0 && !openLink()) openRun(first);
     document.documentElement.dataset.ready = "yes";
-  }));
+  });
 }
 start();
