@@ -39,9 +39,9 @@ def test_the_rows_campaign_catches_a_silent_drop(monkeypatch):
 
 def test_fuzzed_and_hostile_answers_cost_nothing_and_do_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    texts = list(hostile_answers.fuzzed(random.Random(3), 300))
-    texts += [("17", rf"\boxed{{{a}}}") for a in hostile_answers.hostile()[::12]]
-    texts += hostile_answers.hacks()[::7]
+    texts = list(hostile_answers.fuzzed(random.Random(3), 150))
+    texts += [("17", rf"\boxed{{{a}}}") for a in hostile_answers.hostile()[::25]]
+    texts += hostile_answers.hacks()
     with Grader(workers=1, timeout_s=5) as warm:
         warm.grade_many([("x+1", r"\boxed{1+x}")])
     with Grader(workers=2, timeout_s=2) as graded, grader.audited() as events:
@@ -49,7 +49,7 @@ def test_fuzzed_and_hostile_answers_cost_nothing_and_do_nothing(tmp_path, monkey
         found = {name: count for name, count in events.items() if name != "hooked"}
     assert found == {} and list(tmp_path.iterdir()) == []
     assert len(grades) == len(texts)
-    fishing = grades[-len(hostile_answers.hacks()[::7]) :]
+    fishing = grades[-len(hostile_answers.hacks()) :]
     assert [g for g in fishing if g.status == "correct"] == []
 
 
@@ -90,8 +90,6 @@ def test_data_and_verdicts_are_read_without_running_anything(tmp_path, monkeypat
     assert found == {} and list(tmp_path.iterdir()) == [path]
 
 
-def test_all_known_answer_pairs(monkeypatch):
-    known = grader.table()
-    assert known["known_pairs"] >= 300
-    assert known["rejected"] == grader.REJECTED and known["accepted"] == []
+def test_a_grader_that_takes_the_first_box_is_fished_from():
+    assert len(hostile_answers.hacks()) >= 300
     assert grader.answers_first_box() > 0
