@@ -1,0 +1,68 @@
+"""The campaigns of kills, stops and damage at small size; in processes of their own, to fork."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.reliability import corrupt, resume
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_damaged_checkpoints_are_passed_over_and_crashes_leave_old_or_new():
+    figures = corrupt.run(100, seed=1)
+    assert figures["passed"] and figures["control_failed"], figures
+    assert sum(figures["crash_states"].values()) > 50
+
+
+def test_stopped_before_a_step_training_sees_the_same_samples():
+    figures = resume.run(2, seed=1)
+    assert figures["passed"] and figures["control_failed"], figures
+
+
+def campaign(code: str) -> dict:
+    """What a piece of code prints as JSON, run where nothing has computed yet."""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+KILL = """
+import json, tempfile
+from pathlib import Path
+from benchmarks.reliability import bed, kill
+kill.KILLS_PER_RUN = 5
+kill.warm_up(bed.MODEL)
+with tempfile.TemporaryDirectory() as name:
+    bed.prepare(Path(name), 0)
+    found = kill.campaign(Path(name), "run", 5, 0, *{arguments})
+print(json.dumps([found.runs, found.equal, sum(found.kills.values())]))
+"""
+
+
+def test_killed_runs_end_as_undisturbed_ones():
+    runs, equal, kills = campaign(KILL.format(arguments="()"))
+    assert equal == runs > 0 and kills >= 5
+
+
+def test_the_kills_find_moments_that_are_not_restored():
+    arguments = "kill.VARIANTS['forgotten moments']"
+    runs, equal, _ = campaign(KILL.format(arguments=arguments))
+    assert equal < runs
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_stopped_processes_save_in_time_and_leave_nothing_behind(seed):
+    code = f"""
+import json
+from benchmarks.reliability import term
+term.STOPS_PER_RUN = 4
+term.GRACE_S = 120
+print(json.dumps(term.run(4, {seed})))
+"""
+    figures = campaign(code)
+    assert figures["passed"] and figures["control_failed"], figures
