@@ -135,14 +135,14 @@ def test_a_guided_rollout_carries_loss_on_its_own_tokens_alone(parts_of, monkeyp
 def test_rl_goes_on_until_the_tokens_and_resumes_to_the_same_weights(
     parts_of, monkeypatch, stop_before
 ):
-    # 3 x 8 rollouts of at most 3 tokens; 40 tokens were generated before RL.
-    until = 40 + 3 * 72 + 1
+    # A step is 3 x 8 rollouts of at most 3 tokens; 400 tokens were generated before RL.
+    until = 400 + 3 * 72 + 1
     words = (f"rl.until_tokens={until}", "rl.steps=2")
     record = Guided(
         kind="star",
         problem_id="p",
         sample=0,
-        token_ids=[1] * 40,
+        token_ids=[1] * 400,
         text="",
         finish_reason="stop",
         grade="wrong",
@@ -153,9 +153,9 @@ def test_rl_goes_on_until_the_tokens_and_resumes_to_the_same_weights(
         learn.rl(parts, "base_rl", "base", parts.problems)
         rows = parts.metrics.rows("base_rl")
         weights = {name: p.detach().clone() for name, p in parts.decoder.named_parameters()}
-        assert sum(stages.generated_tokens(parts).values()) == 40
+        assert sum(stages.generated_tokens(parts).values()) == 400
         assert stages.rl_tokens(parts, "base_rl") == sum(row["sampled_tokens"] for row in rows)
-    sums = [40 + sum(row["sampled_tokens"] for row in rows[: n + 1]) for n in range(len(rows))]
+    sums = [400 + sum(row["sampled_tokens"] for row in rows[: n + 1]) for n in range(len(rows))]
     assert len(rows) >= 4 and sums[-2] < until <= sums[-1]
     if stop_before is None:
         return
