@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,11 +52,43 @@ SEAMS: dict[str, tuple[ModuleType | type, str]] = {
     "summary": (summary, "write"),
 }
 """Phase -> the function that is it; the innermost counts."""
+PIPELINE = (
+    "load",
+    "attempts",
+    "verification",
+    "continuations",
+    "sft",
+    "rollouts",
+    "rl update",
+    "export",
+    "summary",
+)
+"""The phases that follow one another; the others happen within and between them."""
+WITHIN = {
+    "checkpoint write": ("sft", "rl update"),
+    "checkpoint read": ("load", "continuations", "sft"),
+    "journal write": ("attempts", "verification", "continuations", "sft", "rl update"),
+    "evaluation": ("load", "sft", "rl update"),
+}
+"""Those, and after which phases of the pipeline they come."""
 ROW = "row"
 NAMES = (*SEAMS, ROW)
 PIECE = 1 << 14
 """Bytes per write, so that a file is torn in many places."""
 Variant = Callable[[Config], None]
+
+
+class Moment(NamedTuple):
+    """When to disturb: at the first entry of `phase` once `after`, or what follows it, began."""
+
+    after: str
+    phase: str
+
+
+def moments(rng: random.Random, phases: Sequence[str], count: int) -> list[Moment]:
+    """Random moments in the order in which a run comes to them."""
+    drawn = [Moment(rng.choice(WITHIN.get(p, (p,))), p) for p in rng.choices(phases, k=count)]
+    return sorted(drawn, key=lambda moment: PIPELINE.index(moment.after))
 
 
 def warm_up(model: Path) -> None:
@@ -113,6 +146,22 @@ class Child:
         else:
             self.phases.pop()
         return name, begins
+
+    def reaches(self, moment: Moment) -> bool:
+        """Wait for a moment; False when the child ends before.
+
+        A phase of the pipeline that is over stands for the next one: every moment finds a place.
+        """
+        first = PIPELINE.index(moment.after)
+        passed = False
+        while report := self.next():
+            name, begins = report
+            in_line = begins and name in PIPELINE
+            passed = passed or (in_line and PIPELINE.index(name) >= first)
+            here = in_line if moment.phase in PIPELINE else begins and name == moment.phase
+            if passed and here:
+                return True
+        return False
 
     def end(self, number: int | None = None) -> int:
         """Send a signal where given, take what is still in the pipe; the exit code (-n: signal)."""

@@ -21,6 +21,7 @@ from benchmarks.reliability.children import (
     SEAMS,
     Child,
     Variant,
+    moments,
     patch_everywhere,
     phase_times,
     warm_up,
@@ -110,20 +111,13 @@ def _disturbed(
     found: Result,
 ) -> int:
     """One run with its kills; the exit code of its last process."""
-    present = [name for name in phases if times[name]]
-    chosen = rng.choices(present, k=KILLS_PER_RUN)
-    # In the order of the run, so that most of them are still to come when their turn comes.
     killed_at = None
-    for target in [*sorted(chosen, key=ORDER.index), None]:
+    for moment in [*moments(rng, phases, KILLS_PER_RUN), None]:
         child = Child(config, variant)
-        entry = rng.randint(1, min(3, len(times[target]))) if target else 0
-        while report := child.next():
-            if report == (target, True):
-                entry -= 1
-                if entry == 0:
-                    time.sleep(rng.random() * max(times[target]))
-                    break
-        code = child.end(signal.SIGKILL if report else None)
+        reached = moment is not None and child.reaches(moment)
+        if reached:
+            time.sleep(rng.random() * max(times[child.phases[-1]], default=0.0))
+        code = child.end(signal.SIGKILL if reached else None)
         if killed_at and child.first_row:
             found.seconds.append(child.first_row - killed_at)
         killed_at = None

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.reliability import bed
-from benchmarks.reliability.children import SEAMS, Child, left_behind, phase_times, warm_up
+from benchmarks.reliability.children import (
+    SEAMS,
+    Child,
+    Moment,
+    left_behind,
+    moments,
+    phase_times,
+    warm_up,
+)
 from benchmarks.reliability.kill import differing
 from intfast import checkpoint, grade, interrupt
 from intfast.config import Config
@@ -104,18 +112,15 @@ def _stopped(
         if deaf:
             interrupt.check = interrupt.beat
 
-    order = tuple(SEAMS)
-    chosen = rng.choices([name for name in order if times[name]], k=1 if deaf else STOPS_PER_RUN)
     stops = []
-    for target in sorted(chosen, key=order.index):
+    chosen = moments(rng, tuple(SEAMS), STOPS_PER_RUN)
+    for moment in [Moment("attempts", "attempts")] if deaf else chosen:
         number = rng.choice([signal.SIGTERM, signal.SIGINT])
         child = Child(config, variant)
-        while (report := child.next()) and report != (target, True):
-            pass
-        if not report:
+        if not child.reaches(moment):
             child.end()
             continue
-        time.sleep(rng.random() * max(times[target]))
+        time.sleep(rng.random() * max(times[child.phases[-1]], default=0.0))
         phase = child.phases[-1]
         start = time.monotonic()
         code = child.end(number)
