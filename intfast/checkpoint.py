@@ -67,7 +67,7 @@ def save(stage: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[s
     manifest = msgspec.structs.replace(manifest, sha256=manifest.digest())
     files.write(aside / MANIFEST, [msgspec.json.encode(manifest)])
     files.publish(aside, folder)
-    _prune(stage, step)
+    prune(stage, step)
     return folder
 
 
@@ -136,8 +136,8 @@ def _folders(stage: Path) -> Iterator[tuple[int, Path]]:
     yield from sorted(((int(m[1]), path) for m, path in found if m), reverse=True)
 
 
-def _prune(stage: Path, step: int) -> None:
-    """Remove what is neither the checkpoint just saved nor one of the whole ones before it.
+def prune(stage: Path, step: int) -> None:
+    """Remove what is neither the whole checkpoint of this step nor one of those before it.
 
     Later steps are damaged, or this run would have continued from them.
     """

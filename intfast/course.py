@@ -90,7 +90,11 @@ class Course:
 def finished(parts: Parts, name: str) -> bool:
     """Whether a training stage is done: its last checkpoint says so."""
     folder = checkpoint.newest(parts.stage_folder(name), parts.metrics.say)
-    return folder is not None and checkpoint.read_state(folder)["finished"]
+    if folder is None or not checkpoint.read_state(folder)["finished"]:
+        return False
+    # The last save may have been killed before it removed the checkpoints that it replaced.
+    checkpoint.prune(folder.parent, int(folder.name[5:]))
+    return True
 
 
 def _under(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:

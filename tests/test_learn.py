@@ -337,6 +337,16 @@ def test_evaluation_counts_and_is_not_repeated(parts_of):
     assert msgspec.convert(stored["base"], type(found)) == found
 
 
+def test_a_kill_before_the_last_tidying_up_leaves_no_old_checkpoint(parts_of, monkeypatch):
+    with parts_of() as parts:
+        monkeypatch.setattr(checkpoint, "prune", lambda stage, step: None)
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        monkeypatch.undo()
+        learn.rl(parts, "base_rl", "base", parts.problems)
+        names = sorted(p.name for p in parts.stage_folder("base_rl").iterdir())
+    assert names == ["step-000004", "step-000006"]
+
+
 def test_checkpoints_hold_what_resume_needs(parts_of):
     with parts_of() as parts:
         learn.rl(parts, "base_rl", "base", parts.problems)
