@@ -88,6 +88,7 @@ def parts_of(folder, tmp_path, monkeypatch):
                 f"rl.sampling={SAMPLING}",
                 "rl.optim.lr=0.01",
                 "rl.checkpoint_every=2",
+                f"attempts.sampling={SAMPLING}",
                 f"evaluate.sampling={SAMPLING}",
                 "evaluate.samples=4",
                 "evaluate.ks=[1]",
