@@ -130,10 +130,17 @@ def _collect(plan: Plan, seed: int, configs: Sequence[Config], console: Console)
         plan.path,
         [*plan.words, *arms.ARMS[name].settings, f"seed={seed}", f"run={folder}"],
     )
+    done = configs and all(_is_done(Path(arm.run)) for arm in configs)
+    if done and (folder / "evaluations.json").exists():
+        return folder
     with build(config, console) as parts:
         stages.evaluation(parts, "base")
         collect(parts, configs)
     return folder
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / "summary.json").exists() or (folder / "skipped.json").exists()
 
 
 def _run_arm(config: Config, source: Path, console: Console) -> None:
@@ -149,7 +156,7 @@ def _run_arm(config: Config, source: Path, console: Console) -> None:
         raise ValueError(
             f"{folder} holds an arm with other settings:{rows}\nuse another run=FOLDER"
         )
-    if (folder / "summary.json").exists() or (folder / "skipped.json").exists():
+    if _is_done(folder):
         console.print(f"{folder} is done", markup=False)
         return
     _share(source, folder, config)
