@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from intfast import config_io, train
+from intfast import config_io, files, train
 
 ABLATIONS = {
     "prefix + intervention": [],
@@ -67,7 +67,7 @@ def ablate(
             "evaluation": summary["evaluations"].get("int"),
         }
     data = msgspec.json.format(msgspec.json.encode(rows), indent=2)
-    (folder / "ablations.json").write_bytes(data + b"\n")
+    files.write_atomic(folder / "ablations.json", data + b"\n")
     _say(console, rows)
     return rows
 
@@ -88,7 +88,7 @@ def _copy_base_evaluation(folder: Path, target: Path) -> None:
     stored = msgspec.json.decode(source.read_bytes()) if source.is_file() else {}
     if "base" in stored and not (target / source.name).exists():
         data = msgspec.json.encode({"base": stored["base"]})
-        (target / source.name).write_bytes(data)
+        files.write_atomic(target / source.name, data)
 
 
 def _say(console: Any, rows: dict[str, Any]) -> None:

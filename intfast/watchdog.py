@@ -50,7 +50,7 @@ class Watchdog:
                 self._end(phase, silent_s)
             self._write(f"last sign of life {silent_s:.0f} s ago, in phase {phase!r}\n")
             # For C code that never gives this thread a turn: a timer that needs none, to stderr.
-            faulthandler.dump_traceback_later(self.limit_s + 2 * tick_s, exit=True)
+            faulthandler.dump_traceback_later(self.limit_s + 2 * tick_s, exit=True, file=2)
             if self._done.wait(tick_s):
                 return
 
@@ -73,6 +73,6 @@ class Watchdog:
             faulthandler.dump_traceback(self._file)
             sys.stderr.write(text)
             sys.stderr.flush()
-            faulthandler.dump_traceback(sys.__stderr__)
+            faulthandler.dump_traceback(2)
         finally:
             os._exit(EXIT_STUCK)

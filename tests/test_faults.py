@@ -343,8 +343,8 @@ def edit(path: Path, old: bytes, new: bytes) -> None:
     [
         ("train.jsonl", b'"answer": "', b'"answer": "9', "train hash"),
         ("base/config.json", b'"rms_norm_eps": 1e-06', b'"rms_norm_eps": 1e-05', "config.json"),
-        ("base/tokenizer_config.json", b"{", b'{"x": 1, ', "tokenizer tokenizer_config.json"),
-        ("base/model.safetensors", None, None, "model model.safetensors"),
+        ("base/tokenizer_config.json", b"{", b'{"x": 1, ', "tokenizer_files tokenizer_config.json"),
+        ("base/model.safetensors", None, None, "model_files model.safetensors"),
     ],
 )
 def test_a_run_is_not_continued_with_other_inputs(
