@@ -89,6 +89,7 @@ def test_what_is_no_secret_stays(monkeypatch, text):
 def test_every_print_goes_through_the_one_helper():
     """Tables of our own figures, and constants, are the only other things printed."""
     allowed = {
+        "ablate.py": ["table"],
         "metrics.py": ["shown(text)"],
         "plan.py": ["memory_table(config, architecture, device)"],
         "summary.py": ["table", "table", "_table(parts, rows, result['rl'])"],
