@@ -105,6 +105,15 @@ def test_logits_of_eighty(form, softcap, shape):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_the_largest_logit_in_the_last_tile(form):
+    """150 above the first tiles: an exponential relative to their maximum is infinite."""
+    hidden, weight, target = inputs(3, 16, 150)
+    weight[:128, 0], weight[128:, 0], hidden[:, 0] = -5.0, 10.0, 10.0
+    target[:] = torch.tensor([5, 70, 140])
+    compare(hidden, weight, target, form, "value", 10**9, 3 * 2.0**-16)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_ignored_rows_reach_nothing(form):
     hidden, weight, target = inputs(19, 21, 40)
     dead = [0, 5, 18]
