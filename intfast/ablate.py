@@ -18,7 +18,9 @@ from typing import Any
 import msgspec
 
 from intfast import config_io, files, train
+from intfast.safe_text import shown
 
+USAGE = __doc__
 ABLATIONS = {
     "prefix + intervention": [],
     "intervention only": ["sft.loss_on=intervention"],
@@ -116,18 +118,18 @@ def _say(console: Any, rows: dict[str, Any]) -> None:
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code: 0 done, 2 user error, 1 environment, 130 Ctrl-C."""
     if "--help" in arguments or "-h" in arguments:
-        print(__doc__)
+        print(USAGE)
         return 0
     if not arguments or "=" in arguments[0]:
-        print(__doc__, file=sys.stderr)
+        print(USAGE, file=sys.stderr)
         return 2
     try:
         ablate(Path(arguments[0]), arguments[1:])
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         return 2
     except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)

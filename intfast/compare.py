@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from intfast import arms, config_io
 from intfast.config import Config
+from intfast.safe_text import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,7 +106,7 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
     for place, name in enumerate(names, 1):
         for seed in plan.seeds:
             where = f"== arm {place} of {len(names)}, seed {seed}: {name}"
-            console.print(where, markup=False, highlight=False)
+            console.print(shown(where), markup=False, highlight=False)
             config = configs[seed][name]
             if until[seed] and config.rl.steps:
                 config = plan.config(name, seed, until[seed])
@@ -157,13 +158,13 @@ def _run_arm(config: Config, source: Path, console: Console) -> None:
             f"{folder} holds an arm with other settings:{rows}\nuse another run=FOLDER"
         )
     if _is_done(folder):
-        console.print(f"{folder} is done", markup=False)
+        console.print(shown(f"{folder} is done"), markup=False)
         return
     _share(source, folder, config)
     try:
         train(config, console)
     except learn.NoExamples as error:
-        console.print(f"{folder}: {error}", markup=False)
+        console.print(shown(f"{folder}: {error}"), markup=False)
         write_json(folder / "skipped.json", {"reason": str(error)})
 
 
@@ -200,7 +201,7 @@ def show(plan: Plan, console: Console) -> None:
     from intfast.plan import most_tokens
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
     seed = plan.seeds[0]
     configs = {name: plan.config(name, seed) for name in arms.runs(plan.names)}
@@ -240,10 +241,10 @@ def main(arguments: Sequence[str]) -> int:
         else:
             run(plan, make_console())
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         return 2
     except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command continues this comparison", file=sys.stderr)

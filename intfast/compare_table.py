@@ -18,6 +18,7 @@ from intfast import arms
 from intfast.evaluate import Estimate, Evaluation, ProblemCounts, bootstrap_seeds, pass_at_k
 from intfast.files import write_atomic
 from intfast.runfolder import write_json
+from intfast.safe_text import shown
 
 COLLECTION = ("attempts", "verify", "continue", "guided")
 """The keys of `generated_tokens` in summary.json that are data collection."""
@@ -194,7 +195,7 @@ def write(root: Path, found: dict[str, Any], console: Any) -> dict[str, Any]:
     write_json(root / "compare.json", found)
     text = markdown(found)
     write_atomic(root / "compare.md", text.encode())
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
     return found
 
 

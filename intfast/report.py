@@ -24,6 +24,7 @@ import intfast
 from intfast.files import write_atomic
 from intfast.report_browser import browse
 from intfast.report_data import collect_all
+from intfast.safe_text import shown
 
 USAGE = """\
 usage: python -m intfast.report RUN [RUN ...] [--out FILE]
@@ -100,9 +101,9 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError("expected at least one run folder, got none")
         if out is None:
             out = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
-        print(f"wrote {write(runs, out)}")
+        print(shown(f"wrote {write(runs, out)}"))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 

@@ -129,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {shown(error)}", file=sys.stderr)
         return 1
     except interrupt.Stopped as stopped:
-        print(f"{stopped}; the same command continues this run", file=sys.stderr)
+        print(shown(f"{stopped}; the same command continues this run"), file=sys.stderr)
         return stopped.exit_code
     return 0
 
