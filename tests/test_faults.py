@@ -395,6 +395,6 @@ def test_a_continued_run_says_what_the_interruption_cost(words, tmp_path, monkey
     assert main(words) == 0
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     (row,) = [row for row in rows if "since_last_write_s" in row]
-    assert (row["stage"], row["step"]) == ("int", 1)
+    assert (row["stage"], row["step"]) == ("int", 2)
     assert 0 < row["since_start_s"] <= row["since_last_write_s"] < time.time() - before + 60
     assert len(json.loads((tmp_path / "run/manifest.json").read_text())["starts"]) == 2

@@ -35,18 +35,18 @@ KILL = """
 import json, tempfile
 from pathlib import Path
 from benchmarks.reliability import bed, kill
-kill.KILLS_PER_RUN = 5
+kill.KILLS_PER_RUN = 4
 kill.warm_up(bed.MODEL)
 with tempfile.TemporaryDirectory() as name:
     bed.prepare(Path(name), 0)
-    found = kill.campaign(Path(name), "run", 5, 0, *{arguments})
+    found = kill.campaign(Path(name), "run", 3, 0, *{arguments})
 print(json.dumps([found.runs, found.equal, sum(found.kills.values())]))
 """
 
 
 def test_killed_runs_end_as_undisturbed_ones():
     runs, equal, kills = campaign(KILL.format(arguments="()"))
-    assert equal == runs > 0 and kills >= 5
+    assert equal == runs > 0 and kills >= 3
 
 
 def test_the_kills_find_moments_that_are_not_restored():
@@ -60,9 +60,9 @@ def test_stopped_processes_save_in_time_and_leave_nothing_behind(seed):
     code = f"""
 import json
 from benchmarks.reliability import term
-term.STOPS_PER_RUN = 4
+term.STOPS_PER_RUN = 3
 term.GRACE_S = 120
-print(json.dumps(term.run(4, {seed})))
+print(json.dumps(term.run(2, {seed})))
 """
     figures = campaign(code)
     assert figures["passed"] and figures["control_failed"], figures
