@@ -135,7 +135,9 @@ def hostile() -> list[str]:
     found += [w.format(code.replace("{c}", CANARY)) for code in CODE for w in WRAPS[:5]]
     found += [w.format(macro) for macro in MACROS for w in ("{}", "5{}", r"\text{{{}}}")]
     found += [left * d + "1" + right * d for left, right in NESTS for d in DEPTHS]
-    found += [f"1{c}7" for c in CONTROLS] + [f"17{c}" for c in CONTROLS]
+    # White space behind an answer is no attack: 17 it is.
+    found += [f"1{c}7" for c in CONTROLS]
+    found += [f"17{c}7" if c.isspace() else f"17{c}" for c in CONTROLS]
     found += [piece * (1_000_000 // len(piece)) for piece in _LONG]
     found += [piece * (299 // len(piece)) for piece in _LONG]
     return list(dict.fromkeys(found))
