@@ -8,6 +8,7 @@ child in which requests to stop are never looked at.
 from __future__ import annotations
 
 import json
+import re
 import random
 import shutil
 import signal
@@ -162,6 +163,8 @@ def _wrong(config: Config, code: int, expected: dict[str, str]) -> list[str]:
 
 def _is_old(name: str, expected: dict[str, str]) -> bool:
     """Whether a file is of a checkpoint before the newest: a stop's own save may displace it."""
-    kind, stage, *step = name.split("/")[:3] + ["", ""]
-    steps = [other.split("/")[2] for other in expected if other.startswith(f"{kind}/{stage}/")]
-    return kind == "checkpoints" and step[0] < max(steps)
+    found = re.fullmatch(r"(checkpoints/[^/]+/)(step-\d+)/.*", name)
+    if not found:
+        return False
+    newest = max(other for other in expected if other.startswith(found[1]))
+    return found[2] < newest.split("/")[2]
