@@ -8,8 +8,8 @@ child in which requests to stop are never looked at.
 from __future__ import annotations
 
 import json
-import re
 import random
+import re
 import shutil
 import signal
 import sys
