@@ -19,10 +19,10 @@ import msgspec
 from intfast import config_io, intervene, learn, stages
 from intfast.config import Config, InterveneConfig
 from intfast.evaluate import Estimate, bootstrap
+from intfast.method.waves import Tried, waves
 from intfast.metrics import make_console
 from intfast.parts import Parts, build, manifest
 from intfast.records import Continuation, Intervention
-from intfast.waves import Tried, waves
 
 NAME = "collection"
 ALL = 32

@@ -19,7 +19,7 @@ from intfast.batch import pack
 from intfast.loss import sft_loss
 from intfast.model import Decoder, PackedAttention
 from intfast.records import Example
-from intfast.settings import BatchConfig
+from intfast.settings.numerics import BatchConfig
 
 NAME = "training_step"
 # Relative differences of the loss and of the gradient of the embedding table.

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from benchmarks import harness, models
 from benchmarks.engine import make_requests
-from intfast import sharing, weights
+from intfast import weights
 from intfast.config import Config, ModelConfig
-from intfast.engine_settings import RolloutConfig
+from intfast.engines import sharing
 from intfast.engines.native import NativeEngine
 from intfast.model import Decoder
 from intfast.rollout import Request
+from intfast.settings.engine import RolloutConfig
 
 NAME = "vllm"
 SHAPES = {

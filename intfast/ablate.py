@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 
-from intfast import config_io, files, train
-from intfast.safe_text import shown
+from intfast import config_io, train
+from intfast.trust import files
+from intfast.trust.safe_text import shown
 
 USAGE = __doc__
 ABLATIONS = {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from intfast.records import Example
 from intfast.rollout import derive_seed
-from intfast.settings import BatchConfig
+from intfast.settings.numerics import BatchConfig
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

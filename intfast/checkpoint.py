@@ -17,7 +17,7 @@ import msgspec
 from safetensors.torch import load_file
 from torch import Tensor
 
-from intfast import files, tensorfile
+from intfast.trust import files, tensorfile
 
 KEEP_LAST = 2
 """Checkpoints kept per stage."""

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from intfast import arms, config_io
+from intfast import config_io
 from intfast.config import Config
-from intfast.safe_text import shown
+from intfast.evidence import arms
+from intfast.trust.safe_text import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,7 +96,7 @@ def read_plan(words: Sequence[str]) -> Plan:
 
 def run(plan: Plan, console: Console) -> dict[str, Any]:
     """Run what is missing, write compare.json and compare.md, and return the former."""
-    from intfast import compare_table
+    from intfast.evidence import compare_table
 
     start = time.perf_counter()
     names = arms.runs(plan.names)
@@ -170,7 +171,7 @@ def _run_arm(config: Config, source: Path, console: Console) -> None:
 
 def _share(source: Path, folder: Path, config: Config) -> None:
     """Give a new run folder the records that it would draw itself, from the shared ones."""
-    from intfast.files import write_atomic
+    from intfast.trust.files import write_atomic
 
     names = ["evaluations.json"]
     names += ["attempts.jsonl"] if config.needs_attempts else []

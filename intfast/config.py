@@ -1,8 +1,7 @@
 """Every setting of a run: one tree of frozen Structs. `config_io` loads, checks and explains it.
 
-Defaults are the InT paper's, but for `intervene.stop`. They stand here, in the `*_settings.py` of
-problems, engine and metrics, and in `settings.py` (what credit, batching, objective and optimizer
-need), and nowhere else. The text after a field is its help text.
+Defaults are the InT paper's, but for `intervene.stop`. They stand here and in `settings/`, and
+nowhere else. The text after a field is its help text.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from typing import Literal
 
 from msgspec import field
 
-from intfast.engine_settings import ParityConfig, RolloutConfig, WeightsConfig
-from intfast.metrics_settings import MetricsConfig
-from intfast.problem_settings import DataConfig, GradeConfig, PromptConfig
-from intfast.settings import (
+from intfast.settings.engine import ParityConfig, RolloutConfig, WeightsConfig
+from intfast.settings.metrics import MetricsConfig
+from intfast.settings.numerics import (
     AnalysisConfig,
     BatchConfig,
     CreditConfig,
@@ -23,6 +21,7 @@ from intfast.settings import (
     Settings,
     at_least,
 )
+from intfast.settings.problem import DataConfig, GradeConfig, PromptConfig
 
 
 class ModelConfig(Settings):

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from intfast.config import Config
-from intfast.safe_text import redact
+from intfast.trust.safe_text import redact
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:

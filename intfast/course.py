@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from intfast import checkpoint, interrupt
+from intfast import checkpoint
 from intfast.optim import Optimizer
 from intfast.parts import Parts
-from intfast.settings import OptimConfig
+from intfast.settings.numerics import OptimConfig
+from intfast.trust import interrupt
 
 
 class Course:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from intfast.records import Example, Record
 from intfast.rollout import Completion
-from intfast.settings import CreditConfig, PolicyConfig
+from intfast.settings.numerics import CreditConfig, PolicyConfig
 
 REWARDS = {"correct": 1.0, "wrong": 0.0, "unscored": None}
 """Reward of each grade; None takes no part in baseline and loss."""

@@ -26,7 +26,7 @@ from typing import Any
 
 import msgspec
 
-from intfast.answers import MAX_CHARS, Reason, compare_quickly, last_boxed
+from intfast.grading.answers import MAX_CHARS, Reason, compare_quickly, last_boxed
 from intfast.records import Problem, Record
 from intfast.sources import Faults, Row, open_source
 

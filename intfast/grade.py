@@ -20,12 +20,12 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
-from intfast import interrupt
-from intfast.answers import Reason, Status, compare_quickly, extract
+from intfast.grading.answers import Reason, Status, compare_quickly, extract
 from intfast.records import Record
-from intfast.safe_text import shown
+from intfast.trust import interrupt
+from intfast.trust.safe_text import shown
 
-WORKER = Path(__file__).with_name("grade_worker.py")
+WORKER = Path(__file__).with_name("grading") / "worker.py"
 WORKER_START_S = 120.0
 WORKER_MEMORY_BYTES = 2 << 30
 MAX_CACHED = 100_000
@@ -291,7 +291,7 @@ class Grader:
 def main(argv: Sequence[str] | None = None) -> None:
     """Grade the stored rows of a file again (attempts.jsonl, continuations.jsonl, or your own with
     `text` and `answer`); prints counts per reason and the verdicts that changed."""
-    from intfast import regrade
+    from intfast.grading import regrade
 
     parser = argparse.ArgumentParser(prog="python -m intfast.grade", description=main.__doc__)
     parser.add_argument("file", type=Path)

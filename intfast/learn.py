@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from intfast import credit, faults, forward, interrupt, loss, parity, process_credit, stages
+from intfast import credit, forward, loss, stages
 from intfast.batch import Batch, Packed, pack, split
 from intfast.course import Course, finished
+from intfast.method import process_credit
+from intfast.method.process_credit import Located
 from intfast.model import Decoder
 from intfast.optim import Optimizer, StepStats
 from intfast.parts import Parts
-from intfast.process_credit import Located
 from intfast.records import Example, Problem
 from intfast.rollout import derive_seed
 from intfast.solve import Graded, Start
+from intfast.trust import faults, interrupt, parity
 
 Hints = Mapping[str, list[int]]
 """Problem id -> the prompt ids of the problem with its hint."""

@@ -35,7 +35,7 @@ from intfast.kernels.objectives import (
     policy_ratio,
     sampler_ratio,
 )
-from intfast.settings import PolicyConfig
+from intfast.settings.numerics import PolicyConfig
 
 Stats = dict[str, Tensor]
 

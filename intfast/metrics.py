@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from intfast import interrupt, oom
 from intfast.runfolder import Journal
-from intfast.safe_text import shown
+from intfast.trust import interrupt, oom
+from intfast.trust.safe_text import shown
 
 Row = dict[str, Any]
 PLAIN_EVERY_S = 30.0

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intfast.settings import OptimConfig
+from intfast.settings.numerics import OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)

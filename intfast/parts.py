@@ -17,20 +17,21 @@ import torch
 from rich.console import Console
 
 import intfast
-from intfast import checkpoint, data, identity, interrupt, limits, trackers, weights
+from intfast import checkpoint, data, trackers, weights
 from intfast.config import Config
 from intfast.engines.start import start
 from intfast.grade import Grader
-from intfast.grade_watch import GradeWatch
+from intfast.grading.watch import GradeWatch
 from intfast.metrics import Metrics, Row, say
 from intfast.model import Decoder
-from intfast.model_folder import load_tokenizer
 from intfast.prompts import style_of
 from intfast.records import Problem
 from intfast.rollout import Choice, Engine
 from intfast.runfolder import RunFolder
 from intfast.solve import Solver
-from intfast.watchdog import Watchdog
+from intfast.trust import identity, interrupt, limits
+from intfast.trust.model_folder import load_tokenizer
+from intfast.trust.watchdog import Watchdog
 
 
 @dataclass

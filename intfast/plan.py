@@ -9,16 +9,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from intfast import config_io, limits, memory, metrics, trackers, weights
+from intfast import config_io, memory, metrics, trackers, weights
 from intfast.config import Config
 from intfast.engines.cache import bytes_per_slot
 from intfast.memory import GIB
 from intfast.model import ModelConfig
-from intfast.model_folder import load_tokenizer
 from intfast.parts import load_data, pick_device
 from intfast.prompts import decode, style_of
 from intfast.records import Problem
 from intfast.rollout import pick_engine
+from intfast.trust import limits
+from intfast.trust.model_folder import load_tokenizer
 
 
 def show(config: Config, console: Console | None = None) -> None:

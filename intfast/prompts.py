@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from intfast import verdict
 from intfast.config import PromptConfig
+from intfast.method import verdict
+from intfast.method.verdict import Verdict
 from intfast.records import Problem
-from intfast.verdict import Verdict
 
 
 class Style(Protocol):

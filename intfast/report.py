@@ -21,10 +21,10 @@ from typing import Any
 import msgspec
 
 import intfast
-from intfast.files import write_atomic
-from intfast.report_browser import browse
-from intfast.report_data import collect_all
-from intfast.safe_text import shown
+from intfast.evidence.browser import browse
+from intfast.evidence.page_data import collect_all
+from intfast.trust.files import write_atomic
+from intfast.trust.safe_text import shown
 
 USAGE = """\
 usage: python -m intfast.report RUN [RUN ...] [--out FILE]
@@ -32,7 +32,7 @@ usage: python -m intfast.report RUN [RUN ...] [--out FILE]
 Writes one HTML page about a run folder, to report.html in it; or about several runs, side by side,
 to report.html here. A run that has not finished gives a page of what is there.
 """
-PAGE = Path(__file__).with_name("report_page")
+PAGE = Path(__file__).with_name("evidence") / "page"
 SCRIPTS = ("dom.js", "charts.js", "sections.js", "browser.js", "main.js")
 
 

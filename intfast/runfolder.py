@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from intfast import config_io, files
+from intfast import config_io
 from intfast.config import Config
+from intfast.trust import files
 
 T = TypeVar("T")
 MAY_CHANGE = {

@@ -71,7 +71,7 @@ class Solver:
         self.phase = phase
         """Counts the seconds inside under a name; metrics.Metrics.phase."""
         self.watch = watch
-        """Is told of every grade, and may stop the run; grade_watch.GradeWatch.add."""
+        """Is told of every grade, and may stop the run; grading.watch.GradeWatch.add."""
         self._prompts: dict[str, list[int]] = {}
 
     def prompt(self, problem: Problem) -> list[int]:

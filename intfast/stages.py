@@ -11,13 +11,14 @@ from typing import Any
 
 import msgspec
 
-from intfast import interrupt, intervene, parity
+from intfast import intervene
 from intfast.evaluate import Evaluation, ProblemCounts, count_samples
 from intfast.parts import Parts
 from intfast.records import Attempt, Continuation, Guided, Intervention, Problem
 from intfast.rollout import derive_seed
 from intfast.runfolder import Journal
 from intfast.solve import Graded, Item, Start, chunks
+from intfast.trust import interrupt, parity
 
 
 def draw_missing(

@@ -21,9 +21,9 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from intfast.config import Config
-from intfast.files import write_atomic
 from intfast.metrics import Metrics, Row
 from intfast.runfolder import RunFolder
+from intfast.trust.files import write_atomic
 
 CLOSE_S = 60.0
 """Seconds that a tracker has at the end of a run to send what it still holds."""

@@ -10,9 +10,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from intfast import config_io, interrupt, oom
+from intfast import config_io
 from intfast.config import Config
-from intfast.safe_text import shown
+from intfast.trust import interrupt, oom
+from intfast.trust.safe_text import shown
 
 if TYPE_CHECKING:
     from intfast.parts import Parts
@@ -43,16 +44,9 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
 
     Raises ValueError for what the user can change, RuntimeError for the environment.
     """
-    from intfast import (
-        analysis,
-        guided,
-        learn,
-        report,
-        sft_data,
-        stages,
-        summary,
-        token_logprobs,
-    )
+    from intfast import learn, report, stages, summary
+    from intfast.evidence import analysis, token_logprobs
+    from intfast.method import guided, sft_data
     from intfast.metrics import make_console
     from intfast.parts import build
 

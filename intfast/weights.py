@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from intfast import files, interrupt, model_folder, tensorfile
 from intfast.model import Decoder, ModelConfig
+from intfast.trust import files, interrupt, model_folder, tensorfile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

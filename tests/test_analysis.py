@@ -9,11 +9,12 @@ import msgspec
 import pytest
 import torch
 
-from intfast import ablate, analysis, config_io, intervene
+from intfast import ablate, config_io, intervene
+from intfast.evidence import analysis
 from intfast.model import PackedAttention
 from intfast.parts import build
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
-from intfast.settings import AnalysisConfig
+from intfast.settings.numerics import AnalysisConfig
 from intfast.summary import Found
 from intfast.train import run
 

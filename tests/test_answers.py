@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from intfast.answers import Reason, Status, extract, is_explosive, last_boxed
+from intfast.grading.answers import Reason, Status, extract, is_explosive, last_boxed
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from intfast.batch import pack, split
 from intfast.records import Example
-from intfast.settings import BatchConfig
+from intfast.settings.numerics import BatchConfig
 
 
 def example(token_ids, weights, **streams) -> Example:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intfast import arms, compare, compare_table, config_io, train
+from intfast import compare, config_io, train
 from intfast.evaluate import Evaluation, bootstrap_seeds, count_samples
+from intfast.evidence import arms, compare_table
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "quickstart_short.toml")

@@ -13,7 +13,7 @@ import torch
 from intfast.credit import REWARDS, divisor, examples, group_advantages, with_gradient
 from intfast.kernels import group_advantages as kernel
 from intfast.rollout import Completion
-from intfast.settings import BatchConfig, CreditConfig, OptimConfig, PolicyConfig
+from intfast.settings.numerics import BatchConfig, CreditConfig, OptimConfig, PolicyConfig
 
 
 def completion(length: int, finish_reason: str = "stop") -> Completion:
@@ -204,7 +204,7 @@ def test_defaults_and_full_use_pass_the_check():
 
 
 def test_settings_do_not_import_torch():
-    code = "import sys, intfast.settings; assert 'torch' not in sys.modules"
+    code = "import sys, intfast.settings.numerics; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -18,7 +18,7 @@ from intfast.loss import sft_loss
 from intfast.model import PackedAttention
 from intfast.optim import Optimizer
 from intfast.records import Example
-from intfast.settings import BatchConfig, OptimConfig
+from intfast.settings.numerics import BatchConfig, OptimConfig
 
 pytestmark = needs_vllm
 ROOT = Path(__file__).parents[1]

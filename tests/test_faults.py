@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.reliability import bed
-from intfast import checkpoint, config_io, files, identity, interrupt, learn, stages, tensorfile
+from intfast import checkpoint, config_io, learn, stages
 from intfast.runfolder import RunFolder
 from intfast.solve import Solver
 from intfast.train import main
+from intfast.trust import files, identity, interrupt, tensorfile
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,7 +135,7 @@ def test_a_second_interrupt_leaves_at_once():
 STUCK = """
 import sys, time
 from pathlib import Path
-from intfast import interrupt, watchdog
+from intfast.trust import interrupt, watchdog
 with watchdog.Watchdog(0.2, Path(sys.argv[1])):
     for _ in range(10):
         time.sleep(0.1)
@@ -175,7 +176,7 @@ def test_a_run_that_lives_is_left_alone(tmp_path):
 
 
 class FullDisk:
-    """`os` for intfast.files, whose k-th operation that needs the disk fails, and all after it."""
+    """`os` for files.py, whose k-th operation that needs the disk fails, and all after it."""
 
     NEEDS_DISK = ("open", "write", "fsync", "rename", "mkdir")
 

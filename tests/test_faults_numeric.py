@@ -8,10 +8,11 @@ import torch
 from test_learn import SFT, folder, sft_examples, weights_of  # noqa: F401
 from test_parity import altered, one_is_nan, parts_of  # noqa: F401
 
-from intfast import course, credit, forward, learn, loss, optim, parity
+from intfast import course, credit, forward, learn, loss, optim
 from intfast.batch import pack
 from intfast.records import Example
-from intfast.settings import BatchConfig, PolicyConfig
+from intfast.settings.numerics import BatchConfig, PolicyConfig
+from intfast.trust import parity
 
 PLACES = ["loss", "loss alone", "gradient", "hidden", "log-prob"]
 NAMED = {

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.reliability.answer_pairs import RIGHT, RIGHT_UNICODE, WRONG, pairs
 from intfast import grade as grading
-from intfast.answers import Reason, Status, compare_quickly
 from intfast.grade import Grader
+from intfast.grading.answers import Reason, Status, compare_quickly
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_worker_that_cannot_start_says_why(monkeypatch):
 def test_evaluating_parser_is_closed_to_expressions():
     program = (
         "import runpy, sympy\n"
-        f"runpy.run_path({grading.__file__.replace('grade.py', 'grade_worker.py')!r})"
+        f"runpy.run_path({str(grading.WORKER)!r})"
         "['restrict_eval']()\n"
         "print(sympy.sympify('5') + sympy.sympify('x'), flush=True)\n"
         "print(sympy.sympify('open(0)'))"

@@ -12,11 +12,11 @@ import pytest
 from intfast import credit
 from intfast import grade as grading
 from intfast.grade import Grade, Grader
-from intfast.grade_watch import MIN_ANSWERS, GradeWatch
+from intfast.grading.watch import MIN_ANSWERS, GradeWatch
 from intfast.rollout import Completion
-from intfast.settings import CreditConfig
+from intfast.settings.numerics import CreditConfig
 
-REAL = Path(grading.__file__).with_name("grade_worker.py")
+REAL = grading.WORKER
 # A worker that is right about sums, and does what it is told to for the answer "x".
 BAD_WORKER = """
 import json, os, runpy, sys, time

@@ -6,9 +6,10 @@ import msgspec
 import pytest
 import torch
 
-from intfast import checkpoint, config_io, learn, stages, token_logprobs
-from intfast.answers import Reason
+from intfast import checkpoint, config_io, learn, stages
+from intfast.evidence import token_logprobs
 from intfast.grade import Grade
+from intfast.grading.answers import Reason
 from intfast.model import Decoder, ModelConfig, PackedAttention
 from intfast.parts import build
 from intfast.quickstart import base, task

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from intfast import config_io, learn, stages
-from intfast.answers import Reason
 from intfast.grade import Grade
+from intfast.grading.answers import Reason
 from intfast.model import Decoder, ModelConfig
 from intfast.parts import build
 from intfast.quickstart import base, task

@@ -19,7 +19,7 @@ from intfast.loss import (
     sft_loss,
 )
 from intfast.records import Example
-from intfast.settings import BatchConfig, PolicyConfig
+from intfast.settings.numerics import BatchConfig, PolicyConfig
 
 D, V = 7, 13
 

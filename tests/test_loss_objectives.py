@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from intfast.kernels.linear_objective import ObjectiveOutput
 from intfast.kernels.objectives import Streams
 from intfast.loss import objective_of, policy_stats
-from intfast.settings import PolicyConfig
+from intfast.settings.numerics import PolicyConfig
 
 
 def terms_of(config, logprob, streams, entropy=None):

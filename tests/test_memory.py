@@ -11,7 +11,7 @@ from intfast.batch import pack
 from intfast.memory import GIB, Target
 from intfast.model import Decoder, ModelConfig
 from intfast.records import Example
-from intfast.settings import BatchConfig
+from intfast.settings.numerics import BatchConfig
 from intfast.train import main
 
 QWEN3 = {

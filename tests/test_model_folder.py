@@ -15,8 +15,8 @@ from tiny import make_model
 
 from intfast import weights
 from intfast.config import PromptConfig
-from intfast.model_folder import is_own_file, load_tokenizer
 from intfast.prompts import ChatStyle
+from intfast.trust.model_folder import is_own_file, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 CANARY = "pwned-by-a-model"
@@ -204,7 +204,7 @@ def test_no_refusal_is_an_assert(model, tmp_path):
         change(copy_of(model, tmp_path / str(number)))
     program = (
         "import sys\nfrom pathlib import Path\nfrom intfast import weights\n"
-        "from intfast.model_folder import load_tokenizer\n"
+        "from intfast.trust.model_folder import load_tokenizer\n"
         f"assert False, 'asserts are on'\nfor n in range({len(HOSTILE)}):\n"
         f"    folder = Path({str(tmp_path)!r}) / str(n)\n"
         "    try:\n        load_tokenizer(folder); weights.load(folder)\n"

@@ -6,12 +6,13 @@ from test_learn import Quiet, folder, weights_of  # noqa: F401
 from test_parity import parts_of  # noqa: F401
 from test_train import arguments, config_of
 
-from intfast import checkpoint, learn, oom
+from intfast import checkpoint, learn
 from intfast.engines.native import NativeEngine
 from intfast.grade import Grader
 from intfast.metrics import Metrics
 from intfast.runfolder import Journal, RunFolder
 from intfast.train import main
+from intfast.trust import oom
 
 SPOKEN = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),

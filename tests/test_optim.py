@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from intfast.optim import Optimizer, learning_rate
-from intfast.settings import OptimConfig
+from intfast.settings.numerics import OptimConfig
 
 FLAT = OptimConfig(lr=0.01, schedule="constant")
 

@@ -8,11 +8,12 @@ import torch
 from msgspec.structs import replace as change
 from test_learn import Quiet, folder, weights_of  # noqa: F401
 
-from intfast import config_io, learn, parity, stages
-from intfast.answers import Reason
+from intfast import config_io, learn, stages
 from intfast.engines.native import NativeEngine
 from intfast.grade import Grade, Grader
+from intfast.grading.answers import Reason
 from intfast.parts import build
+from intfast.trust import parity
 
 
 @pytest.fixture

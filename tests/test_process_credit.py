@@ -6,14 +6,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from intfast import config_io, credit, learn, process_credit
-from intfast.answers import Reason
+from intfast import config_io, credit, learn
 from intfast.config import InterveneConfig, RlConfig
 from intfast.grade import Grade
+from intfast.grading.answers import Reason
+from intfast.method import process_credit
+from intfast.method.process_credit import Located, capo, vppo
 from intfast.parts import build
-from intfast.process_credit import Located, capo, vppo
 from intfast.rollout import Completion
-from intfast.settings import CreditConfig, PolicyConfig
+from intfast.settings.numerics import CreditConfig, PolicyConfig
 from intfast.solve import Graded
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import pytest
 
 from intfast import grade as grading
 from intfast.grade import Grader
-from intfast.regrade import report
+from intfast.grading.regrade import report
 
 
 def write_lines(path: Path, rows: list[dict]) -> Path:

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 from report_run import HOSTILE, RIGHT, make_run
 
-from intfast import report, report_browser, report_data
+from intfast import report
 from intfast.evaluate import Evaluation, compare
+from intfast.evidence import browser, page_data
 from intfast.records import Example, TokenLogprobs
 
 FEW = ["evaluate.samples=4", "evaluate.ks=[1, 4]"]
@@ -68,7 +69,7 @@ def seen(*folders):
 
 def test_the_figures_are_those_of_the_evaluations(folder):
     (run,) = seen(folder).block("runs")["runs"]
-    stored = report_data.read_json(folder, "evaluations.json")
+    stored = page_data.read_json(folder, "evaluations.json")
     assert [e["name"] for e in run["evaluations"]] == ["base", "int", "int_rl", "int_rl@1"]
     for row in run["evaluations"]:
         evaluation = msgspec.convert(stored[row["name"]], Evaluation)
@@ -83,7 +84,7 @@ def test_the_figures_are_those_of_the_evaluations(folder):
                 {k: e.value for k, e in summary.pass_at_k.items()}, rel=1e-5
             )
     paired = compare(*(msgspec.convert(stored[name], Evaluation) for name in ("int_rl", "base")))
-    expected = ["InT + RL", "base", *report_data.interval(paired)]
+    expected = ["InT + RL", "base", *page_data.interval(paired)]
     assert expected in run["differences"]
     assert not any("step" in title for row in run["differences"] for title in row[:2])
 
@@ -152,13 +153,13 @@ def test_the_interventions_with_all_that_belongs_to_them(folder):
 
 
 def test_tokens_are_found_behind_the_same_prompt_and_before_a_suffix(copy):
-    examples = report_data.read_rows(copy, "examples", Example)
-    (row,) = report_data.read_rows(copy, "example_logprobs", TokenLogprobs)
+    examples = page_data.read_rows(copy, "examples", Example)
+    (row,) = page_data.read_rows(copy, "example_logprobs", TokenLogprobs)
     longer = msgspec.structs.replace(examples[0], token_ids=[*examples[0].token_ids, 30, 31])
     other = msgspec.structs.replace(examples[0], token_ids=[9, 9, 9, 10, 11, 20, 21])
     for example, is_found in ((longer, True), (other, False)):
         (copy / "examples.jsonl").write_bytes(msgspec.json.encode(example) + b"\n")
-        found = report_browser.browse(copy)["items"][0]["tokens"]
+        found = browser.browse(copy)["items"][0]["tokens"]
         assert (found is not None) == is_found
     assert row.example == 0
 
@@ -167,16 +168,16 @@ def test_tokens_are_found_behind_the_same_prompt_and_before_a_suffix(copy):
 
 
 def test_beyond_its_budget_a_page_keeps_what_got_furthest_and_counts_the_rest(folder, monkeypatch):
-    monkeypatch.setattr(report_browser, "ITEM_BYTES", 1200)
-    texts = report_browser.browse(folder)
+    monkeypatch.setattr(browser, "ITEM_BYTES", 1200)
+    texts = browser.browse(folder)
     assert [item["gate"] for item in texts["items"]] == ["kept", "unsolved"]
     assert texts["left_out"]["candidates"] == 2
     assert set(texts["problems"]) == {"p-0", "p-1"} and set(texts["attempts"]) == {"p-0/0", "p-1/0"}
 
 
 def test_beyond_its_budget_a_page_keeps_a_right_and_a_wrong_continuation(folder, monkeypatch):
-    monkeypatch.setattr(report_browser, "CONTINUATION_BYTES", 140)
-    texts = report_browser.browse(folder)
+    monkeypatch.setattr(browser, "CONTINUATION_BYTES", 140)
+    texts = browser.browse(folder)
     marks, continued = texts["items"][0]["chips"]["intervention"]
     assert marks == "cwuw"
     assert set(continued) == {0, 1, 2}
@@ -187,7 +188,7 @@ def test_beyond_its_budget_a_page_keeps_a_right_and_a_wrong_continuation(folder,
 # --- unfinished runs ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(report_data.SHOWS) - {"config.toml"}))
+@pytest.mark.parametrize("name", sorted(set(page_data.SHOWS) - {"config.toml"}))
 def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()
     (run,) = seen(copy).block("runs")["runs"]
@@ -199,7 +200,7 @@ def test_a_run_that_has_only_begun_has_a_page(copy):
         if path.name != "config.toml":
             path.unlink()
     page = seen(copy)
-    assert len(page.block("runs")["runs"][0]["missing"]) == len(report_data.SHOWS) - 1
+    assert len(page.block("runs")["runs"][0]["missing"]) == len(page_data.SHOWS) - 1
     assert page.block("items-0")["items"] == []
 
 
@@ -221,7 +222,7 @@ def test_a_line_that_is_being_written_is_left_alone(copy):
 
 
 def test_an_evaluation_without_a_scored_sample_has_no_accuracy(copy):
-    stored = report_data.read_json(copy, "evaluations.json")
+    stored = page_data.read_json(copy, "evaluations.json")
     for problem in stored["base"]["problems"]:
         problem |= {"correct": 0, "wrong": 0, "unscored": 4, "reasons": {"timeout": 4}}
     (copy / "evaluations.json").write_text(json.dumps(stored))
@@ -243,7 +244,7 @@ def test_runs_on_the_same_problems_are_compared_and_others_are_not(folder, tmp_p
         [f"other: {name}", f"run: {name}"] for name in ("base", "InT", "InT + RL")
     ]
     assert page.block("items-1")["items"]
-    manifest = report_data.read_json(other, "manifest.json")
+    manifest = page_data.read_json(other, "manifest.json")
     manifest["test"]["hash"] = "another"
     (other / "manifest.json").write_text(json.dumps(manifest))
     assert seen(folder, other).block("runs")["across"] == []

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from intfast import checkpoint, config_io
-from intfast.files import write_atomic
 from intfast.records import Problem
 from intfast.runfolder import Journal, RunFolder
+from intfast.trust.files import write_atomic
 
 ROWS = [Problem(id=str(n), problem=f"p{n} é", answer="1") for n in range(3)]
 

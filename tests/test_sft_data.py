@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from intfast import guided, sft_data
 from intfast.config import Config, PromptConfig
 from intfast.grade import Grader
+from intfast.method import guided, sft_data
 from intfast.metrics import Metrics
 from intfast.prompts import ChatStyle, CompactStyle, decode, encode
 from intfast.quickstart import task

@@ -7,13 +7,14 @@ import torch
 from tiny import FAMILIES, make_model
 from torch import nn
 
-from intfast import sharing, weights
+from intfast import weights
 from intfast.batch import pack
+from intfast.engines import sharing
 from intfast.loss import sft_loss
 from intfast.model import PackedAttention
 from intfast.optim import Optimizer
 from intfast.records import Example
-from intfast.settings import BatchConfig, OptimConfig
+from intfast.settings.numerics import BatchConfig, OptimConfig
 
 PADDING = 2
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from intfast.evidence.token_logprobs import pieces, spread
 from intfast.prompts import decode
 from intfast.quickstart import task
-from intfast.token_logprobs import pieces, spread
 
 TEXTS = [
     "First, x = 1.\n\nThen y = 2.",

@@ -19,22 +19,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from intfast import (
-    checkpoint,
-    evaluate,
-    files,
-    interrupt,
-    intervene,
-    learn,
-    parity,
-    stages,
-    summary,
-    weights,
-)
+from intfast import checkpoint, evaluate, intervene, learn, stages, summary, weights
 from intfast.config import Config
 from intfast.metrics import Metrics
 from intfast.parts import load_tokenizer
 from intfast.train import run
+from intfast.trust import files, interrupt, parity
 
 SEAMS: dict[str, tuple[ModuleType | type, str]] = {
     "load": (weights, "load"),
@@ -93,7 +83,7 @@ def moments(rng: random.Random, phases: Sequence[str], count: int) -> list[Momen
 
 def warm_up(model: Path) -> None:
     """Import what a run imports late, so that children do not spend their lives on it."""
-    import intfast.analysis
+    import intfast.evidence.analysis
     import intfast.report  # noqa: F401
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

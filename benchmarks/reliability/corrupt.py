@@ -23,7 +23,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from intfast import checkpoint, files
+from intfast import checkpoint
+from intfast.trust import files
 
 TRIALS = 1000
 Harm = Callable[[random.Random, Path, Path], None]
@@ -175,7 +176,7 @@ HARMS: dict[str, Harm] = {
 
 
 class Disk:
-    """`os` for intfast.files: works on the real disk, and keeps what a crash would leave of it.
+    """`os` for files.py: works on the real disk, and keeps what a crash would leave of it.
 
     A model of one: data is safe once its file was synced, a name once its folder was.
     """

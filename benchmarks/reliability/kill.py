@@ -26,9 +26,10 @@ from benchmarks.reliability.children import (
     phase_times,
     warm_up,
 )
-from intfast import checkpoint, files, tensorfile
+from intfast import checkpoint
 from intfast.config import Config
 from intfast.optim import Optimizer
+from intfast.trust import files, tensorfile
 
 TRIALS = 200
 KILLS_PER_RUN = 8

@@ -21,9 +21,9 @@ import torch
 from benchmarks.reliability.bed import CONFIGS
 from benchmarks.reliability.children import Silent
 from intfast import checkpoint, config_io, learn
-from intfast.answers import Reason
 from intfast.config import Config
 from intfast.grade import Grade, Grader
+from intfast.grading.answers import Reason
 from intfast.model import Decoder, ModelConfig
 from intfast.parts import Parts, build
 from intfast.quickstart import base, task

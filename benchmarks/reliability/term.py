@@ -30,8 +30,9 @@ from benchmarks.reliability.children import (
     warm_up,
 )
 from benchmarks.reliability.kill import differing
-from intfast import checkpoint, grade, interrupt
+from intfast import checkpoint, grade
 from intfast.config import Config
+from intfast.trust import interrupt
 
 TRIALS = 100
 STOPS_PER_RUN = 10

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from intfast import interrupt
 from intfast.engines import sampler
 from intfast.engines.cache import BLOCK, KVCache, Prefill, Step, round_up
 from intfast.engines.requests import STOP_TEXT_INTERVAL, end_of_stop_text
 from intfast.model import Decoder
 from intfast.rollout import Completion, OnFinished, Request
+from intfast.trust import interrupt
 
 # Tokens of one forward over prompts.
 PREFILL_TOKENS = 8192

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from intfast import interrupt
 from intfast.engines.requests import Limits, check_tokens
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.model import Decoder, PackedAttention
+from intfast.trust import interrupt
 
 # Tokens of one forward.
 _TOKENS = 8192

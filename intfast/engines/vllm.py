@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from intfast import interrupt, sharing
-from intfast.engines import requests, scoring
+from intfast.engines import requests, scoring, sharing
 from intfast.model import Decoder
 from intfast.rollout import Completion, OnFinished, PromptReuse, Request, Sampling
+from intfast.trust import interrupt
 
 # vLLM samples at this temperature when asked for one between 0 and it.
 LOWEST_TEMPERATURE = 0.01

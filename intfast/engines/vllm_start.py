@@ -1,7 +1,7 @@
 """Starting vLLM in this process: checks before anything is loaded, then engine, then decoder.
 
-vLLM loads the checkpoint and the decoder adopts its tensors (intfast.sharing), so an optimizer
-step is a weight update of the engine.
+vLLM loads the checkpoint and the decoder adopts its tensors (sharing.py), so an optimizer step is a
+weight update of the engine.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from intfast import sharing, weights
+from intfast import weights
 from intfast.config import Config
-from intfast.engines import hygiene
+from intfast.engines import hygiene, sharing
 from intfast.engines.cache import bytes_per_slot
 from intfast.engines.vllm import VllmEngine
 from intfast.model import ModelConfig

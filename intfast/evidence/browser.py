@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from intfast import config_io, intervene
+from intfast.evidence.page_data import read_rows
 from intfast.prompts import split_steps
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem, TokenLogprobs
-from intfast.report_data import read_rows
 
 ITEM_BYTES = 24_000_000
 """Texts of candidates in one page: problems, references, attempts, replies."""

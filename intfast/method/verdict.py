@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from intfast.records import Record
-from intfast.safe_text import hidden_characters
+from intfast.trust.safe_text import hidden_characters
 
 TAGS = ("attempt", "location", "intervention", "problem", "reference")
 # Between the letters of a disguised tag: white space and characters without a width.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from intfast import interrupt
+from intfast.trust import interrupt
 
 _GENERATING = (
     "lower rollout.max_rows (samples decoded at once), rollout.cache_gib or rollout.context, or "

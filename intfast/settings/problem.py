@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import field
 
-from intfast.settings import Settings, at_least
+from intfast.settings.numerics import Settings, at_least
 
 
 class DataConfig(Settings):

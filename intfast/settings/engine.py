@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from intfast.settings import Settings, at_least
+from intfast.settings.numerics import Settings, at_least
 
 
 class RolloutConfig(Settings):

@@ -20,7 +20,7 @@ from intfast.config import SamplingConfig
 from intfast.parts import Parts
 from intfast.records import Example
 from intfast.rollout import Completion, derive_seed
-from intfast.settings import BatchConfig
+from intfast.settings.numerics import BatchConfig
 from intfast.solve import Graded, Start
 
 Pair = tuple[Sequence[int], Completion]

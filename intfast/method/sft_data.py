@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from intfast import guided, intervene, limits
+from intfast import intervene
+from intfast.method import guided
 from intfast.parts import Parts
 from intfast.prompts import encode
 from intfast.records import Attempt, Example, Guided, Problem
 from intfast.summary import Found
+from intfast.trust import limits
 
 STAGES = {"intervention": "int"}
 """`sft.data` -> the name of the weights, where it is not the same."""

@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
-from intfast import arms
 from intfast.evaluate import Estimate, Evaluation, ProblemCounts, bootstrap_seeds, pass_at_k
-from intfast.files import write_atomic
+from intfast.evidence import arms
 from intfast.runfolder import write_json
-from intfast.safe_text import shown
+from intfast.trust.files import write_atomic
+from intfast.trust.safe_text import shown
 
 COLLECTION = ("attempts", "verify", "continue", "guided")
 """The keys of `generated_tokens` in summary.json that are data collection."""

@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from intfast import interrupt
+from intfast.trust import interrupt
 
 EXIT_STUCK = 124
 """Exit code; 1 where not even the watchdog's thread could run and its timer in C ended it all."""

@@ -22,7 +22,7 @@ from intfast import intervene
 from intfast.config import InterveneConfig
 from intfast.credit import Credit
 from intfast.records import Attempt, Problem
-from intfast.settings import CreditConfig
+from intfast.settings.numerics import CreditConfig
 from intfast.solve import Graded, Solver
 
 

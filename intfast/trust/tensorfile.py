@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from intfast import files
+from intfast.trust import files
 
 NAMES = {
     torch.float64: "F64",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from intfast.config import Config, SamplingConfig
 from intfast.records import Example, Problem
-from intfast.settings import BatchConfig
+from intfast.settings.numerics import BatchConfig
 from intfast.solve import fits
 
 PromptOf = Callable[[Problem], list[int]]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from intfast.config import SamplingConfig
 from intfast.intervene import OnFinished
-from intfast.leak import leaks
+from intfast.method.leak import leaks
 from intfast.parts import Parts
 from intfast.records import Attempt, Guided, Problem
 from intfast.rollout import derive_seed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from intfast.answers import Reason, all_boxed, compare_quickly, normalise, number
+from intfast.grading.answers import Reason, all_boxed, compare_quickly, normalise, number
 
 MIN_TELLING = 3
 """An answer of fewer characters (or a number of fewer digits) occurs in most steps by chance."""

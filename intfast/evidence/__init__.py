@@ -1,0 +1,1 @@
+"""What a finished run shows: the arms of a comparison, the paper's tables, the report's page."""

@@ -1,0 +1,1 @@
+"""Behind grade.py: answers found and compared, in processes that can be killed; regrading."""
