@@ -118,7 +118,7 @@ def child(code: str, *words: str) -> subprocess.Popen:
 
 def test_a_second_interrupt_leaves_at_once():
     process = child(
-        "from intfast import interrupt\nimport time\n"
+        "from intfast.trust import interrupt\nimport time\n"
         "with interrupt.handling():\n    print('up', flush=True)\n    time.sleep(60)"
     )
     assert process.stdout.readline() == b"up\n"
@@ -240,7 +240,7 @@ def test_no_file_of_a_run_is_written_past_the_guarded_functions():
     """What writes elsewhere would not be atomic, and its failure would be a traceback."""
     calls = ("write_text(", "write_bytes(", "save_file(", '.open("w', '.open("a', 'open("wb')
     allowed = {
-        "watchdog.py": "a heartbeat that nothing reads back",
+        "trust/watchdog.py": "a heartbeat that nothing reads back",
         "runfolder.py": "the lock file, which stays empty",
         "quickstart/base.py": "trains the shipped model; no part of a run",
         "quickstart/task.py": "writes the shipped problems; no part of a run",
