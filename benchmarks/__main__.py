@@ -20,14 +20,15 @@ from benchmarks import (
     process_credit,
     quickstart,
     training_step,
+    tuned_compare,
     vllm,
 )
 
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
-    engine, vllm, training_step, quickstart, compare, collection, ablation, process_credit, kernels,
-    accuracy,
+    engine, vllm, training_step, quickstart, compare, tuned_compare, collection, ablation,
+    process_credit, kernels, accuracy,
 )  # fmt: skip
 
 

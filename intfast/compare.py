@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 USAGE = """\
 usage: python -m intfast.compare CONFIG.toml [arms=NAME,...] [seeds=N,...] [equal_tokens=BOOL]
-                                 [key.sub=value ...] [--dry-run]
+                                 [key.sub=value ...] [ARM:key.sub=value ...] [--dry-run]
 
 Runs arms over the same trainer, problems and base model and writes one table: compare.md and
 compare.json in the folder `run`, where every arm and seed has an ordinary run folder. Attempts and
@@ -31,6 +31,7 @@ interventions are drawn once per seed. The same command continues.
   seeds=         one repetition each; default: the seed of the config
   equal_tokens=  true (default): RL of the other arms goes on until they have generated as many
                  tokens as int_rl, data collection included; false: equal steps only
+  ARM:key=value  a setting of sft or rl for one arm alone; int:sft.epochs=8 is for int and int_rl
   --dry-run      print the arms, their settings and the most that they can generate
   --help         this text, and `python -m intfast.train --help` for every setting
 
@@ -46,11 +47,14 @@ class Plan(NamedTuple):
     names: list[str]
     seeds: list[int]
     equal_tokens: bool
+    own: dict[str, list[str]]
+    """Arm, without "_rl" -> its own settings."""
 
     def config(self, name: str, seed: int, until_tokens: int | None = None) -> Config:
         """The config of the run of an arm; its folder lies in that of the comparison."""
         root = config_io.load(self.path, self.words).run
-        words = [*self.words, *arms.ARMS[name].settings, f"seed={seed}"]
+        own = self.own.get(arms.family(name), [])
+        words = [*self.words, *arms.ARMS[name].settings, *own, f"seed={seed}"]
         if until_tokens:
             words.append(f"rl.until_tokens={until_tokens}")
         return config_io.load(self.path, [*words, f"run={root}/seed-{seed}/{name}"])
@@ -64,11 +68,13 @@ class Plan(NamedTuple):
 def read_plan(words: Sequence[str]) -> Plan:
     """The plan of a command line; raises ValueError for what the user can change."""
     own = {"arms": ",".join(arms.DEFAULT), "seeds": "", "equal_tokens": "true"}
-    rest = []
+    rest, of_arms = [], []
     for word in words[1:]:
         key, _, value = word.partition("=")
         if key in own:
             own[key] = value
+        elif ":" in key:
+            of_arms.append(word)
         else:
             rest.append(word)
     config = config_io.load(words[0], rest)
@@ -85,13 +91,32 @@ def read_plan(words: Sequence[str]) -> Plan:
     if not config.sft.epochs and (bad := [n for n in names if arms.needs_sft(n)]):
         raise ValueError(f"sft.epochs = 0, but arms {', '.join(bad)} need SFT; leave them out")
     can_extend = arms.OURS in names and config.rl.optim.schedule == "constant"
-    return Plan(
+    plan = Plan(
         path=words[0],
         words=rest,
         names=names,
         seeds=list(dict.fromkeys(int(part) for part in seeds.split(","))),
         equal_tokens=own["equal_tokens"] == "true" and can_extend,
+        own=_own_settings(of_arms, names),
     )
+    for name in arms.runs(names):
+        plan.config(name, plan.seeds[0])
+    return plan
+
+
+def _own_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """The words of single arms, ARM:key=value, by arm; raises ValueError for what cannot be."""
+    known = {arms.family(name) for name in names if name != "base"}
+    found: dict[str, list[str]] = {}
+    for word in words:
+        name, _, setting = word.partition(":")
+        if arms.family(name) not in known:
+            raise ValueError(f"{word}: no arm {name} here; arms are {', '.join(sorted(known))}")
+        if not setting.startswith(("sft.", "rl.")):
+            # The collection is shared, and evaluations are compared.
+            raise ValueError(f"{word}: expected a setting of sft or rl for one arm, got {setting}")
+        found.setdefault(arms.family(name), []).append(setting)
+    return found
 
 
 def run(plan: Plan, console: Console) -> dict[str, Any]:
@@ -114,7 +139,7 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
             _run_arm(config, sources[seed], console)
             if name == arms.OURS and plan.equal_tokens:
                 until[seed] = _generated(Path(config.run))
-    found = compare_table.build(plan.root, plan.names, plan.seeds)
+    found = compare_table.build(plan.root, plan.names, plan.seeds, plan.own)
     found["seconds_last_process"] = time.perf_counter() - start
     return compare_table.write(plan.root, found, console)
 

@@ -266,3 +266,29 @@ def test_an_arm_can_be_added_and_a_lost_one_is_made_again(finished):
     again = compare.run(plan_of(plan.root, *words), Quiet())
     assert again["arms"]["rl"] == found["arms"]["rl"]
     assert again["arms"]["prefix"]["examples"] > 0
+
+
+# --- settings of single arms -------------------------------------------------------------------
+
+
+def test_a_setting_of_one_arm_reaches_that_arm_alone(tmp_path):
+    words = ["arms=rl,int,int_rl,reference_rl", "int:sft.epochs=7", "reference_rl:rl.steps=9"]
+    plan = plan_of(tmp_path / "run", *words)
+    epochs = {name: plan.config(name, 0).sft.epochs for name in arms.runs(plan.names)}
+    assert epochs == {"int_rl": 7, "rl": 0, "reference_rl": 1}
+    assert [plan.config(n, 0).rl.steps for n in ("int_rl", "reference_rl")] == [1, 9]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("star:sft.epochs=2", "no arm star here; arms are int"),
+        ("int:intervene.samples=2", "expected a setting of sft or rl"),
+        ("int:evaluate.samples=9", "expected a setting of sft or rl"),
+        ("int:sft.epoch=2", "did you mean sft.epochs"),
+    ],
+)
+def test_a_setting_that_one_arm_cannot_have_is_refused(tmp_path, capsys, word, message):
+    words = [CONFIG, *WORDS, f"run={tmp_path / 'run'}", "arms=int,int_rl", word]
+    assert compare.main(words) == 2
+    assert message in capsys.readouterr().err

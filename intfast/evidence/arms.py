@@ -74,9 +74,14 @@ def check(names: Sequence[str]) -> list[str]:
     return [name for name in ARMS if name in names]
 
 
+def family(name: str) -> str:
+    """What `X` and `X_rl` share, as they may share a run: `X`."""
+    return name.removesuffix("_rl")
+
+
 def needs_sft(name: str) -> bool:
     """Whether an arm starts with supervised fine-tuning."""
-    return name.removesuffix("_rl") in _SFT
+    return family(name) in _SFT
 
 
 def run_of(name: str, names: Sequence[str]) -> str:

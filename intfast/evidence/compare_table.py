@@ -84,8 +84,13 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 # --- pooling -----------------------------------------------------------------------------------
 
 
-def build(root: Path, names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """compare.json: every arm with its estimates, and where ours is not ahead."""
+def build(
+    root: Path, names: Sequence[str], seeds: Sequence[int], own: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """compare.json: every arm with its estimates, and where ours is not ahead.
+
+    `own` has the settings of single arms, by arms.family.
+    """
     cells = {name: {seed: measure(root, name, names, seed) for seed in seeds} for name in names}
     ours = cells.get(arms.OURS)
     ks = _toml(root / f"seed-{seeds[0]}" / "collection")["evaluate"]["ks"]
@@ -94,6 +99,7 @@ def build(root: Path, names: Sequence[str], seeds: Sequence[int]) -> dict[str, A
         "seeds": list(seeds),
         "ks": ks,
         "compared_with": arms.OURS if ours else None,
+        "own_settings": dict(own),
         "arms": rows,
         "not_ahead": [
             name
@@ -224,6 +230,9 @@ def markdown(found: Mapping[str, Any]) -> str:
     if found["compared_with"]:
         names = ", ".join(rows[name]["label"] for name in found["not_ahead"]) or "none"
         lines += ["", f"InT + RL is not clearly ahead (the interval reaches 0) of: {names}."]
+    if found["own_settings"]:
+        own = [f"{name}: {' '.join(words)}" for name, words in found["own_settings"].items()]
+        lines += ["", f"Settings of single arms: {'; '.join(own)}."]
     return "\n".join(lines) + "\n"
 
 
