@@ -15,6 +15,7 @@ from benchmarks import (
     collection,
     compare,
     engine,
+    fidelity,
     harness,
     kernels,
     process_credit,
@@ -27,7 +28,7 @@ from benchmarks import (
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
-    engine, vllm, training_step, quickstart, compare, tuned_compare, collection, ablation,
+    engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
     process_credit, kernels, accuracy,
 )  # fmt: skip
 

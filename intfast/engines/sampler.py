@@ -81,16 +81,19 @@ def draw(
     scaled = logit_BV / temperature_B.masked_fill(temperature_B == 0, 1.0)[:, None]
     if limits_B is not None:
         scaled = truncate(scaled, *limits_B)
-    logprob_BV = scaled.log_softmax(-1)
-    # fp64 sums: an fp32 cdf over a large vocabulary loses the tail. The first entry above a
-    # target below the total is never one of probability 0.
-    cdf = logprob_BV.exp().cumsum(-1, dtype=torch.float64)
-    token = torch.searchsorted(cdf, uniform_B[:, None] * cdf[:, -1:], right=True)
+    shifted_BV = scaled - scaled.amax(-1, keepdim=True)
+    # fp64 sums: an fp32 cdf over a large vocabulary loses the tail, and torch's fp32 log_softmax
+    # makes every log-prob of a large one too high by up to 1e-5 nat, which sequences add up.
+    # The first entry above a target below the total is never one of probability 0.
+    cdf_BV = shifted_BV.exp().cumsum(-1, dtype=torch.float64)
+    total_B1 = cdf_BV[:, -1:]
+    token = torch.searchsorted(cdf_BV, uniform_B[:, None] * total_B1, right=True)
     if any_greedy:
         greedy = temperature_B[:, None] == 0
         token = torch.where(greedy, logit_BV.argmax(-1, keepdim=True), token)
     # NaN logits give an index past the end; the NaN log-prob is what the engine reports.
-    logprob = logprob_BV.gather(1, token.clamp_(max=logit_BV.shape[1] - 1))
+    token.clamp_(max=logit_BV.shape[1] - 1)
+    logprob = (shifted_BV.gather(1, token) - total_B1.log()).float()
     if any_greedy:
         logprob = logprob.masked_fill(greedy & logprob.isfinite(), 0.0)
     return token[:, 0], logprob[:, 0]
