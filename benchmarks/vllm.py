@@ -39,6 +39,7 @@ BOUNDS = {"float32": 1e-5, "bfloat16": 0.03}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model and the workload."""
+    parser.add_argument("--model", help="Hugging Face folder (else random weights of --shape)")
     parser.add_argument("--shape", default="quickstart", choices=SHAPES, help="random weights")
     parser.add_argument("--dtype", default="float32", choices=list(BOUNDS))
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (%(default)s)")
@@ -58,8 +59,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     args.batches, args.mixed = 1, False
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_model(folder, args)
+        folder = Path(args.model or name)
+        if not args.model:
+            write_model(folder, args)
         settings = RolloutConfig(
             engine="vllm",
             max_rows=args.batch,
@@ -68,14 +70,14 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             graphs=not args.eager,
             sleep=args.sleep and device.type == "cuda",
         )
-        config = Config(model=ModelConfig(path=name, dtype=args.dtype), rollout=settings)
+        config = Config(model=ModelConfig(path=str(folder), dtype=args.dtype), rollout=settings)
         start = time.perf_counter()
         engine = vllm_start.start(folder, config, device, None)
         started_s = time.perf_counter() - start
         source, _ = weights.load(folder, getattr(torch, args.dtype), device)
     decoder = engine.decoder
     setting = {
-        "model": f"random, {args.shape} shape",
+        "model": args.model or f"random, {args.shape} shape",
         "dtype": args.dtype,
         "parameters": sum(p.numel() for p in decoder.parameters()),
         "vllm": _version(),
