@@ -19,7 +19,7 @@ import msgspec
 
 from intfast import config_io, train
 from intfast.trust import files
-from intfast.trust.safe_text import shown
+from intfast.trust.command import exit_code
 
 USAGE = __doc__
 ABLATIONS = {
@@ -117,25 +117,16 @@ def _say(console: Any, rows: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line; returns the exit code: 0 done, 2 user error, 1 environment, 130 Ctrl-C."""
+    """The command line; returns the exit code, as `intfast.train` does."""
     if "--help" in arguments or "-h" in arguments:
         print(USAGE)
         return 0
     if not arguments or "=" in arguments[0]:
         print(USAGE, file=sys.stderr)
         return 2
-    try:
-        ablate(Path(arguments[0]), arguments[1:])
-    except ValueError as error:
-        print(shown(f"error: {error}"), file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(shown(f"error: {error}"), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(
+        lambda: ablate(Path(arguments[0]), arguments[1:]), "the same command continues"
+    )
 
 
 if __name__ == "__main__":

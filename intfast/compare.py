@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from intfast import config_io
 from intfast.config import Config
 from intfast.evidence import arms
+from intfast.trust.command import exit_code
 from intfast.trust.safe_text import shown
 
 if TYPE_CHECKING:
@@ -173,12 +174,13 @@ def _is_done(folder: Path) -> bool:
 def _run_arm(config: Config, source: Path, console: Console) -> None:
     """Run one arm, unless it is done; an arm without a single example is recorded as such."""
     from intfast import learn
-    from intfast.runfolder import write_json
+    from intfast.runfolder import MAY_CHANGE, write_json
     from intfast.train import run as train
 
     folder = Path(config.run)
     stored = folder / "config.toml"
-    if stored.exists() and (changed := config_io.differences(config, config_io.load(stored))):
+    changed = config_io.differences(config, config_io.load(stored)) if stored.exists() else {}
+    if changed := {key: pair for key, pair in changed.items() if key not in MAY_CHANGE}:
         rows = "".join(f"\n  {k}: was {a!r}, is {b!r}" for k, (a, b) in changed.items())
         raise ValueError(
             f"{folder} holds an arm with other settings:{rows}\nuse another run=FOLDER"
@@ -249,7 +251,7 @@ def show(plan: Plan, console: Console) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line; returns the exit code: 0 done, 2 user error, 1 environment, 130 Ctrl-C."""
+    """The command line; returns the exit code, as `intfast.train` does."""
     if "--help" in arguments or "-h" in arguments:
         rows = (f"  {name:15} {arm.label}" for name, arm in arms.ARMS.items())
         print(USAGE + "\n".join(rows))
@@ -258,24 +260,14 @@ def main(arguments: Sequence[str]) -> int:
     if not words or "=" in words[0]:
         print(USAGE.split("\n\n")[0] + "\n\n--help explains more.", file=sys.stderr)
         return 2
-    try:
+
+    def work() -> None:
         plan = read_plan(words)
         from intfast.metrics import make_console
 
-        if "--dry-run" in arguments:
-            show(plan, make_console())
-        else:
-            run(plan, make_console())
-    except ValueError as error:
-        print(shown(f"error: {error}"), file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(shown(f"error: {error}"), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues this comparison", file=sys.stderr)
-        return 130
-    return 0
+        (show if "--dry-run" in arguments else run)(plan, make_console())
+
+    return exit_code(work, "the same command continues this comparison")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from intfast.trust import files
 
 T = TypeVar("T")
 MAY_CHANGE = {
+    "run",
     *("watchdog_s", "metrics.trackers", "metrics.project", "metrics.example_logprobs"),
     "parity.every",
     "parity.threshold",
@@ -30,7 +31,7 @@ MAY_CHANGE = {
     "batch.max_tokens",
 }
 """Settings that have no part in what a run computes, on a CPU but for `batch.max_tokens` to the
-last bit: what a run that was out of memory, or stopped by a check, may be continued with."""
+last bit: what a run that was moved, out of memory, or stopped by a check, may be continued with."""
 
 
 class Journal(Generic[T]):

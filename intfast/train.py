@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from intfast import config_io
 from intfast.config import Config
-from intfast.trust import interrupt, oom
-from intfast.trust.safe_text import shown
+from intfast.trust.command import exit_code
 
 if TYPE_CHECKING:
     from intfast.parts import Parts
@@ -107,25 +106,17 @@ def main(arguments: Sequence[str]) -> int:
     if not words or "=" in words[0]:
         print(USAGE.split("\n\n")[0] + "\n\n--help explains every setting.", file=sys.stderr)
         return 2
-    try:
-        config = config_io.load(words[0], words[1:])
-        with interrupt.handling(), oom.explained("load"):
-            if dry_run:
-                from intfast import plan
 
-                plan.show(config)
-            else:
-                run(config)
-    except ValueError as error:
-        print(f"error: {shown(error)}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(f"error: {shown(error)}", file=sys.stderr)
-        return 1
-    except interrupt.Stopped as stopped:
-        print(shown(f"{stopped}; the same command continues this run"), file=sys.stderr)
-        return stopped.exit_code
-    return 0
+    def work() -> None:
+        config = config_io.load(words[0], words[1:])
+        if dry_run:
+            from intfast import plan
+
+            plan.show(config)
+        else:
+            run(config)
+
+    return exit_code(work, "the same command continues this run")
 
 
 if __name__ == "__main__":

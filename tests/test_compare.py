@@ -1,7 +1,9 @@
 """The comparison: arms as settings, shared collection, tokens, pairing, and the table."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from intfast import compare, config_io, train
 from intfast.evaluate import Evaluation, bootstrap_seeds, count_samples
 from intfast.evidence import arms, compare_table
+from intfast.solve import Solver
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "quickstart_short.toml")
@@ -197,6 +200,35 @@ def test_other_settings_in_the_same_folder_are_refused(finished):
     other = plan_of(plan.root, f"arms={','.join(NAMES)}", "seeds=0,1", "rl.optim.lr=0.1")
     with pytest.raises(ValueError, match=r"rl\.optim\.lr"):
         compare.run(other, Quiet())
+
+
+def test_a_comparison_that_was_moved_is_read_and_not_repeated(finished, tmp_path, monkeypatch):
+    plan, found = finished
+    shutil.copytree(plan.root, tmp_path / "moved")
+    monkeypatch.setattr(train, "run", None)
+    moved = plan_of(tmp_path / "moved", f"arms={','.join(NAMES)}", "seeds=0,1")
+    assert compare.run(moved, Quiet())["arms"] == found["arms"]
+
+
+@pytest.mark.parametrize("call", [1, 2, 4])
+def test_a_stopped_comparison_says_so_and_continues(finished, tmp_path, monkeypatch, capfd, call):
+    words = [CONFIG, *WORDS, f"run={tmp_path / 'run'}", "arms=int", "seeds=1"]
+    complete, calls = Solver.complete, []
+
+    def stopping(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return complete(*arguments, **keywords)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Solver, "complete", stopping)
+        assert compare.main(words) == 143
+    said = capfd.readouterr().err
+    assert "stopped by SIGTERM; the same command continues this comparison" in said
+    assert compare.main(words) == 0
+    again = read(tmp_path / "run" / "compare.json")["arms"]["int"]["accuracy_by_seed"]
+    assert again == {"1": finished[1]["arms"]["int"]["accuracy_by_seed"][1]}
 
 
 # --- figures by hand ---------------------------------------------------------------------------

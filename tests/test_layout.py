@@ -12,7 +12,7 @@ CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py
 LAYERS = [
     "records settings evidence.arms grading.answers grading.worker method.verdict trust.safe_text",
     "kernels trust.files trust.interrupt",
-    "trust.oom trust.tensorfile trust.watchdog trust.model_folder",
+    "trust.oom trust.command trust.tensorfile trust.watchdog trust.model_folder",
     "config rollout evaluate sources architecture",
     "config_io data grade method.leak method.waves prompts credit batch model optim",
     "runfolder solve grading.watch grading.regrade weights loss adapters",

@@ -73,6 +73,15 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):
     RunFolder(load(tmp_path)).__exit__()
 
 
+def test_a_folder_that_was_moved_is_continued(tmp_path):
+    (tmp_path / "a").mkdir()
+    RunFolder(load(tmp_path / "a")).__exit__()
+    (tmp_path / "a").rename(tmp_path / "b")
+    with RunFolder(load(tmp_path / "b")) as folder:
+        assert folder.resumed
+    assert config_io.load(tmp_path / "b/run/config.toml").run == str(tmp_path / "b/run")
+
+
 # --- checkpoints -------------------------------------------------------------------------------
 
 
