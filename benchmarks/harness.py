@@ -39,9 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def times(
     variants: dict[str, Callable[[], Any]],
     args: argparse.Namespace,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each variant in each round; every round runs all of them, in turning order."""
+    """Seconds of each variant in each round; every round runs all of them, in turning order.
+
+    One CPU thread is timed in CPU seconds, which other load does not stretch.
+    """
+    if clock is None:
+        is_alone = not args.device.startswith("cuda") and args.threads == 1
+        clock = time.process_time if is_alone else time.perf_counter
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(args.warmup + args.rounds):

@@ -72,10 +72,20 @@ def test_a_gate_is_shut_for_nan():
             harness.gate("apart", error, 1.0)
 
 
+@pytest.mark.parametrize(("device", "threads", "is_cpu_time"), [
+    ("cpu", 1, True), ("cpu", 0, False), ("cpu", 2, False),
+])  # fmt: skip
+def test_one_thread_is_timed_in_cpu_seconds(monkeypatch, device, threads, is_cpu_time):
+    monkeypatch.setattr(harness.time, "process_time", iter(range(0, 99, 7)).__next__)
+    monkeypatch.setattr(harness.time, "perf_counter", iter(range(0, 99, 3)).__next__)
+    args = SimpleNamespace(warmup=0, rounds=2, device=device, threads=threads)
+    assert harness.times({"a": int}, args) == {"a": [7, 7] if is_cpu_time else [3, 3]}
+
+
 def test_variants_take_turns_and_warm_up_is_left_out():
     calls = []
     variants = {name: lambda name=name: calls.append(name) for name in "ab"}
-    args = SimpleNamespace(warmup=1, rounds=3, device="cpu")
+    args = SimpleNamespace(warmup=1, rounds=3, device="cpu", threads=0)
     seconds = harness.times(variants, args)
     assert calls == ["b", "a", "a", "b", "b", "a", "a", "b"]
     assert [len(values) for values in seconds.values()] == [3, 3]
