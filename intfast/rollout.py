@@ -150,6 +150,45 @@ def _find_vllm(device: str) -> tuple[str, str]:
     return f"{name} {version}", ""
 
 
+def check_output(
+    requests_P: Sequence[Request], completions_P_G: Sequence[Sequence[Completion]]
+) -> None:
+    """Raise RuntimeError unless this is an answer to these requests, sample by sample.
+
+    A missing, empty, overlong or cut sample would be graded as a wrong answer of the model.
+    """
+    wanted = [len(request.seeds) for request in requests_P]
+    if (found := [len(group) for group in completions_P_G]) != wanted:
+        raise RuntimeError(
+            f"the engine returned {sum(found)} samples of {len(found)} requests, asked for were "
+            f"{sum(wanted)} of {len(wanted)}; nothing of them was recorded"
+        )
+    for p, (request, group) in enumerate(zip(requests_P, completions_P_G, strict=True)):
+        for g, completion in enumerate(group):
+            if fault := _fault(completion, request.sampling):
+                raise RuntimeError(
+                    f"the engine's sample {g} of request {p} {fault}; nothing of this batch was "
+                    "recorded: the same command draws it again"
+                )
+
+
+def _fault(completion: Completion, sampling: Sampling) -> str:
+    """What no sample of these settings can look like, or ""."""
+    ids, most = completion.token_ids, sampling.max_new_tokens
+    if not 1 <= len(ids) <= most:
+        return f"has {len(ids)} tokens, expected 1 to {most}"
+    if len(completion.logprobs) != len(ids):
+        return f"has {len(completion.logprobs)} log-probs for {len(ids)} tokens"
+    if min(ids) < 0:
+        return f"has the token id {min(ids)}"
+    reason = completion.finish_reason
+    if reason == "length" and len(ids) < most:
+        return f'ended by "length" after {len(ids)} of {most} tokens'
+    if reason == "stop" and not sampling.stop and ids[-1] not in sampling.stop_ids:
+        return f'ended by "stop" with token {ids[-1]}, which is no stop token'
+    return "" if reason in ("stop", "length") else f"ended by {reason!r}, not stop or length"
+
+
 def derive_seed(seed: int, *names: str | int) -> int:
     """A 63-bit seed for one named draw, so that adding a draw in one place moves no other.
 

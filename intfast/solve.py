@@ -14,7 +14,14 @@ from intfast.config import SamplingConfig
 from intfast.grade import Grade, Grader, Submission
 from intfast.prompts import Style, decode
 from intfast.records import Problem
-from intfast.rollout import Completion, Engine, OnFinished, Request, Sampling
+from intfast.rollout import (
+    Completion,
+    Engine,
+    OnFinished,
+    Request,
+    Sampling,
+    check_output,
+)
 
 Item = TypeVar("Item")
 MIN_ROOM = 1024
@@ -137,7 +144,9 @@ class Solver:
                 on_finished(1, len(completion.token_ids))
 
         with self.phase("generate"):
-            return self.engine.generate(requests_P, report)
+            completions_P_G = self.engine.generate(requests_P, report)
+        check_output(requests_P, completions_P_G)
+        return completions_P_G
 
     def solve(
         self,

@@ -158,6 +158,8 @@ def test_baselines_need_room_behind_the_attempt():
         )
         solver = solver_of(REPLY, context=full)
         solver.fits = lambda *_: True
+        engine = solver.engine
+        solver.complete = lambda asked, _, e=engine: e.generate(asked, lambda *_: None)
         (record,) = intervene.propose(solver, [(PROBLEM, ATTEMPT)], config, seed=0)
         assert record.gate == gate
 
@@ -324,7 +326,8 @@ def test_the_chat_style_solves_along_the_reference_and_then_verifies(bpe):
     )
     engine = ChatScript(["my own solution", "no tags", reply])
     solver = Solver(engine, bpe, style, Grader(), 5000)
-    config = msgspec.structs.replace(CONFIG, samples=2)
+    longer = msgspec.structs.replace(SAMPLING, max_new_tokens=200)
+    config = msgspec.structs.replace(CONFIG, samples=2, sampling=longer)
     first, second = intervene.propose(solver, [(problem, attempt)], config, seed=0)
     assert (first.gate, second.gate) == ("unparsed", "passed")
     assert (first.guided, second.guided) == ("my own solution", "")
