@@ -85,8 +85,7 @@ class RunFolder:
     def __init__(self, config: Config) -> None:
         self.path = Path(config.run)
         files.make_folder(self.path)
-        self.last_write = _last_write(self.path)
-        """When a process before this one last wrote a file here, in Unix seconds; None: never."""
+        last_write = _last_write(self.path)
         self._lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,6 +101,9 @@ class RunFolder:
         except BaseException:
             self._lock.close()
             raise
+        # Records that a comparison put here are no run yet.
+        self.last_write = last_write if self.resumed else None
+        """When a process before this one last wrote a file here, in Unix seconds; None: never."""
 
     def __enter__(self) -> RunFolder:
         return self

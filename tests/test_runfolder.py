@@ -82,6 +82,15 @@ def test_a_folder_that_was_moved_is_continued(tmp_path):
     assert config_io.load(tmp_path / "b/run/config.toml").run == str(tmp_path / "b/run")
 
 
+def test_records_from_elsewhere_are_no_run_that_continues(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "attempts.jsonl").write_text("")
+    with RunFolder(load(tmp_path)) as folder:
+        assert (folder.resumed, folder.last_write) == (False, None)
+    with RunFolder(load(tmp_path)) as folder:
+        assert folder.resumed and folder.last_write > 0
+
+
 # --- checkpoints -------------------------------------------------------------------------------
 
 
