@@ -44,11 +44,11 @@ def make(rnd: random.Random, steps: int) -> WordProblem:
     """
     who, other = rnd.sample(NAMES, 2)
     things = rnd.choice(THINGS)
-    count = rnd.randint(5, 20)
+    count = rnd.randint(4, 12)
     told = [f"{who} has {count} {things}."]
     solved = [f"{who} starts with {count} {things}."]
     for template, sign in rnd.sample(EVENTS, steps):
-        num = rnd.randint(2, 20) if sign == "+" else rnd.randint(1, count - 1)
+        num = rnd.randint(2, 9) if sign == "+" else rnd.randint(1, count - 1)
         after = count + num if sign == "+" else count - num
         event = template.format(who=who, other=other, n=num, things=things)
         told.append(event)
@@ -66,7 +66,7 @@ def make_all(num: int, steps: int, seed: int) -> list[WordProblem]:
     rnd = random.Random(seed)
     found: dict[str, WordProblem] = {}
     while len(found) < num:
-        problem = make(rnd, rnd.randint(min(2, steps), steps))
+        problem = make(rnd, rnd.randint(1, steps))
         found[problem.problem] = problem
     return list(found.values())
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the two files go")
     parser.add_argument("--train", type=int, default=24, help="problems (%(default)s)")
     parser.add_argument("--test", type=int, default=24, help="problems (%(default)s)")
-    parser.add_argument("--steps", type=int, default=4, choices=range(1, len(EVENTS) + 1))
+    parser.add_argument("--steps", type=int, default=2, choices=range(1, len(EVENTS) + 1))
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     args = parser.parse_args()
     problems = make_all(args.train + args.test, args.steps, args.seed)

@@ -2,7 +2,14 @@ import time
 
 import pytest
 
-from intfast.grading.answers import Reason, Status, extract, is_explosive, last_boxed
+from intfast.grading.answers import (
+    Reason,
+    Status,
+    compare_quickly,
+    extract,
+    is_explosive,
+    last_boxed,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +34,12 @@ from intfast.grading.answers import Reason, Status, extract, is_explosive, last_
         ("Answer: 1\nwait\n**Answer:** 12 \nbye", "12"),
         ("Answer: 12, so \\boxed{13}", "13"),
         ("Answer:", None),
+        ("**Answer**: 12", "12"),
+        ("Answer: **12**.", "12"),
+        ("So the answer: $12$. ", "$12$"),
+        ("Answer: .5", ".5"),
+        (r"Answer: \left\{ x \right.", r"\left\{ x \right."),
+        ("Answer: ...", None),
         ("the answer is 12", None),
     ],
 )
@@ -79,6 +92,32 @@ def test_ordinary_powers_are_not_explosive():
         "e^{x^2}",
     ):
         assert not is_explosive(text), text
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "reason"),
+    [
+        ("18", "18 books", Reason.CORRECT),
+        ("18", "18 more books", Reason.CORRECT),
+        ("18", "18 months", Reason.CORRECT),
+        ("1800", "1,800 marbles.", Reason.CORRECT),
+        ("18", "17 books", Reason.WRONG),
+        ("18", "$18", Reason.CORRECT),
+        ("18", "$18.00", Reason.CORRECT),
+        ("18", "$17", Reason.WRONG),
+        ("18", "$18$", Reason.CORRECT),
+        # What follows the number changes it, or is another answer: for the parser.
+        ("18", "18 hundred", None),
+        ("18", "18 or 19", None),
+        ("18", "18 books or cards", None),
+        ("18", "18 squared", None),
+        ("18", "18 x", None),
+        ("18", "books 18", None),
+        ("18", "$18 and $19", Reason.UNPARSEABLE),
+    ],
+)
+def test_a_number_is_read_beside_what_it_counts(gold, answer, reason):
+    assert compare_quickly(gold, answer) is reason
 
 
 def test_reason_decides_the_status():

@@ -60,7 +60,10 @@ _UNSCORED = (Reason.TIMEOUT, Reason.CRASH, Reason.GOLD_UNPARSEABLE)
 
 # A run of backslashes, then what it may escape. Possessive, so linear on hostile text.
 _BRACE = re.compile(r"(?<!\\)(\\*+)(boxed\s*+\{|[{}])")
-_ANSWER_LINE = re.compile(r"answer\s{0,3}:([^\n]*)", re.IGNORECASE)
+_ANSWER_LINE = re.compile(r"answer[\s*]{0,5}:([^\n]*)", re.IGNORECASE)
+
+# Emphasis and full stops behind an answer; "\\right." is mathematics.
+_END_OF_SENTENCE = re.compile(r"(?<!\\right)(?<![\s*.])[\s*.]+$")
 
 
 def last_boxed(text: str) -> str | None:
@@ -111,7 +114,7 @@ def extract(text: str, mode: str) -> str | None:
         answer = last_boxed(text)
         if answer is None:
             lines = _ANSWER_LINE.findall(text)
-            answer = lines[-1].strip().strip("*").strip() if lines else None
+            answer = _END_OF_SENTENCE.sub("", lines[-1]).lstrip("* \t") if lines else None
         return answer or None
     kind, _, marker = mode.partition(":")
     if kind != "tail" or not marker or marker.split() != [marker]:
@@ -151,6 +154,9 @@ def normalise(text: str) -> str:
     for left, right in _DELIMITERS:
         if text.startswith(left) and text.endswith(right) and len(text) >= len(left + right):
             text = text[len(left) : -len(right)].strip()
+    # A currency: one dollar sign delimits nothing.
+    if text.count("$") == 1:
+        text = text.removeprefix("$")
     text = text.replace("{,}", ",").replace(r"\%", "%").replace(r"\$", "").rstrip(".")
     text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text)
     text = _SPACES.sub("", _SPACING.sub(" ", text).strip())
@@ -178,6 +184,25 @@ def number(normalised: str) -> Fraction | None:
     if bottom == 0:
         return None
     return Fraction(-top if match[1] == "-" else top, bottom)
+
+
+# A number in front of what it counts: the parser knows some nouns ("apples") and not others.
+_COUNTED = re.compile(r"(.*\d) ([a-z]{3,}(?: [a-z]{2,}){0,2})", re.IGNORECASE)
+_NO_NOUN = re.compile(
+    r"\b(?:and|but|by|choose|divided|from|if|in|is|not|nor|of|or|over|per|percent|than|times|to|vs"
+    r"|versus|minus|plus|mod|modulo|hundreds?|thousands?|[mbtr]+illions?|dozens?|score|half|halves"
+    r"|quarters?|thirds?|(?:four|fif|six|seven|eigh|nin|ten)ths?|squared|cubed|factorial"
+    r"|sqrt|sin|cos|tan|log|exp|pi)\b",
+    re.IGNORECASE,
+)
+
+
+def without_noun(normalised: str) -> str:
+    """ "12 books" -> "12"; a text that is anything else stays as it is."""
+    found = _COUNTED.fullmatch(normalised)
+    if found is None or _NO_NOUN.search(found[2]):
+        return normalised
+    return found[1]
 
 
 # Factorials of large integers, powers or factorials; stacked superscripts; giant exponents.
@@ -231,7 +256,7 @@ def compare_numbers(gold: str, answer: str) -> Reason | None:
         # "6=5": math-verify would read the last side only.
         return Reason.WRONG
     gold_value = number(gold)
-    answer_value = number(re.sub(r"^[A-Za-z]=", "", answer))
+    answer_value = number(without_noun(re.sub(r"^[A-Za-z]=", "", answer)))
     if gold_value is None or answer_value is None:
         return None
     if gold_value == answer_value:
