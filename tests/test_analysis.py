@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from small_run import Quiet
 
 from intfast import ablate, config_io, intervene
 from intfast.evidence import analysis
@@ -37,13 +38,6 @@ SMALL = [
     "evaluate.ks=[1]",
     "analysis.texts=3",
 ]
-
-
-class Quiet:
-    is_terminal = False
-
-    def print(self, *_, **__):
-        """Say nothing."""
 
 
 def config_of(folder, *overrides):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_run import Quiet
 
 from intfast import compare, config_io, train
 from intfast.evaluate import Evaluation, bootstrap_seeds, count_samples
@@ -34,13 +35,6 @@ WORDS = [
     "evaluate.ks=[1,2]",
 ]
 NAMES = ["base", "rl", "rft", "int", "int_rl"]
-
-
-class Quiet:
-    is_terminal = False
-
-    def print(self, *_, **__):
-        """Say nothing."""
 
 
 def plan_of(folder: Path, *words: str) -> compare.Plan:

@@ -2,14 +2,13 @@
 
 import msgspec
 import pytest
+from small_run import TOKENIZER, Script
 
 from intfast import intervene
 from intfast.config import InterveneConfig, PromptConfig, SamplingConfig, SftConfig
 from intfast.grade import Grader
 from intfast.prompts import ChatStyle, CompactStyle, decode, encode
-from intfast.quickstart import task
 from intfast.records import Attempt, Continuation, Intervention, Problem
-from intfast.rollout import Completion
 from intfast.solve import Solver, Start, chunks
 
 BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"
@@ -22,7 +21,6 @@ SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=40
 CONFIG = InterveneConfig(
     samples=3, continuations=4, wave=2, stop="never", sampling=SAMPLING, continuation=SAMPLING
 )
-TOKENIZER = task.build_tokenizer()
 PROBLEM = Problem(id="p", problem=BODY, answer="d 13 c 5 e 1", reference=REFERENCE)
 ATTEMPT = Attempt(
     problem_id="p",
@@ -35,30 +33,6 @@ ATTEMPT = Attempt(
     reason="wrong",
     policy_version=0,
 )
-
-
-class Script:
-    """An engine that answers from a list of texts, and remembers what it was asked."""
-
-    policy_version = 0
-
-    def __init__(self, texts):
-        self.texts = list(texts)
-        self.requests = []
-
-    def generate(self, requests_P, on_finished=None):
-        self.requests += requests_P
-        groups = [[self._next() for _ in request.seeds] for request in requests_P]
-        for p, group in enumerate(groups):
-            for g, completion in enumerate(group):
-                on_finished(p, g, completion)
-        return groups
-
-    def _next(self):
-        ids = [*encode(TOKENIZER, self.texts.pop(0)), TOKENIZER.eos_token_id]
-        return Completion(
-            token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
-        )
 
 
 def solver_of(*texts: str, context: int = 1000) -> Solver:
@@ -311,20 +285,13 @@ def test_the_chat_style_solves_along_the_reference_and_then_verifies(bpe):
         ATTEMPT, problem_id="q", text=text, token_ids=encode(bpe, text)
     )
 
-    class ChatScript(Script):
-        def _next(self):
-            ids = [*encode(bpe, self.texts.pop(0)), bpe.eos_token_id]
-            return Completion(
-                token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
-            )
-
     style = ChatStyle(PromptConfig(), bpe)
     mark = style.mark([text])
     reply = (
         f"<location-{mark}>2</location-{mark}>\n"
         f"<intervention-{mark}>\nWait, y = 3.\n</intervention-{mark}>"
     )
-    engine = ChatScript(["my own solution", "no tags", reply])
+    engine = Script(["my own solution", "no tags", reply], bpe)
     solver = Solver(engine, bpe, style, Grader(), 5000)
     longer = msgspec.structs.replace(SAMPLING, max_new_tokens=200)
     config = msgspec.structs.replace(CONFIG, samples=2, sampling=longer)

@@ -1,57 +1,23 @@
 """SFT and RL on a tiny model: they learn, stop, continue exactly, and count what they do."""
 
-import json
-
 import msgspec
 import pytest
 import torch
+from small_run import Quiet, words, write_inputs
 
 from intfast import checkpoint, config_io, learn, stages
 from intfast.evidence import token_logprobs
 from intfast.grade import Grade
 from intfast.grading.answers import Reason
-from intfast.model import Decoder, ModelConfig, PackedAttention
+from intfast.model import PackedAttention
 from intfast.parts import build
-from intfast.quickstart import base, task
 from intfast.records import Example, TokenLogprobs
-from intfast.weights import save
-
-MODEL = base.MODEL_CONFIG | {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
-SAMPLING = "{temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=4}"
-
-
-class Quiet:
-    """A console for tests that keeps what was said."""
-
-    is_terminal = False
-
-    def __init__(self):
-        self.lines = []
-
-    def print(self, *texts, **_):
-        self.lines += map(str, texts)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A random model folder and two problem files."""
-    folder = tmp_path_factory.mktemp("learn")
-    torch.manual_seed(0)
-    decoder = Decoder(ModelConfig.from_hf(MODEL))
-    base.initialise(decoder, 0)
-    save(decoder, MODEL, folder / "base")
-    task.build_tokenizer().save_pretrained(folder / "base")
-    for split, count in (("train", 6), ("test", 3)):
-        rows = task.problem_rows(0, split, count)
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("learn"))
 
 
 @pytest.fixture
@@ -66,37 +32,16 @@ def parts_of(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("intfast.grade.Grader.grade_many", grade)
 
     def make(*overrides, run="run"):
-        config = config_io.load(
-            None,
-            [
-                f"run={tmp_path / run}",
-                f"model.path={folder / 'base'}",
-                "model.dtype=float32",
-                "model.device=cpu",
-                f"data.train={folder / 'train.jsonl'}",
-                f"data.test={folder / 'test.jsonl'}",
-                "prompt.style=compact",
-                "prompt.separator=' ;'",
-                "grade.mode=tail:ans",
-                "rollout.cache_gib=0.1",
-                "batch.max_tokens=200",
-                "sft.epochs=0",
-                "rl.problems=selected",
-                "rl.steps=6",
-                "rl.problems_per_step=4",
-                "rl.group_size=8",
-                "rl.minibatches=1",
-                f"rl.sampling={SAMPLING}",
-                "rl.optim.lr=0.01",
-                "rl.checkpoint_every=2",
-                f"attempts.sampling={SAMPLING}",
-                f"evaluate.sampling={SAMPLING}",
-                "evaluate.samples=4",
-                "evaluate.ks=[1]",
-                *overrides,
-            ],
-        )
-        return build(config, Quiet())
+        settings = [
+            *words(folder, tmp_path / run, max_new_tokens=4),
+            "rl.steps=6",
+            "rl.problems_per_step=4",
+            "rl.group_size=8",
+            "rl.checkpoint_every=2",
+            "evaluate.samples=4",
+            *overrides,
+        ]
+        return build(config_io.load(None, settings), Quiet())
 
     return make
 

@@ -1,35 +1,14 @@
 """RL as the comparison needs it: hints are prompt, and training goes on until equal tokens."""
 
-import json
-
 import pytest
 import torch
+from small_run import Quiet, words, write_inputs
 
 from intfast import config_io, learn, stages
 from intfast.grade import Grade
 from intfast.grading.answers import Reason
-from intfast.model import Decoder, ModelConfig
 from intfast.parts import build
-from intfast.quickstart import base, task
 from intfast.records import Guided
-from intfast.weights import save
-
-MODEL = base.MODEL_CONFIG | {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
-SAMPLING = "{temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=3}"
-
-
-class Quiet:
-    is_terminal = False
-
-    def print(self, *_, **__):
-        """Say nothing."""
 
 
 @pytest.fixture
@@ -42,38 +21,18 @@ def parts_of(tmp_path, monkeypatch):
         return [Grade(status=reason.status, reason=reason) for reason in reasons]
 
     monkeypatch.setattr("intfast.grade.Grader.grade_many", grade)
-    torch.manual_seed(0)
-    decoder = Decoder(ModelConfig.from_hf(MODEL))
-    base.initialise(decoder, 0)
-    save(decoder, MODEL, tmp_path / "base")
-    task.build_tokenizer().save_pretrained(tmp_path / "base")
-    rows = task.problem_rows(0, "train", 6)
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inputs = write_inputs(tmp_path, num_hidden_layers=1)
 
     def make(*overrides, run="run"):
-        words = [
-            f"run={tmp_path / run}",
-            f"model.path={tmp_path / 'base'}",
-            "model.dtype=float32",
-            "model.device=cpu",
-            f"data.train={tmp_path / 'train.jsonl'}",
-            "prompt.style=compact",
-            "prompt.separator=' ;'",
-            "grade.mode=tail:ans",
-            "rollout.cache_gib=0.1",
-            "batch.max_tokens=200",
-            "sft.epochs=0",
-            "rl.problems=selected",
+        settings = [
+            *words(inputs, tmp_path / run, max_new_tokens=3),
             "rl.steps=2",
             "rl.problems_per_step=3",
             "rl.group_size=8",
-            "rl.minibatches=1",
-            f"rl.sampling={SAMPLING}",
-            "rl.optim.lr=0.01",
             "rl.checkpoint_every=1",
             *overrides,
         ]
-        return build(config_io.load(None, words), Quiet())
+        return build(config_io.load(None, settings), Quiet())
 
     return make
 

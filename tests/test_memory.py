@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_learn import Quiet, folder  # noqa: F401
+from test_learn import folder  # noqa: F401
 from test_train import ROOT, SMALLER, arguments
 from tiny import config_dict
 

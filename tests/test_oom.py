@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from test_learn import Quiet, folder, weights_of  # noqa: F401
+from small_run import Quiet
+from test_learn import folder, weights_of  # noqa: F401
 from test_parity import parts_of  # noqa: F401
 from test_train import arguments, config_of
 

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 from msgspec.structs import replace as change
-from test_learn import Quiet, folder, weights_of  # noqa: F401
+from small_run import Quiet, words
+from test_learn import folder, weights_of  # noqa: F401
 
 from intfast import config_io, learn, stages
 from intfast.engines.native import NativeEngine
@@ -27,33 +28,16 @@ def parts_of(folder, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(Grader, "grade_many", grade)
 
     def make(*overrides, run="run"):
-        words = [
-            f"run={tmp_path / run}",
-            f"model.path={folder / 'base'}",
-            "model.dtype=float32",
-            "model.device=cpu",
-            f"data.train={folder / 'train.jsonl'}",
-            f"data.test={folder / 'test.jsonl'}",
-            "prompt.style=compact",
-            "prompt.separator=' ;'",
-            "grade.mode=tail:ans",
-            "rollout.cache_gib=0.1",
-            "batch.max_tokens=200",
-            "sft.epochs=0",
-            "rl.problems=selected",
+        settings = [
+            *words(folder, tmp_path / run, max_new_tokens=8),
             "rl.steps=4",
             "rl.problems_per_step=4",
             "rl.group_size=4",
-            "rl.minibatches=1",
-            "rl.sampling={temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=8}",
-            "rl.optim.lr=0.01",
             "parity.every=2",
-            "evaluate.sampling={temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=8}",
-            "attempts.sampling={temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=8}",
             "evaluate.samples=1",
-            "evaluate.ks=[1]",
+            *overrides,
         ]
-        return build(config_io.load(None, [*words, *overrides]), Quiet())
+        return build(config_io.load(None, settings), Quiet())
 
     return make
 

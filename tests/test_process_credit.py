@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from small_run import Quiet
 
 from intfast import config_io, credit, learn
 from intfast.config import InterveneConfig, RlConfig
@@ -89,13 +90,6 @@ def test_settings_that_cannot_work_are_refused():
 # --- in a run ----------------------------------------------------------------------------------
 
 SAMPLING = "{temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=110}"
-
-
-class Quiet:
-    is_terminal = False
-
-    def print(self, *texts, **_):
-        pass
 
 
 @pytest.fixture

@@ -4,20 +4,18 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from small_run import TOKENIZER, Quiet, Script
 
 from intfast.config import Config, PromptConfig
 from intfast.grade import Grader
 from intfast.method import guided, sft_data
 from intfast.metrics import Metrics
 from intfast.prompts import ChatStyle, CompactStyle, decode, encode
-from intfast.quickstart import task
 from intfast.records import Attempt, Example, Guided, Problem
-from intfast.rollout import Completion
 from intfast.runfolder import Journal
 from intfast.solve import Solver
 from intfast.summary import Found
 
-TOKENIZER = task.build_tokenizer()
 END = TOKENIZER.eos_token_id
 BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"
 REFERENCE = "a 7 # b 3 -> d 13 , d 13 + c 5 -> e 1 , ans d 13 c 5 e 1"
@@ -28,37 +26,6 @@ PROBLEMS = [
     Problem(id=name, problem=BODY, answer="d 13 c 5 e 1", reference=REFERENCE) for name in "pq"
 ]
 PROMPT = encode(TOKENIZER, f"<solve> {BODY}")
-
-
-class Script:
-    """An engine that answers from a list of texts, and remembers what it was asked."""
-
-    policy_version = 0
-
-    def __init__(self, texts):
-        self.texts = list(texts)
-        self.requests = []
-
-    def generate(self, requests_P, on_finished=None):
-        self.requests += requests_P
-        groups = [[self._next() for _ in request.seeds] for request in requests_P]
-        for p, group in enumerate(groups):
-            for g, completion in enumerate(group):
-                on_finished(p, g, completion)
-        return groups
-
-    def _next(self):
-        ids = [*encode(TOKENIZER, self.texts.pop(0)), END]
-        return Completion(
-            token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
-        )
-
-
-class Quiet:
-    is_terminal = False
-
-    def print(self, *_, **__):
-        """Say nothing."""
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_run import Quiet
 from tiny import hf_model
 from transformers import AutoModelForCausalLM
 
@@ -32,13 +33,6 @@ SMALLER = [
     "sft.epochs=1",
     "model.threads=1",
 ]
-
-
-class Quiet:
-    is_terminal = False
-
-    def print(self, *_, **__):
-        """Say nothing."""
 
 
 def config_of(folder: Path, *overrides: str):

@@ -1,0 +1,98 @@
+"""Runs of seconds: a random model of the quickstart's kind, its problems, engines that recite."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from intfast.model import Decoder, ModelConfig
+from intfast.prompts import encode
+from intfast.quickstart import base, task
+from intfast.rollout import Completion
+from intfast.weights import save
+
+MODEL = base.MODEL_CONFIG | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+TOKENIZER = task.build_tokenizer()
+
+
+class Quiet:
+    """A console that keeps what was said."""
+
+    is_terminal = False
+
+    def __init__(self):
+        self.lines = []
+
+    def print(self, *texts, **_):
+        self.lines += map(str, texts)
+
+
+class Script:
+    """An engine that answers from a list of texts, and remembers what it was asked."""
+
+    policy_version = 0
+
+    def __init__(self, texts, tokenizer=TOKENIZER):
+        self.texts = list(texts)
+        self.requests = []
+        self.tokenizer = tokenizer
+
+    def generate(self, requests_P, on_finished=None):
+        self.requests += requests_P
+        groups = [[self._next() for _ in request.seeds] for request in requests_P]
+        for p, group in enumerate(groups):
+            for g, completion in enumerate(group):
+                on_finished(p, g, completion)
+        return groups
+
+    def _next(self):
+        ids = [*encode(self.tokenizer, self.texts.pop(0)), self.tokenizer.eos_token_id]
+        return Completion(
+            token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
+        )
+
+
+def write_inputs(folder: Path, **changes) -> Path:
+    """A random model folder, six training and three test problems; `changes` are of MODEL."""
+    torch.manual_seed(0)
+    decoder = Decoder(ModelConfig.from_hf(MODEL | changes))
+    base.initialise(decoder, 0)
+    save(decoder, MODEL | changes, folder / "base")
+    TOKENIZER.save_pretrained(folder / "base")
+    for split, count in (("train", 6), ("test", 3)):
+        rows = task.problem_rows(0, split, count)
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def words(inputs: Path, run: Path, max_new_tokens: int) -> list[str]:
+    """Settings of a run of RL alone on those inputs."""
+    sampling = f"{{temperature=1.0, top_p=1.0, top_k=0, max_new_tokens={max_new_tokens}}}"
+    return [
+        f"run={run}",
+        f"model.path={inputs / 'base'}",
+        "model.dtype=float32",
+        "model.device=cpu",
+        f"data.train={inputs / 'train.jsonl'}",
+        f"data.test={inputs / 'test.jsonl'}",
+        "prompt.style=compact",
+        "prompt.separator=' ;'",
+        "grade.mode=tail:ans",
+        "rollout.cache_gib=0.1",
+        "batch.max_tokens=200",
+        "sft.epochs=0",
+        "rl.problems=selected",
+        "rl.minibatches=1",
+        "rl.optim.lr=0.01",
+        f"rl.sampling={sampling}",
+        f"attempts.sampling={sampling}",
+        f"evaluate.sampling={sampling}",
+        "evaluate.ks=[1]",
+    ]
