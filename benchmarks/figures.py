@@ -98,7 +98,7 @@ def path(points: Iterable[tuple[float, float]]) -> str:
 def figure(title: str, body: Sequence[str], height: float, note: str) -> str:
     """The file: a card with a title, what was drawn, and a note below it."""
     # No line ends between a figure and its unit.
-    lines = textwrap.wrap(note.replace(" %", "\u00a0%"), 68)
+    lines = textwrap.wrap(note.replace(" %", "\u00a0%"), 66)
     bottom = height + 18 * len(lines) + 8
     parts = [
         tag("title", f"{title}. {note}"),
