@@ -24,9 +24,9 @@ USAGE = """\
 usage: python -m intfast.compare CONFIG.toml [arms=NAME,...] [seeds=N,...] [equal_tokens=BOOL]
                                  [key.sub=value ...] [ARM:key.sub=value ...] [--dry-run]
 
-Runs arms over the same trainer, problems and base model and writes one table: compare.md and
-compare.json in the folder `run`, where every arm and seed has an ordinary run folder. Attempts and
-interventions are drawn once per seed. The same command continues.
+Runs arms over the same trainer, problems and base model and writes one table: compare.md,
+compare.json and the page report.html in the folder `run`, where every arm and seed has an ordinary
+run folder. Attempts and interventions are drawn once per seed. The same command continues.
 
   arms=          which rows; default: all but rft_rl, star_rl and prefix_rl
   seeds=         one repetition each; default: the seed of the config
@@ -121,7 +121,8 @@ def _own_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, list[
 
 
 def run(plan: Plan, console: Console) -> dict[str, Any]:
-    """Run what is missing, write compare.json and compare.md, and return the former."""
+    """Run what is missing; write compare.json, compare.md and report.html; return the first."""
+    from intfast import report
     from intfast.evidence import compare_table
 
     start = time.perf_counter()
@@ -142,7 +143,10 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
                 until[seed] = _generated(Path(config.run))
     found = compare_table.build(plan.root, plan.names, plan.seeds, plan.own)
     found["seconds_last_process"] = time.perf_counter() - start
-    return compare_table.write(plan.root, found, console)
+    compare_table.write(plan.root, found, console)
+    page = report.write([plan.root], plan.root / "report.html")
+    console.print(shown(f"to look at it: {page}"), markup=False, highlight=False)
+    return found
 
 
 def _collect(plan: Plan, seed: int, configs: Sequence[Config], console: Console) -> Path:

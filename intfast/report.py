@@ -1,6 +1,7 @@
-"""One self-contained HTML page of a run, or of several side by side.
+"""One self-contained HTML page of a run, of several side by side, or of a comparison.
 
 python -m intfast.report RUN [RUN ...] [--out FILE]
+python -m intfast.report COMPARISON [--out FILE]
 
 The page holds its style, script and data and loads nothing. What a model wrote is data in it:
 `<` never occurs inside a data block, the script puts texts into text nodes only, and a content
@@ -21,6 +22,7 @@ from typing import Any
 import msgspec
 
 import intfast
+from intfast.evidence import compare_page, repeats
 from intfast.evidence.browser import browse
 from intfast.evidence.page_data import collect_all
 from intfast.trust.files import write_atomic
@@ -29,11 +31,12 @@ from intfast.trust.safe_text import shown
 USAGE = """\
 usage: python -m intfast.report RUN [RUN ...] [--out FILE]
 
-Writes one HTML page about a run folder, to report.html in it; or about several runs, side by side,
-to report.html here. A run that has not finished gives a page of what is there.
+Writes one HTML page about a run folder, or the folder of a comparison, to report.html in it; or
+about several runs, side by side, to report.html here. Runs that differ in their seed alone are also
+pooled. A run that has not finished gives a page of what is there.
 """
 PAGE = Path(__file__).with_name("evidence") / "page"
-SCRIPTS = ("dom.js", "charts.js", "sections.js", "browser.js", "main.js")
+SCRIPTS = ("dom.js", "charts.js", "sections.js", "compare.js", "browser.js", "main.js")
 
 
 def write(runs: Sequence[Path], out: Path) -> Path:
@@ -46,9 +49,9 @@ def write(runs: Sequence[Path], out: Path) -> Path:
 
 
 def page(runs: Sequence[Path]) -> str:
-    """The page of these run folders as text."""
-    found = collect_all(runs)
-    items = [browse(run) for run in runs]
+    """The page of these run folders, or of one comparison, as text."""
+    title, folders, found = _gather(runs)
+    items = [browse(folder) for folder in folders]
     for run, texts in zip(found["runs"], items, strict=True):
         run["scored"] = texts.pop("scored")
     style = (PAGE / "page.css").read_text(encoding="utf-8")
@@ -58,13 +61,34 @@ def page(runs: Sequence[Path]) -> str:
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
         version=html.escape(intfast.__version__),
-        title=html.escape(f"{', '.join(run['name'] for run in found['runs'])} - intfast"),
+        title=html.escape(f"{title} - intfast"),
         style=style,
         script=script,
         figures=_block("runs", found),
         # Behind the script: the figures are drawn before the texts are read.
         texts="\n".join(texts),
     )
+
+
+def _gather(folders: Sequence[Path]) -> tuple[str, list[Path], dict[str, Any]]:
+    """A title, the folders whose interventions can be read, and all figures."""
+    compared = [folder for folder in folders if compare_page.is_comparison(folder)]
+    if not compared:
+        found = collect_all(folders)
+        names = [run["name"] for run in found["runs"]]
+        found["pooled"] = repeats.pooled(folders, names)
+        return ", ".join(names), list(folders), found
+    if len(folders) > 1:
+        raise ValueError(
+            f"{compared[0]} holds a comparison, which has a page of its own; expected it alone, "
+            "or run folders only"
+        )
+    comparison = compare_page.collect(compared[0])
+    ours = compare_page.ours(compared[0])
+    found = collect_all(list(ours.values()))
+    for run, name in zip(found["runs"], ours, strict=True):
+        run["name"] = name
+    return comparison["name"], list(ours.values()), found | {"comparison": comparison}
 
 
 def _block(name: str, value: Any) -> str:

@@ -44,7 +44,7 @@ def make_run(folder: Path, *overrides: str, num: int = 4, text: str = "") -> Pat
     _rows(folder, "examples", [_example(ids[0])])
     _rows(folder, "example_logprobs", [_logprobs(text)])
     _rows(folder, "metrics", _metrics())
-    evaluations = {name: _evaluation(name, right, text) for name, right in RIGHT.items()}
+    evaluations = {name: evaluation(name, right, text) for name, right in RIGHT.items()}
     _json(folder / "evaluations.json", evaluations)
     manifest = {"commit": text or "abc", "device": "cpu", "seed": 0, "num_parameters": 7}
     _json(folder / "manifest.json", manifest | {"test": {"problems": 3, "hash": "h"}})
@@ -165,7 +165,7 @@ def _metrics() -> list[dict[str, Any]]:
     return [*sft, *rl, {"stage": "evaluate", "step": 0, "of": "int_rl", "accuracy": 0.75}]
 
 
-def _evaluation(name: str, right: tuple[int, ...], text: str) -> Evaluation:
+def evaluation(name: str, right: tuple[int, ...], text: str) -> Evaluation:
     problems = [
         count_samples(
             f"t-{i}{text}",

@@ -71,6 +71,14 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     assert 0.68 <= hits / 120 <= 0.9
 
 
+def test_drawing_many_at_once_gives_the_interval_of_one_after_the_other():
+    values = np.random.default_rng(0).random(500)
+    rng = np.random.default_rng(1)
+    means = [values[rng.integers(500, size=500)].mean() for _ in range(2000)]
+    expected = np.quantile(means, [0.025, 0.975])
+    assert bootstrap(values.tolist(), seed=1) == tuple(expected)
+
+
 def test_bootstrap_of_equal_values_has_no_width():
     assert bootstrap([0.25] * 7, seed=3) == (0.25, 0.25)
     assert bootstrap([1.0], seed=3) == (1.0, 1.0)

@@ -24,10 +24,10 @@ LAYERS = [
     "stages plan course evidence.token_logprobs",
     "method.guided summary",
     "learn method.sft_data",
-    "evidence.analysis evidence.page_data",
-    "evidence.browser",
+    "evidence.analysis evidence.page_data evidence.compare_table",
+    "evidence.browser evidence.compare_page evidence.repeats",
     "report",
-    "train evidence.compare_table",
+    "train",
     "ablate compare quickstart",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

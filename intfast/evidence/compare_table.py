@@ -125,7 +125,7 @@ def _row(
         "label": arms.ARMS[name].label,
         "without_examples": [seed for seed, cells in found.items() if not cells],
         "accuracy": pooled(at_steps, accuracy) if done else None,
-        "accuracy_by_seed": {seed: pooled({0: e}, accuracy).value for seed, e in at_steps.items()},
+        "accuracy_by_seed": dict(by_seed(at_steps)),
         "pass_at_k": {k: pooled(at_steps, at_k(k), k) for k in ks if k > 1} if done else {},
         "ahead": difference(other, at_steps) if name != arms.OURS else None,
         "training": {key: _mean(row[key] for row in trained) for key in trained[0]}
@@ -165,6 +165,22 @@ def pooled(evaluations: Mapping[int, Evaluation], value: Values, least: int = 1)
     return bootstrap_seeds([[table[i] for i in shared] for table in tables], seed=0)
 
 
+def pass_curve(evaluations: Mapping[int, Evaluation]) -> list[tuple[int, Estimate]]:
+    """(k, pass@k) at the powers of two up to the samples that every problem has."""
+    most = min((p.scored for e in evaluations.values() for p in e.problems), default=0)
+    return [(k, pooled(evaluations, at_k(k), k)) for k in (2**i for i in range(most.bit_length()))]
+
+
+def shared_problems(evaluations: Mapping[int, Evaluation]) -> set[str]:
+    """The problems with a scored sample in every one of the evaluations."""
+    return set.intersection(*(set(e.accuracies()) for e in evaluations.values()))
+
+
+def by_seed(evaluations: Mapping[int, Evaluation]) -> list[tuple[int, float]]:
+    """(seed, mean accuracy over its problems)."""
+    return [(seed, _mean(e.accuracies().values())) for seed, e in evaluations.items()]
+
+
 def difference(ours: Mapping[int, Evaluation], theirs: Mapping[int, Evaluation]) -> Estimate | None:
     """Accuracy of ours minus theirs, paired by seed and problem; None without a shared seed."""
     seeds = [seed for seed in ours if seed in theirs]
@@ -196,13 +212,12 @@ def _mean(values: Any) -> float:
 # --- the table ---------------------------------------------------------------------------------
 
 
-def write(root: Path, found: dict[str, Any], console: Any) -> dict[str, Any]:
-    """Write compare.json and compare.md, print the latter, and return the former's content."""
+def write(root: Path, found: dict[str, Any], console: Any) -> None:
+    """Write compare.json and compare.md, and print the latter."""
     write_json(root / "compare.json", found)
     text = markdown(found)
     write_atomic(root / "compare.md", text.encode())
     console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
-    return found
 
 
 def markdown(found: Mapping[str, Any]) -> str:

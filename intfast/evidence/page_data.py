@@ -49,7 +49,7 @@ def collect_all(folders: Sequence[Path]) -> dict[str, Any]:
     for run, evaluations in list(zip(runs, found, strict=True))[1:]:
         if _test_set(run) is None or _test_set(run) != _test_set(runs[0]):
             continue
-        for name in _in_order(evaluations):
+        for name in in_order(evaluations):
             if name in found[0] and "@" not in name:
                 titles = [f"{run['name']}: {label(name)}", f"{runs[0]['name']}: {label(name)}"]
                 across += _difference(titles, evaluations[name], found[0][name])
@@ -88,13 +88,13 @@ def collect(folder: Path) -> dict[str, Any]:
         "model": config.model.path,
         "manifest": read_json(folder, "manifest.json") or {},
         "settings": [
-            [key, *map(_toml, pair)] for key, pair in config_io.differences(config).items()
+            [key, *map(toml, pair)] for key, pair in config_io.differences(config).items()
         ],
         "sampling": msgspec.to_builtins(config.evaluate.sampling),
         "ks": config.evaluate.ks,
         "samples": config.evaluate.samples,
         "evaluations": [
-            _evaluation(name, evaluations[name], config) for name in _in_order(evaluations)
+            _evaluation(name, evaluations[name], config) for name in in_order(evaluations)
         ],
         "differences": _differences(evaluations),
         "curves": _curves(metrics),
@@ -163,7 +163,7 @@ def read_evaluations(folder: Path) -> dict[str, Evaluation]:
 # --- figures -----------------------------------------------------------------------------------
 
 
-def _in_order(evaluations: Iterable[str]) -> list[str]:
+def in_order(evaluations: Iterable[str]) -> list[str]:
     """Names as the tables have them; evaluations within RL ("int_rl@20") after their stage."""
     places = list(ARMS)
 
@@ -202,12 +202,12 @@ def _evaluation(name: str, evaluation: Evaluation, config: Config) -> dict[str, 
 
 def interval(estimate: Estimate) -> list[float]:
     """[value, low, high, problems] of an estimate."""
-    return [*map(_short, (estimate.value, estimate.low, estimate.high)), estimate.num_problems]
+    return [*map(short, (estimate.value, estimate.low, estimate.high)), estimate.num_problems]
 
 
 def _differences(evaluations: dict[str, Evaluation]) -> list[list[Any]]:
     """The difference of every pair of final weights."""
-    names = [name for name in _in_order(evaluations) if "@" not in name]
+    names = [name for name in in_order(evaluations) if "@" not in name]
     return [
         row
         for place, less in enumerate(names)
@@ -240,7 +240,7 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "label": label(stage),
             "steps": [row["step"] for row in rows],
             "of": [row.get("of") for row in rows],
-            "series": {n: [_short(row.get(n)) for row in rows] for n in sorted(names)},
+            "series": {n: [short(row.get(n)) for row in rows] for n in sorted(names)},
         }
     return found
 
@@ -268,7 +268,7 @@ def _outcomes(
     for start, text in STARTS.items():
         reasons = Counter(record.reason for record in continuations if record.start == start)
         found.append([f"continuations of {text}", reasons])
-    for name in _in_order(evaluations):
+    for name in in_order(evaluations):
         if "@" not in name:
             reasons = Counter()
             for problem in evaluations[name].problems:
@@ -315,8 +315,8 @@ def _texts(analysis: dict[str, Any]) -> list[list[Any]]:
             kind,
             row["texts"],
             row["tokens"],
-            {label(n): [_short(f["nll"][k]) for k in ("value", "low", "high")] for n, f in of},
-            {label(name): _short(figures["entropy"]["value"]) for name, figures in of},
+            {label(n): [short(f["nll"][k]) for k in ("value", "low", "high")] for n, f in of},
+            {label(name): short(figures["entropy"]["value"]) for name, figures in of},
         ]
         for kind, row in analysis.get("texts", {}).items()
         for of in [row["of"].items()]
@@ -337,11 +337,11 @@ def _places(
     return tenths
 
 
-def _short(value: Any) -> Any:
+def short(value: Any) -> Any:
     """A number with six significant digits: what a chart can show, at a third of the bytes."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
     """A setting as a person would write it; "absent" for None."""
     return "absent" if value is None else msgspec.json.encode(value).decode()

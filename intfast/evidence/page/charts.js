@@ -97,14 +97,15 @@ function rolling(points, window) {
   });
 }
 
-// A value with its interval on a common scale, for a table cell.
-function whisker(e, top, stroke) {
+// A value with its interval on a common scale, for a table cell; dots: [[text, value]] under it.
+function whisker(e, top, stroke, dots = []) {
   if (!e) return "";
   const X = (v) => 4 + v / (top || 1) * 152;
-  return s("svg", { viewBox: "0 0 160 16", style: { width: "8rem" }, "aria-hidden": "true" },
+  return s("svg", { viewBox: `0 0 160 ${dots.length ? 20 : 16}`, style: { width: "8rem" }, "aria-hidden": "true" },
     s("line", { class: "grid", x1: 4, x2: 156, y1: 8, y2: 8 }),
     s("line", { x1: X(e[1]), x2: X(e[2]), y1: 8, y2: 8, style: { stroke, "stroke-width": 3 } }),
-    s("circle", { cx: X(e[0]), cy: 8, r: 4.5, style: { fill: stroke } }));
+    s("circle", { cx: X(e[0]), cy: 8, r: 4.5, style: { fill: stroke } }),
+    dots.map(([text, value]) => s("circle", { class: "seed", cx: X(value), cy: 16.5, r: 2.4 }, s("title", null, text))));
 }
 
 const CURVES = [
@@ -116,6 +117,7 @@ const CURVES = [
   ["truncated", "Truncated", "share of rollouts that hit the length limit", true],
   ["unscored", "Unscored", "share of rollouts that the grader could not decide", true],
   ["entropy_mean", "Entropy", "of the policy, nats, mean over the loss tokens", true],
+  ["entropy_sampled", "Entropy while sampling", "of the policy, nats, mean over the sampled tokens", true],
   ["nll_mean", "Negative log-likelihood", "nats per loss token, on the examples of the step", true],
   ["loss", "Loss", "as minimised: the sum over tokens by its divisor; an RL loss is no measure of progress", false],
   ["grad_norm", "Gradient norm", "before clipping", true],

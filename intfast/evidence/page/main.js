@@ -85,19 +85,29 @@ function themeButton() {
     chosen = root.dataset.theme === "dark" ? "light" : "dark"; apply(); } }, "\u25D0");
 }
 
+// [id, name in the navigation, element]
+function sectionsOf(found, pick) {
+  const { runs } = found, about = found.comparison;
+  const read = [["interventions", "Interventions", section("interventions", "Interventions in numbers", runs.some((run) => run.intervention.candidates) ? funnel(runs, pick) : note("None yet."))],
+    ["browse", "Browser", section("browse", "Read the interventions", browser(runs))]];
+  if (about) {
+    const [steps, tokens] = compareResults(about);
+    return [["results", "Equal steps", steps], ["tokens", "Equal tokens", tokens], ["training", "Training", compareTraining(about)],
+      ...(runs.length ? read : []), ["settings", "Settings", compareSettings(about)]].filter(([, , node]) => node);
+  }
+  return [["results", "Results", results(runs, found.across, found.pooled)], ...read, ["training", "Training", training(runs)],
+    ["time", "Time", time(runs)], ["grading", "Grading", grading(runs)], ["settings", "Settings", settings(runs)]];
+}
+
 function start() {
-  const { runs, across } = readData("runs");
+  const found = readData("runs"), { runs } = found;
   state.runs = runs;
   const theme = themeButton();
   const pick = (run, gate) => { openRun(run, gate); document.getElementById("browse").scrollIntoView(); };
-  const links = [["results", "Results"], ["interventions", "Interventions"], ["browse", "Browser"], ["training", "Training"],
-    ["time", "Time"], ["grading", "Grading"], ["settings", "Settings"]];
-  document.getElementById("page").append(header(runs),
-    h("nav", { "aria-label": "sections" }, links.map(([id, text]) => h("a", { href: `#${id}` }, text)), theme),
-    results(runs, across),
-    section("interventions", "Interventions in numbers", runs.some((run) => run.intervention.candidates) ? funnel(runs, pick) : note("None yet.")),
-    section("browse", "Read the interventions", browser(runs)),
-    training(runs), time(runs), grading(runs), settings(runs));
+  const parts = sectionsOf(found, pick);
+  document.getElementById("page").append(found.comparison ? compareHeader(found.comparison) : header(runs),
+    h("nav", { "aria-label": "sections" }, parts.map(([id, text]) => h("a", { href: `#${id}` }, text)), theme),
+    ...parts.map(([, , node]) => node));
   document.addEventListener("keydown", onKey);
   addEventListener("resize", () => state.data && drawRows());
   addEventListener("hashchange", openLink);

@@ -32,13 +32,14 @@ function testSets(runs) {
 
 // --- results -----------------------------------------------------------------------------------
 
-function results(runs, across) {
+function results(runs, across, groups) {
   const rows = runs.flatMap((run, r) => finals(run).map((e) => ({ run, e, stroke: lineColor(runs, r, e.name) })));
   if (!rows.length) return section("results", "Results", note("No evaluation: the run has no test problems, or has not come to them yet."));
   const ks = [...new Set(runs.flatMap((run) => run.ks))].filter((k) => k > 1).sort((a, b) => a - b);
   const top = Math.max(...rows.map(({ e }) => (e.accuracy ? e.accuracy[2] : 0))) || 1;
   const pass = (e, k) => { const found = (e.pass || []).find((p) => p[0] === k); return found && found.slice(1); };
-  return section("results", "Results on held-out problems", runs.map((run) => measured(runs, run)),
+  return section("results", "Results on held-out problems", runs.map((run) => measured(runs, run)), pooledResults(groups, ks),
+    groups && groups.length ? h("h3", null, "Each run") : null,
     table(["weights", ">accuracy %", `0 to ${short(100 * top)} %`, ...ks.map((k) => `>pass@${k} %`), ">ever solved %",
       ">tokens", ">cut, unscored %"],
     rows.map(({ run, e, stroke }) => [h("td", { class: "name" }, dot(stroke), named(runs, run, e.label)),
