@@ -253,6 +253,27 @@ def test_log_probs_over_a_large_vocabulary_are_not_biased():
     assert (logprob - exact).mean().abs() < 2e-6
 
 
+@pytest.mark.parametrize("vocabulary", [128, 129, 384, 50_257])
+def test_a_large_vocabulary_is_searched_as_a_small_one(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = 3 * torch.randn(64, vocabulary, generator=generator)
+    logits[:, ::3] = -math.inf
+    noise = torch.rand(64, generator=generator, dtype=torch.float64)
+    noise[:2] = torch.tensor([0.0, 1 - 2**-53])
+    temperature = torch.linspace(0.5, 2.0, 64)
+    token, logprob = sampler.draw(logits, noise, temperature, None, False)
+    prob = (logits.double() / temperature[:, None]).softmax(-1)
+    above = prob.cumsum(-1).gather(1, token[:, None])[:, 0]
+    drawn = prob.gather(1, token[:, None])[:, 0]
+    # fp32 weights move the borders between tokens by 1e-6 at most.
+    assert (noise > above - drawn - 1e-6).all() and (noise < above + 1e-6).all()
+    assert (drawn > 0).all()
+    assert (drawn.log() - logprob).abs().max() < 2e-6
+    some = slice(5, 38)
+    parts = sampler.draw(logits[some], noise[some], temperature[some], None, False)
+    assert torch.equal(parts[0], token[some]) and torch.equal(parts[1], logprob[some])
+
+
 def test_no_token_of_probability_zero_is_drawn():
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
     noise = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)

@@ -14,6 +14,8 @@ from torch import Tensor
 # SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+# Tokens of a group in the search for the drawn one.
+_GROUP = 128
 
 
 def _signed(number: int) -> int:
@@ -78,22 +80,52 @@ def draw(
     limits_B     (top_k, top_p) of each row; None when no row has any
     any_greedy   whether any temperature is 0
     """
-    scaled = logit_BV / temperature_B.masked_fill(temperature_B == 0, 1.0)[:, None]
+    warmth_B1 = temperature_B.masked_fill(temperature_B == 0, 1.0)[:, None]
+    scaled_BV = (logit_BV - logit_BV.amax(-1, keepdim=True)).div_(warmth_B1)
     if limits_B is not None:
-        scaled = truncate(scaled, *limits_B)
-    shifted_BV = scaled - scaled.amax(-1, keepdim=True)
-    # fp64 sums: an fp32 cdf over a large vocabulary loses the tail, and torch's fp32 log_softmax
-    # makes every log-prob of a large one too high by up to 1e-5 nat, which sequences add up.
-    # The first entry above a target below the total is never one of probability 0.
-    cdf_BV = shifted_BV.exp().cumsum(-1, dtype=torch.float64)
-    total_B1 = cdf_BV[:, -1:]
-    token = torch.searchsorted(cdf_BV, uniform_B[:, None] * total_B1, right=True)
+        scaled_BV = truncate(scaled_BV, *limits_B)
+    weight_BV = scaled_BV.exp_()
+    token, total_B1 = _pick(weight_BV, uniform_B[:, None])
     if any_greedy:
         greedy = temperature_B[:, None] == 0
         token = torch.where(greedy, logit_BV.argmax(-1, keepdim=True), token)
-    # NaN logits give an index past the end; the NaN log-prob is what the engine reports.
-    token.clamp_(max=logit_BV.shape[1] - 1)
-    logprob = (shifted_BV.gather(1, token) - total_B1.log()).float()
+    # Torch's fp32 log_softmax makes every log-prob of a large vocabulary too high by up to
+    # 1e-5 nat, which sequences add up.
+    logprob = (weight_BV.gather(1, token).double().log() - total_B1.log()).float()
     if any_greedy:
         logprob = logprob.masked_fill(greedy & logprob.isfinite(), 0.0)
     return token[:, 0], logprob[:, 0]
+
+
+def _pick(weight_BV: Tensor, share_B1: Tensor) -> tuple[Tensor, Tensor]:
+    """(token_B1, total_B1): the token at which the sum of weights passes a share of their total.
+
+    Large vocabularies are searched by the sums of groups first: fp64 sums of all tokens would take
+    several times as long.
+    """
+    vocabulary = weight_BV.shape[1]
+    if vocabulary <= _GROUP:
+        token, _, cdf_BV = _search(weight_BV, share_B1)
+        return token, cdf_BV[:, -1:]
+    end = vocabulary // _GROUP * _GROUP
+    sums = weight_BV[:, :end].unflatten(1, (-1, _GROUP)).sum(-1)
+    sums = torch.cat((sums, weight_BV[:, end:].sum(-1, keepdim=True)), -1)
+    group, target, cdf = _search(sums, share_B1)
+    # The share of the group that lies below the target.
+    share_B1 = 1 - (cdf.gather(1, group) - target) / sums.gather(1, group)
+    token = group * _GROUP + torch.arange(_GROUP, device=group.device)
+    weight = weight_BV.gather(1, token.clamp(max=vocabulary - 1))
+    weight.masked_fill_(token >= vocabulary, 0.0)
+    index, _, _ = _search(weight, share_B1.clamp_(0, 1 - 2**-53))
+    return (group * _GROUP + index).clamp_(max=vocabulary - 1), cdf[:, -1:]
+
+
+def _search(weight_BN: Tensor, share_B1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(index_B1, target_B1, cdf_BN): where the fp64 sum of weights passes a share of the total."""
+    # fp64: an fp32 cdf over many entries loses the tail.
+    cdf_BN = weight_BN.cumsum(-1, dtype=torch.float64)
+    target = share_B1 * cdf_BN[:, -1:]
+    # The first entry above a target below the total is never one of weight 0. NaN weights give an
+    # index past the end; the NaN log-prob is what the engine reports.
+    index = torch.searchsorted(cdf_BN, target, right=True).clamp_(max=weight_BN.shape[1] - 1)
+    return index, target, cdf_BN
