@@ -20,7 +20,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
-from intfast.grading.answers import Reason, Status, compare_quickly, extract
+from intfast.grading.answers import MATHEMATICS, Reason, Status, compare_quickly, extract
 from intfast.records import Record
 from intfast.trust import interrupt
 from intfast.trust.safe_text import shown
@@ -202,7 +202,7 @@ class Grader:
 
     def check_golds(self, golds: Sequence[str]) -> list[bool]:
         """Whether each gold answer can be graded against, so that no rollout is spent on it."""
-        if self.mode != "boxed":
+        if self.mode not in MATHEMATICS:
             return [bool(gold.split()) for gold in golds]
         # An answer that differs from the gold without being decidable by arithmetic.
         quick = [compare_quickly(gold, r"\text{?}") for gold in golds]
@@ -215,7 +215,7 @@ class Grader:
     def _without_worker(self, row: Submission, answer: str | None) -> Reason | None:
         if answer is None:
             return Reason.TRUNCATED if row.finish_reason == "length" else Reason.NO_ANSWER
-        if self.mode == "boxed":
+        if self.mode in MATHEMATICS:
             return compare_quickly(row.gold, answer)
         return Reason.CORRECT if answer == " ".join(row.gold.split()) else Reason.WRONG
 

@@ -50,6 +50,23 @@ def test_extract_boxed(text, answer):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
+        ("the answer is 12", "12"),
+        ("So the answer is 12. Noah has 13 left.\nBye", "12"),
+        ("The answer is: **12**.", "12"),
+        ("The answer is 12\nThe answer is\n13", "13"),
+        ("Answer: 12\nThe answer is right.", "12"),
+        ("The answer is 12, so \\boxed{13}", "13"),
+        ("the answers are 12", None),
+        ("an answer island", None),
+    ],
+)
+def test_extract_stated(text, answer):
+    assert extract(text, "stated") == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
         ("d 7 # 3 ; ans d 4  c 5", "d 4 c 5"),
         ("ans 1 ans\n2", "2"),
         ("answer 1", None),

@@ -56,7 +56,7 @@ def test_all_mistakes_are_reported_at_once_with_suggestions():
         ("rl.sampling.temperature=0", "rl.sampling.temperature must be > 0"),
         ("attempts.wrong_per_problem=9", "attempts.wrong_per_problem (9) must be <= samples"),
         ("intervene.continuations=0", "sft.filter = true needs intervene.continuations > 0"),
-        ("grade.mode=exact", 'grade.mode must be "boxed" or "tail:WORD"'),
+        ("grade.mode=exact", 'grade.mode must be "boxed", "stated" or "tail:WORD"'),
         ("rl.policy.clip_low=0.9", None),
         ("rl.policy.correction_high=3", "has no effect with correction='off'"),
         ("rl.evaluate_every=5", "rl.evaluate_every has no effect without data.test"),

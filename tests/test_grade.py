@@ -45,6 +45,13 @@ def test_arithmetic_agrees_with_the_parser(grader):
     assert len(both) > 50
 
 
+def test_a_stated_answer_is_mathematics_too():
+    said = "So it is 9 + 9 = 18. The answer is 18."
+    for mode, status in {"stated": Status.CORRECT, "boxed": Status.WRONG}.items():
+        with Grader(mode=mode, workers=1) as grader:
+            assert grader.grade_many([("18.0", said)])[0].status is status
+
+
 @pytest.mark.parametrize("mode", ["", "box", "tail", "tail:", "tail:a b", "boxed:x"])
 def test_unknown_mode_is_refused(mode):
     with pytest.raises(ValueError, match="grading mode"):

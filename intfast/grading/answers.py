@@ -25,6 +25,8 @@ from collections.abc import Iterator
 from enum import StrEnum
 from fractions import Fraction
 
+MATHEMATICS = ("boxed", "stated")
+"""The modes whose answers are compared as mathematics; those of "tail:WORD" as text."""
 MAX_CHARS = 300
 """Longest answer that is compared, in characters."""
 
@@ -62,6 +64,7 @@ _UNSCORED = (Reason.TIMEOUT, Reason.CRASH, Reason.GOLD_UNPARSEABLE)
 _BRACE = re.compile(r"(?<!\\)(\\*+)(boxed\s*+\{|[{}])")
 _ANSWER_LINE = re.compile(r"answer[\s*]{0,5}:([^\n]*)", re.IGNORECASE)
 
+_ANSWER_SENTENCE = re.compile(r"\banswer\s{1,3}is\b[\s*:]{0,5}([^\n]*)", re.IGNORECASE)
 # Emphasis and full stops behind an answer; "\\right." is mathematics.
 _END_OF_SENTENCE = re.compile(r"(?<!\\right)(?<![\s*.])[\s*.]+$")
 
@@ -107,23 +110,31 @@ def extract(text: str, mode: str) -> str | None:
     """The answer that a text names, or None.
 
     mode "boxed": the last balanced \\boxed{...}, else the rest of the line after the last
-    "Answer:". mode "tail:WORD": the words after the last occurrence of WORD, single-spaced.
+    "Answer:". mode "stated": the same, else the rest of the sentence after the last "answer is".
+    mode "tail:WORD": the words after the last occurrence of WORD, single-spaced.
     Raises ValueError for another mode.
     """
-    if mode == "boxed":
+    if mode in MATHEMATICS:
         answer = last_boxed(text)
         if answer is None:
-            lines = _ANSWER_LINE.findall(text)
-            answer = _END_OF_SENTENCE.sub("", lines[-1]).lstrip("* \t") if lines else None
+            answer = _said(text, mode == "stated")
         return answer or None
     kind, _, marker = mode.partition(":")
     if kind != "tail" or not marker or marker.split() != [marker]:
-        raise ValueError(f'grading mode must be "boxed" or "tail:WORD", got {mode!r}')
+        raise ValueError(f'grading mode must be "boxed", "stated" or "tail:WORD", got {mode!r}')
     words = text.split()
     if marker not in words:
         return None
     start = len(words) - words[::-1].index(marker)
     return " ".join(words[start:]) or None
+
+
+def _said(text: str, in_prose: bool) -> str | None:
+    """The answer that a text without a box states."""
+    said = _ANSWER_LINE.findall(text)
+    if not said and in_prose:
+        said = [rest.partition(". ")[0] for rest in _ANSWER_SENTENCE.findall(text)]
+    return _END_OF_SENTENCE.sub("", said[-1]).lstrip("* \t") if said else None
 
 
 _SYMBOLS = str.maketrans(

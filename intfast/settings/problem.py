@@ -47,8 +47,9 @@ class GradeConfig(Settings):
     """How the answer is found in a text and compared."""
 
     mode: str = "boxed"
-    """"boxed": the last \\boxed{} (else after "Answer:"), compared as mathematics; "tail:WORD": the
-    text after the last WORD, compared as text."""
+    """"boxed": the last \\boxed{} (else after "Answer:"), as mathematics; "stated": the same
+    (else after "answer is"), for models that box nothing; "tail:WORD": the text after the last
+    WORD, compared as text."""
     workers: int = 2
     """Processes for answers that need a computer-algebra comparison."""
     timeout_s: float = 10.0
@@ -62,8 +63,8 @@ class GradeConfig(Settings):
             errors.append(f"timeout_s must be > 0, got {self.timeout_s}; use 10")
         if not 0 <= self.max_unscored <= 1:
             errors.append(f"max_unscored must be in [0, 1], got {self.max_unscored}; use 0.5")
-        if self.mode != "boxed" and not (
+        if self.mode not in ("boxed", "stated") and not (
             self.mode.startswith("tail:") and self.mode.removeprefix("tail:")
         ):
-            errors.append(f'mode must be "boxed" or "tail:WORD", got "{self.mode}"')
+            errors.append(f'mode must be "boxed", "stated" or "tail:WORD", got "{self.mode}"')
         return errors
