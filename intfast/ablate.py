@@ -4,7 +4,8 @@ python -m intfast.ablate RUN [key.sub=value ...]
 
 Each ablation is a run of its own in RUN/ablations, with the run's attempts, interventions and
 continuations and without RL: only SFT and the evaluation are done again. The command continues
-where it was interrupted. Settings given are those of every ablation.
+where it was interrupted, and puts its table into the run's page. Settings given are those of every
+ablation.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from intfast import config_io, train
+from intfast import config_io, report, train
 from intfast.trust import files
 from intfast.trust.command import exit_code
 
@@ -71,6 +72,7 @@ def ablate(
         }
     data = msgspec.json.format(msgspec.json.encode(rows), indent=2)
     files.write_atomic(folder / "ablations.json", data + b"\n")
+    report.write([folder], folder / "report.html")
     _say(console, rows)
     return rows
 

@@ -53,7 +53,7 @@ def page(runs: Sequence[Path]) -> str:
     title, folders, found = _gather(runs)
     items = [browse(folder) for folder in folders]
     for run, texts in zip(found["runs"], items, strict=True):
-        run["scored"] = texts.pop("scored")
+        run |= {key: texts.pop(key) for key in ("scored", "trained")}
     style = (PAGE / "page.css").read_text(encoding="utf-8")
     script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     texts = [_block(f"items-{i}", part) for i, part in enumerate(items)]

@@ -138,7 +138,8 @@ def _continuations(record: Intervention, text: str) -> list[Continuation]:
 
 def _example(key: str) -> Example:
     ids = [*PROMPT, *PREFIX, *FIX]
-    return Example(token_ids=ids, weights=[0.0] * 3 + [1.0] * 4, problem_id=key)
+    weights = [0.0] * 3 + [1.0] * 4
+    return Example(token_ids=ids, weights=weights, problem_id=key, kind="intervention")
 
 
 def _logprobs(text: str) -> TokenLogprobs:

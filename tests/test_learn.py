@@ -234,8 +234,9 @@ def test_sft_lowers_the_loss_and_continues_to_the_same_weights(parts_of, monkeyp
         assert [row["step"] for row in parts.metrics.rows("int")] == list(range(1, 11))
 
 
-def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(parts_of):
-    with parts_of(*SFT, "metrics.example_logprobs=3") as parts:
+@pytest.mark.parametrize("data", ["intervention", "reference"])
+def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(parts_of, data):
+    with parts_of(*SFT, "metrics.example_logprobs=3", f"sft.data={data}") as parts:
         made = sft_examples(parts)
         learn.sft(parts, "int", made)
         trained = weights_of(parts)

@@ -13,7 +13,7 @@ import pytest
 from report_run import HOSTILE, RIGHT, make_run
 
 from intfast import report
-from intfast.evaluate import Evaluation, compare
+from intfast.evaluate import Evaluation, ProblemCounts, compare
 from intfast.evidence import browser, page_data
 from intfast.records import Example, TokenLogprobs
 
@@ -149,7 +149,7 @@ def test_the_interventions_with_all_that_belongs_to_them(folder):
     assert pieces == [" pre", "fix", " new", " step"] and weights == [1, 1, 1, 1]
     assert base == [-0.5, -0.25, -4, -2] and trained == [-0.75, -0.25, -0.5, -0.25]
     assert [item["tokens"] for item in texts["items"][1:]] == [None] * 3
-    assert texts["left_out"] == {"candidates": 0, "texts": 0}
+    assert texts["left_out"] == {"examples": 0, "candidates": 0, "texts": 0}
 
 
 def test_tokens_are_found_behind_the_same_prompt_and_before_a_suffix(copy):
@@ -162,6 +162,58 @@ def test_tokens_are_found_behind_the_same_prompt_and_before_a_suffix(copy):
         found = browser.browse(copy)["items"][0]["tokens"]
         assert (found is not None) == is_found
     assert row.example == 0
+
+
+def plain_sft(folder, kinds=("reference",), num=4):
+    """Turn the SFT data of a run into others than interventions: problem i has kind i."""
+    examples, scored = [], []
+    (example,) = page_data.read_rows(folder, "examples", Example)
+    (row,) = page_data.read_rows(folder, "example_logprobs", TokenLogprobs)
+    for i, kind in enumerate(kinds):
+        changed = {"kind": kind, "problem_id": example.problem_id.replace("p-0", f"p-{i % num}")}
+        examples.append(msgspec.structs.replace(example, **changed))
+        scored.append(msgspec.structs.replace(row, example=i))
+    for name, records in (("examples", examples), ("example_logprobs", scored)):
+        lines = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+        (folder / f"{name}.jsonl").write_bytes(lines)
+    return folder
+
+
+def test_other_sft_data_have_their_tokens_too(copy):
+    page = seen(plain_sft(copy, ("reference", "intervention", "star")))
+    (run,) = page.block("runs")["runs"]
+    assert run["trained"] == [
+        ["p-0", "reference", 4, -1.6875, -0.4375],
+        ["p-2", "star", 4, -1.6875, -0.4375],
+    ]
+    texts = page.block("items-0")
+    pieces, weights, base, trained = texts["examples"][1]
+    assert pieces == [" pre", "fix", " new", " step"] and weights == [1, 1, 1, 1]
+    assert base == [-0.5, -0.25, -4, -2] and trained == [-0.75, -0.25, -0.5, -0.25]
+    assert texts["problems"]["p-2"][0].startswith("What is 2 + 2?")
+    assert run["scored"] == 3
+
+
+def test_ablations_are_shown_as_they_were_measured(folder, copy):
+    measured = Evaluation(
+        name="int",
+        seed=0,
+        problems=msgspec.convert(
+            page_data.read_json(folder, "evaluations.json")["int"]["problems"], list[ProblemCounts]
+        ),
+    ).summary([1])
+    row = {"run": "x", "examples": 3, "loss_tokens": 40}
+    rows = {
+        "no filter": row | {"settings": ["sft.filter=false"], "evaluation": measured},
+        "untested": row | {"settings": [], "evaluation": None},
+    }
+    (copy / "ablations.json").write_bytes(msgspec.json.encode(rows))
+    (run,) = seen(copy).block("runs")["runs"]
+    first, second = run["ablations"]
+    assert (first["name"], first["settings"]) == ("no filter", ["sft.filter=false"])
+    assert first["accuracy"] == page_data.interval(measured.accuracy)
+    assert first["coverage"] == page_data.interval(measured.coverage) and first["samples"] == 4
+    assert "accuracy" not in second and second["loss_tokens"] == 40
 
 
 # --- sizes -------------------------------------------------------------------------------------
@@ -183,6 +235,14 @@ def test_beyond_its_budget_a_page_keeps_a_right_and_a_wrong_continuation(folder,
     assert set(continued) == {0, 1, 2}
     stored = sum(len(t) for item in texts["items"] for _, t in item["chips"].values())
     assert texts["left_out"]["texts"] == 16 - stored > 0
+
+
+def test_beyond_its_budget_a_page_leaves_tokens_out_and_says_so(copy, monkeypatch):
+    plain_sft(copy, ("reference", "reference", "reference"))
+    monkeypatch.setattr(browser, "TOKENS", 15)
+    texts = browser.browse(copy)
+    assert len(texts["examples"]) == len(texts["trained"]) == 2
+    assert texts["left_out"]["examples"] == 1 and texts["scored"] == 3
 
 
 # --- unfinished runs ---------------------------------------------------------------------------
@@ -311,6 +371,14 @@ def test_the_script_never_parses_a_text_as_html():
         code = path.read_text()
         for name in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
             assert name not in code, f"{path.name}: {name}"
+
+
+def test_the_scripts_share_one_scope_without_a_clash():
+    code = "\n".join((report.PAGE / name).read_text() for name in report.SCRIPTS)
+    names = re.findall(r"^(?:const|let|function) (\w+)", code, re.M)
+    for line in re.findall(r"^(?:const|let) (?!.*=>).*", code, re.M):
+        names += re.findall(r", (\w+) = ", line)
+    assert len(names) > 60 and len(set(names)) == len(names)
 
 
 # --- the look ----------------------------------------------------------------------------------

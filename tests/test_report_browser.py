@@ -5,7 +5,9 @@ import os
 import re
 
 import pytest
+from report_compare import NAMES, make_comparison
 from report_run import HOSTILE, make_run
+from test_report import plain_sft
 
 from intfast import report
 
@@ -45,6 +47,9 @@ def pages(tmp_path_factory):
         "hostile": [make_run(root / "hostile", *FEW, text=HOSTILE)],
         "begun": [begun],
         "large": [make_run(root / "large", *FEW, num=2000)],
+        "plain": [plain_sft(make_run(root / "plain", *FEW, text=HOSTILE), ("star", "reference"))],
+        "compared": [make_comparison(root / "compared")],
+        "compared_hostile": [make_comparison(root / "compared_hostile", (0,), HOSTILE)],
     }
     return {name: report.write(found, root / f"{name}.html") for name, found in runs.items()}
 
@@ -245,6 +250,63 @@ def test_orders_put_first_what_they_say(show):
     assert shown_ids(page)[0] == "p-0/0/0"
     page.select_option("select[aria-label=order]", "early")
     assert shown_ids(page)[-1] == "p-3/0/0"
+
+
+# --- SFT data that are no interventions --------------------------------------------------------
+
+
+def test_other_sft_data_unfold_to_their_tokens(show):
+    page = show("plain")
+    assert page.locator("#trained details").count() == 2
+    assert page.locator("#trained .tok").count() == 0
+    page.locator("#trained summary").nth(1).click()
+    page.wait_for_selector("#trained .tok")
+    assert page.locator("#trained .tok").count() == 4
+    assert "reference solution, 4 loss tokens, mean log-prob -1.688" in page.inner_text("#trained")
+    assert "What is 1 + 1?" in page.inner_text("#trained")
+    page.locator("#trained").get_by_role("button", name="loss weight").click()
+    colors = page.eval_on_selector_all("#trained .tok", "all => all.map(n => n.style.background)")
+    assert all("--up" in color for color in colors)
+    assert page.evaluate("window.pwned") is None
+
+
+# --- several seeds, and comparisons ------------------------------------------------------------
+
+
+def test_runs_of_several_seeds_are_pooled(show):
+    page = show("both")
+    text = page.inner_text("#results")
+    assert "Over seeds 0, 1" in text and "differ in their seed alone" in text
+    assert page.locator("#results .seed").count() == 3 * 2
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+@pytest.mark.parametrize("name", ["compared", "compared_hostile"])
+def test_a_comparison_draws_within_its_width(show, name, size):
+    page = show(name, size)
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    headings = page.eval_on_selector_all("h2", "nodes => nodes.map(n => n.textContent)")
+    assert headings[:3] == ["At equal RL steps", "At equal generated tokens", "Training"]
+    assert page.locator("#results tbody tr").count() == len(NAMES)
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("main img, main iframe, main script, main svg[onload]").count() == 0
+
+
+def test_a_comparison_says_what_it_measured_and_where_it_is_not_ahead(show):
+    page = show("compared")
+    assert "Measured: 3 held-out problems, 4 samples of each and seed" in page.inner_text("header")
+    results = page.inner_text("#results")
+    assert re.search(r"not told apart from: .*reference", results)
+    assert "seeds and problems again with replacement" in results
+    # Every arm has a dot for each seed.
+    assert page.locator("#results .seed").count() == len(NAMES) * 2
+    assert page.locator("#tokens .bar > i").count() > 3 and "1,000" in page.inner_text("#tokens")
+    assert page.locator("#training svg path.band").count() >= 3
+    settings = page.inner_text("#settings")
+    assert "sft.epochs=7" in settings and 'sft.data="reference"' in settings
+    links = page.eval_on_selector_all("#settings a", "all => all.map(a => a.getAttribute('href'))")
+    assert "seed-1/int_rl/report.html" in links
+    assert title(page).startswith("p-0/0/0")
 
 
 # --- hostile texts -----------------------------------------------------------------------------

@@ -20,14 +20,21 @@ ITEM_BYTES = 24_000_000
 """Texts of candidates in one page: problems, references, attempts, replies."""
 CONTINUATION_BYTES = 4_000_000
 """Texts of continuations in one page."""
+TOKENS = 100_000
+"""Tokens with their colours in one page; a token takes about 40 bytes."""
 MARKS = {"correct": "c", "wrong": "w", "unscored": "u"}
 
 
 def browse(folder: Path) -> dict[str, Any]:
-    """The candidates with all that belongs to them, and how many texts the budgets left out."""
+    """The candidates with all that belongs to them, other SFT examples, and what was left out."""
     separator = config_io.load(folder / "config.toml").prompt.separator
     candidates = read_rows(folder, "interventions", Intervention)
-    wanted = {record.problem_id for record in candidates}
+    examples = read_rows(folder, "examples", Example)
+    scored = read_rows(folder, "example_logprobs", TokenLogprobs)
+    fitting = [row for row in _within_tokens(scored) if row.example < len(examples)]
+    others = [row for row in fitting if examples[row.example].kind != "intervention"]
+    with_others = {examples[row.example].problem_id for row in others}
+    wanted = {record.problem_id for record in candidates} | with_others
     problems = {p.id: p for p in read_rows(folder, "problems", Problem) if p.id in wanted}
     pairs = {(record.problem_id, record.attempt) for record in candidates}
     attempts = {
@@ -38,11 +45,13 @@ def browse(folder: Path) -> dict[str, Any]:
     kept = _within_budget(candidates, problems, attempts)
     shown = {record.problem_id for record in kept}
     chips, num_texts = _chips(folder, {record.id for record in kept})
-    scored = read_rows(folder, "example_logprobs", TokenLogprobs)
-    tokens = _tokens(read_rows(folder, "examples", Example), scored, kept, attempts)
+    tokens = _tokens(examples, fitting, kept, attempts)
     return {
         "scored": len(scored),
+        "trained": [_trained(examples[row.example], row) for row in others],
+        "examples": [_streams(row, _begin(row)) for row in others],
         "left_out": {
+            "examples": len(scored) - len(fitting),
             "candidates": len(candidates) - len(kept),
             "texts": sum(len(g) for starts in chips.values() for g, _ in starts.values())
             - num_texts,
@@ -50,7 +59,7 @@ def browse(folder: Path) -> dict[str, Any]:
         "problems": {
             key: [problem.problem, problem.answer, problem.reference or ""]
             for key, problem in problems.items()
-            if key in shown
+            if key in shown | with_others
         },
         "attempts": {
             f"{problem_id}/{sample}": [split_steps(record.text, separator), record.reason]
@@ -153,9 +162,8 @@ def _tokens(
     """
     by_problem: dict[str, list[tuple[list[int], TokenLogprobs]]] = defaultdict(list)
     for row in scored:
-        if row.example < len(examples):
-            example = examples[row.example]
-            by_problem[example.problem_id].append((example.token_ids, row))
+        example = examples[row.example]
+        by_problem[example.problem_id].append((example.token_ids, row))
     found = {}
     for record in candidates:
         attempt = attempts.get((record.problem_id, record.attempt))
@@ -165,10 +173,36 @@ def _tokens(
         ids = [*attempt.prompt_ids, *record.prefix_ids, *record.intervention_ids]
         for token_ids, row in by_problem[record.problem_id]:
             if token_ids[: len(ids)] == ids:
-                streams = (row.pieces, row.weights, row.base, row.trained)
-                found[record.id] = [[_round(v) for v in stream[begin:]] for stream in streams]
+                found[record.id] = _streams(row, begin)
                 break
     return found
+
+
+def _within_tokens(scored: Sequence[TokenLogprobs]) -> list[TokenLogprobs]:
+    """The first examples whose tokens fit, in their order."""
+    room, kept = TOKENS, []
+    for row in scored:
+        if len(row.pieces) <= room:
+            room -= len(row.pieces)
+            kept.append(row)
+    return kept
+
+
+def _begin(row: TokenLogprobs) -> int:
+    """Where the prompt ends, for targets that carry loss from their first token."""
+    return next((place for place, weight in enumerate(row.weights) if weight), len(row.weights))
+
+
+def _trained(example: Example, row: TokenLogprobs) -> list[Any]:
+    """[problem, kind, loss tokens, mean log-prob before, after]."""
+    pairs = [(a, b) for a, b in zip(row.base, row.trained, strict=True) if None not in (a, b)]
+    means = [sum(values) / len(pairs) for values in zip(*pairs, strict=True)] or [None, None]
+    return [example.problem_id, example.kind, len(pairs), *map(_round, means)]
+
+
+def _streams(row: TokenLogprobs, begin: int) -> list[list[Any]]:
+    streams = (row.pieces, row.weights, row.base, row.trained)
+    return [[_round(v) for v in stream[begin:]] for stream in streams]
 
 
 def _round(value: Any) -> Any:

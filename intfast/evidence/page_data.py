@@ -110,6 +110,7 @@ def collect(folder: Path) -> dict[str, Any]:
             [label(n), count] for n, count in summary.get("generated_tokens", {}).items()
         ],
         "texts": _texts(read_json(folder, "analysis.json") or {}),
+        "ablations": _ablations(read_json(folder, "ablations.json") or {}),
     }
 
 
@@ -121,9 +122,7 @@ def _is_expected(name: str, config: Config) -> bool:
         "interventions.jsonl": config.needs_interventions,
         "continuations.jsonl": config.needs_interventions and config.intervene.continuations,
         "examples.jsonl": config.sft.epochs,
-        "example_logprobs.jsonl": config.sft.epochs
-        and config.sft.data == "intervention"
-        and config.metrics.example_logprobs,
+        "example_logprobs.jsonl": config.sft.epochs and config.metrics.example_logprobs,
     }
     return bool(needed.get(name, True))
 
@@ -321,6 +320,19 @@ def _texts(analysis: dict[str, Any]) -> list[list[Any]]:
         for kind, row in analysis.get("texts", {}).items()
         for of in [row["of"].items()]
     ]
+
+
+def _ablations(stored: dict[str, Any]) -> list[dict[str, Any]]:
+    """What SFT was trained on, and what came of it; "samples" is per problem."""
+    rows = []
+    for name, row in stored.items():
+        found = {key: row[key] for key in ("settings", "examples", "loss_tokens")} | {"name": name}
+        if evaluation := row["evaluation"]:
+            found["samples"] = evaluation["num_samples"] / evaluation["num_problems"]
+            for key in ("accuracy", "coverage"):
+                found[key] = interval(msgspec.convert(evaluation[key], Estimate))
+        rows.append(found)
+    return rows
 
 
 def _places(

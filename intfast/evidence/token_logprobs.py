@@ -19,10 +19,7 @@ def write(parts: Parts, name: str, examples: Sequence[Example]) -> None:
     """Fill example_logprobs.jsonl, once: `metrics.example_logprobs` examples, spread over all.
 
     Only reads the weights: no result of the run depends on it. Ends with `name` in the decoder.
-    The report shows the tokens of interventions; other SFT data are not scored.
     """
-    if parts.config.sft.data != "intervention":
-        return
     chosen = spread(len(examples), parts.config.metrics.example_logprobs)
     journal = parts.folder.journal("example_logprobs", TokenLogprobs)
     if [row.example for row in journal.records] == chosen:

@@ -202,11 +202,15 @@ const PAINTS = {
 
 function tokens(item) {
   const run = state.runs[state.run];
-  if (!item.tokens) {
-    if (!run.scored || !["kept", "unsolved", "passed"].includes(item.gate)) return null;
-    return note(`Token colours: not among the ${whole(run.scored)} SFT examples that were scored (metrics.example_logprobs), or not trained on.`);
-  }
-  const [pieces, weights, base, trained] = item.tokens;
+  if (item.tokens) return tokenBlock(item.tokens, "tokens");
+  if (!run.scored || !["kept", "unsolved", "passed"].includes(item.gate)) return null;
+  const { examples } = state.data.left_out;
+  return note(`Token colours: not among the ${whole(run.scored)} SFT examples that were scored (metrics.example_logprobs), or not trained on`,
+    examples ? `; those of ${whole(examples)} examples are left out to keep this page small.` : ".");
+}
+
+function tokenBlock(streamsOf, id) {
+  const [pieces, weights, base, trained] = streamsOf;
   const difference = base.map((v, i) => (v === null || trained[i] === null ? null : trained[i] - v));
   const streams = { weights, difference, base, trained }, values = streams[state.paint];
   const sizes = values.filter((v) => v !== null).map(Math.abs).sort((a, b) => a - b);
@@ -226,9 +230,9 @@ function tokens(item) {
   };
   body.addEventListener("pointerover", tell);
   body.addEventListener("pointerdown", tell);
-  const redraw = (name) => { state.paint = name; const fresh = tokens(item); node.replaceWith(fresh); fresh.querySelector('[aria-pressed="true"]').focus(); };
+  const redraw = (name) => { state.paint = name; const fresh = tokenBlock(streamsOf, id); node.replaceWith(fresh); fresh.querySelector('[aria-pressed="true"]').focus(); };
   const both = state.paint === "difference";
-  const node = h("div", { class: "block", id: "tokens" },
+  const node = h("div", { class: "block", id },
     h("div", { class: "head" }, "What SFT trained, token by token ",
       h("span", { class: "muted" }, `mean log-prob ${(sum(base) / n).toFixed(3)} \u2192 ${(sum(trained) / n).toFixed(3)} nats over ${n} loss tokens`)),
     h("div", { class: "body" },
@@ -240,4 +244,29 @@ function tokens(item) {
         both ? `+${short(top)}` : state.paint === "weights" ? short(top) : "0"),
       body, readout));
   return node;
+}
+
+// --- SFT data that are no interventions --------------------------------------------------------
+
+const KINDS = { reference: "reference solution", reflection: "self-reflection", rft: "right attempt", star: "rationalisation", prefix: "beginning of an attempt" };
+
+// Every example is a fold; its tokens are drawn when it is opened first.
+function examples(runs) {
+  return runs.map((run, r) => {
+    if (!run.trained.length) return null;
+    const folds = run.trained.map(([problem, kind, num, before, after], i) => {
+      const body = h("div", { class: "body" });
+      return h("details", { class: "block", ontoggle: () => { if (!body.firstChild) fill(body, {}, example(r, problem, i)); } },
+        h("summary", null, problem, " ", h("span", { class: "muted" }, `${KINDS[kind] || kind}, ${whole(num)} loss tokens`,
+          before === null ? "" : `, mean log-prob ${before.toFixed(3)} \u2192 ${after.toFixed(3)} nats`)), body);
+    });
+    return [many(runs) ? h("h3", null, run.name) : null,
+      note(`${whole(run.trained.length)} examples, spread over all that SFT saw, with what it did to the log-probability of each token. `,
+        "Open one to see its tokens."), folds];
+  });
+}
+
+function example(r, problem, i) {
+  const data = load(r), [text, answer] = data.problems[problem] || ["", ""];
+  return [says(text), h("p", { class: "note" }, "Answer: ", h("code", null, answer)), tokenBlock(data.examples[i], null)];
 }

@@ -88,8 +88,9 @@ function themeButton() {
 // [id, name in the navigation, element]
 function sectionsOf(found, pick) {
   const { runs } = found, about = found.comparison;
-  const read = [["interventions", "Interventions", section("interventions", "Interventions in numbers", runs.some((run) => run.intervention.candidates) ? funnel(runs, pick) : note("None yet."))],
+  const read = [["interventions", "Interventions", section("interventions", "Interventions in numbers", runs.some((run) => run.intervention.candidates) ? funnel(runs, pick) : note("None: this run trains without them, or has not come to them."))],
     ["browse", "Browser", section("browse", "Read the interventions", browser(runs))]];
+  if (runs.some((run) => run.trained.length)) read.push(["trained", "SFT examples", section("trained", "Read what SFT learned from", examples(runs))]);
   if (about) {
     const [steps, tokens] = compareResults(about);
     return [["results", "Equal steps", steps], ["tokens", "Equal tokens", tokens], ["training", "Training", compareTraining(about)],

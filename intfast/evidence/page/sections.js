@@ -45,7 +45,7 @@ function results(runs, across, groups) {
     rows.map(({ run, e, stroke }) => [h("td", { class: "name" }, dot(stroke), named(runs, run, e.label)),
       [estimate(e.accuracy)], [whisker(e.accuracy, top, stroke)], ...ks.map((k) => [estimate(pass(e, k))]), [estimate(e.coverage)],
       e.tokens ? whole(e.tokens) : "", `${e.accuracy ? percent(e.truncated) : ""}, ${percent(e.unscored)}`])),
-    counted(), differences(runs, across), passCurves(rows, many(runs)));
+    counted(), differences(runs, across), passCurves(rows, many(runs)), ablations(runs));
 }
 
 function measured(runs, run) {
@@ -88,6 +88,21 @@ function passCurves(rows, several) {
   const figure = chart({ title: "pass@k", help: "unbiased, over held-out problems, logarithmic in k; bands are 95 % bootstrap intervals over problems",
     lines, logX: true, unit: " %", xName: "k =", from0: true, wide: true });
   return figure && [h("h3", null, "What more samples would solve"), legend(lines), h("div", { class: "big" }, figure)];
+}
+
+function ablations(runs) {
+  return runs.map((run) => {
+    if (!run.ablations.length) return null;
+    const measured = run.ablations.filter((row) => row.accuracy), top = Math.max(...measured.map((row) => row.accuracy[2])) || 1;
+    const covered = (e) => [estimate(e), ` of ${whole(e[3])}`];
+    return [h("h3", null, named(runs, run, "What of the SFT target does the work")),
+      table(["SFT on", ">examples", ">loss tokens", ">accuracy %", `0 to ${short(100 * top)} %`, ">ever solved %", "settings"], run.ablations.map((row) => [
+        row.name, whole(row.examples), whole(row.loss_tokens), ...(row.accuracy
+          ? [[estimate(row.accuracy)], [whisker(row.accuracy, top, "var(--c2)")], [covered(row.coverage)]] : ["", "", ""]),
+        h("td", { class: "code" }, row.settings.join("  ") || "the recipe")])),
+      note("SFT and evaluation repeated on this run's own records (intfast.ablate), one seed, before RL; ",
+        measured.length ? `${short(measured[0].samples)} samples of each held-out problem; counted as above.` : "not evaluated.")];
+  });
 }
 
 // --- training ----------------------------------------------------------------------------------
