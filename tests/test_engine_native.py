@@ -253,7 +253,7 @@ def test_log_probs_over_a_large_vocabulary_are_not_biased():
     assert (logprob - exact).mean().abs() < 2e-6
 
 
-@pytest.mark.parametrize("vocabulary", [128, 129, 384, 50_257])
+@pytest.mark.parametrize("vocabulary", [128, 129, 200, 384, 50_257])
 def test_a_large_vocabulary_is_searched_as_a_small_one(vocabulary):
     generator = torch.Generator().manual_seed(vocabulary)
     logits = 3 * torch.randn(64, vocabulary, generator=generator)
