@@ -3,9 +3,9 @@
 python -m intfast.report RUN [RUN ...] [--out FILE]
 python -m intfast.report COMPARISON [--out FILE]
 
-The page holds its style, script and data and loads nothing. What a model wrote is data in it:
-`<` never occurs inside a data block, the script puts texts into text nodes only, and a content
-security policy lets no other script run.
+The page holds its style, script and data and loads nothing; long texts are packed. What a model
+wrote is data in it: `<` never occurs inside a data block, the script puts texts into text nodes
+only, and a content security policy lets no other script run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import base64
 import hashlib
 import html
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -56,7 +57,7 @@ def page(runs: Sequence[Path]) -> str:
         run |= {key: texts.pop(key) for key in ("scored", "trained")}
     style = (PAGE / "page.css").read_text(encoding="utf-8")
     script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    texts = [_block(f"items-{i}", part) for i, part in enumerate(items)]
+    texts = [_packed(f"items-{i}", part) for i, part in enumerate(items)]
     return Template((PAGE / "page.html").read_text(encoding="utf-8")).substitute(
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
@@ -97,6 +98,12 @@ def _block(name: str, value: Any) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return f'<script type="application/json" id="{name}">{text}</script>'
+
+
+def _packed(name: str, value: Any) -> str:
+    """A data block of base64 of zlib of JSON: fewer bytes to parse when the page opens."""
+    data = base64.b64encode(zlib.compress(msgspec.json.encode(value), 6)).decode()
+    return f'<script type="text/plain" id="{name}">{data}</script>'
 
 
 def _hash(text: str) -> str:

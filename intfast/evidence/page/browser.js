@@ -3,11 +3,13 @@ const ROW = 56;
 const state = { runs: [], run: 0, data: null, shown: [], at: -1, gate: "", query: "", order: "file", paint: "difference", open: new Set() };
 const loaded = new Map();
 
+// A promise of the texts of a run.
 function load(run) {
   if (!loaded.has(run)) {
-    const data = readData(`items-${run}`);
-    for (const item of data.items) prepare(data, item);
-    loaded.set(run, data);
+    loaded.set(run, unpack(`items-${run}`).then((data) => {
+      for (const item of data.items) prepare(data, item);
+      return data;
+    }));
   }
   return loaded.get(run);
 }
@@ -256,7 +258,7 @@ function examples(runs) {
     if (!run.trained.length) return null;
     const folds = run.trained.map(([problem, kind, num, before, after], i) => {
       const body = h("div", { class: "body" });
-      return h("details", { class: "block", ontoggle: () => { if (!body.firstChild) fill(body, {}, example(r, problem, i)); } },
+      return h("details", { class: "block", ontoggle: async () => { if (!body.firstChild) body.replaceChildren(...example(await load(r), problem, i)); } },
         h("summary", null, problem, " ", h("span", { class: "muted" }, `${KINDS[kind] || kind}, ${whole(num)} loss tokens`,
           before === null ? "" : `, mean log-prob ${before.toFixed(3)} \u2192 ${after.toFixed(3)} nats`)), body);
     });
@@ -266,7 +268,7 @@ function examples(runs) {
   });
 }
 
-function example(r, problem, i) {
-  const data = load(r), [text, answer] = data.problems[problem] || ["", ""];
+function example(data, problem, i) {
+  const [text, answer] = data.problems[problem] || ["", ""];
   return [says(text), h("p", { class: "note" }, "Answer: ", h("code", null, answer)), tokenBlock(data.examples[i], null)];
 }

@@ -19,6 +19,12 @@ const s = (tag, props, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), props, children);
 
 const readData = (id) => JSON.parse(document.getElementById(id).textContent);
+async function unpack(id) {
+  const packed = atob(document.getElementById(id).textContent), bytes = new Uint8Array(packed.length);
+  for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return JSON.parse(await new Response(stream).text());
+}
 const whole = (n) => Math.round(n).toLocaleString("en-US");
 const percent = (x, digits = 1) => (100 * x).toFixed(digits);
 const color = (i) => `var(--c${i % 8})`;

@@ -24,10 +24,11 @@ function browser(runs) {
     h("div", { class: "browser" }, ui.list, ui.detail)];
 }
 
-function openRun(run, gate = "") {
+async function openRun(run, gate = "") {
   state.run = run;
-  state.data = load(run);
-  state.gate = gate;
+  const data = await load(run);
+  if (state.run !== run) return;
+  Object.assign(state, { data, gate });
   ui.pick.value = String(run);
   const counts = new Map();
   for (const item of state.data.items) counts.set(item.gate, (counts.get(item.gate) || 0) + 1);
@@ -42,12 +43,12 @@ function openRun(run, gate = "") {
   filterItems(state.data.items.find((item) => item.gate === "kept"));
 }
 
-function openLink() {
+async function openLink() {
   const [kind, run, id] = location.hash.slice(1).split("/");
   if (kind !== "i" || !state.runs[run] || !state.runs[run].intervention.candidates || id === undefined) return false;
   const wanted = decodeURIComponent(id);
   ui.search.value = state.query = "";
-  openRun(Number(run));
+  await openRun(Number(run));
   const place = state.shown.findIndex((item) => item.id === wanted);
   if (place < 0) return false;
   select(place, false);
@@ -104,7 +105,7 @@ function start() {
   const found = readData("runs"), { runs } = found;
   state.runs = runs;
   const theme = themeButton();
-  const pick = (run, gate) => { openRun(run, gate); document.getElementById("browse").scrollIntoView(); };
+  const pick = async (run, gate) => { await openRun(run, gate); document.getElementById("browse").scrollIntoView(); };
   const parts = sectionsOf(found, pick);
   document.getElementById("page").append(found.comparison ? compareHeader(found.comparison) : header(runs),
     h("nav", { "aria-label": "sections" }, parts.map(([id, text]) => h("a", { href: `#${id}` }, text)), theme),
@@ -113,9 +114,10 @@ function start() {
   addEventListener("resize", () => state.data && drawRows());
   addEventListener("hashchange", openLink);
   // The texts stand behind this script: the figures do not wait for them.
-  document.addEventListener("DOMContentLoaded", () => {
+  document.addEventListener("DOMContentLoaded", async () => {
     const first = runs.findIndex((run) => run.intervention.candidates);
-    if (first >= 0 && !openLink()) openRun(first);
+    if (first >= 0 && !window.DecompressionStream) ui.detail.replaceChildren(note("This browser is too old to unpack the texts; the figures are complete."));
+    else if (first >= 0 && !(await openLink())) await openRun(first);
     document.documentElement.dataset.ready = "yes";
   });
 }
