@@ -313,10 +313,10 @@ def test_runs_on_the_same_problems_are_compared_and_others_are_not(folder, tmp_p
     assert seen(folder, other).block("runs")["across"] == []
 
 
-def test_runs_of_one_name_are_told_apart(folder, tmp_path):
-    other = make_run(tmp_path / "run", *FEW)
-    names = [run["name"] for run in seen(folder, other).block("runs")["runs"]]
-    assert names == [folder.as_posix(), other.as_posix()]
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    runs = [make_run(tmp_path / "all" / part / "run", *FEW) for part in ("a", "b/c")]
+    names = [run["name"] for run in seen(*runs).block("runs")["runs"]]
+    assert names == ["a/run", "b/c/run"]
 
 
 # --- hostile texts -----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ not there yet is listed under "missing" with what it would have shown.
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -40,9 +41,7 @@ SHOWS = {
 
 def collect_all(folders: Sequence[Path]) -> dict[str, Any]:
     """Everything of the runs but their interventions, and the differences between them."""
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        names = [folder.as_posix() for folder in folders]
+    names = _names([folder.resolve() for folder in folders])
     runs = [collect(folder) | {"name": n} for folder, n in zip(folders, names, strict=True)]
     found = [read_evaluations(folder) for folder in folders]
     across = []
@@ -54,6 +53,15 @@ def collect_all(folders: Sequence[Path]) -> dict[str, Any]:
                 titles = [f"{run['name']}: {label(name)}", f"{runs[0]['name']}: {label(name)}"]
                 across += _difference(titles, evaluations[name], found[0][name])
     return {"runs": runs, "across": across}
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What to call run folders: their names, or as much of their paths as tells them apart."""
+    names = [folder.name for folder in folders]
+    if len(set(names)) == len(names):
+        return names
+    shared = os.path.commonpath([folder.parent for folder in folders])
+    return [folder.relative_to(shared).as_posix() for folder in folders]
 
 
 def _test_set(run: dict[str, Any]) -> str | None:

@@ -2,7 +2,7 @@
 // The page of a comparison: arms as rows, seeds as dots.
 const FAMILIES = { base: 0, rl: 1, reference: 2, int: 3, reflection: 4, hint_rl: 5, fixed_hint_rl: 6, hint: 5, fixed_hint: 6, rft: 1, star: 5, prefix: 6 };
 const DASHED = ["rft", "star", "prefix"];
-const armColor = (arm) => color(FAMILIES[arm.family] ?? 7);
+const armColor = (arm) => arm.color || color(FAMILIES[arm.family] ?? 7);
 const armLine = (arm, points) => ({ label: arm.label, color: armColor(arm), dash: DASHED.includes(arm.family) ? "5 3" : null, points });
 const isRl = (arm) => arm.accuracy_tokens !== null;
 const seedDots = (pairs) => pairs.map(([seed, value]) => [`seed ${seed}: ${percent(value)} %`, value]);
@@ -33,7 +33,7 @@ function armTable(about, arms, keys, more) {
   const pass = (arm, k) => { const found = arm.pass.find((p) => p[0] === k); return found && found.slice(1); };
   const ours = about.compared_with ? about.arms.find((arm) => arm.name === about.compared_with).label : "";
   const compared = arms.some((arm) => arm[keys.ahead]);
-  return table(["arm", ">accuracy %", `0 to ${short(100 * top)} %, dots: seeds`, ...ks.map((k) => `>pass@${k} %`),
+  return table([about.rows || "arm", ">accuracy %", `0 to ${short(100 * top)} %, dots: seeds`, ...ks.map((k) => `>pass@${k} %`),
     ...(compared ? [`>${ours} ahead by, points`, `${ours} is`] : []), ...more.map(([name]) => name)],
   arms.map((arm) => [h("td", { class: "name" }, dot(armColor(arm)), arm.label,
     arm.without_examples && arm.without_examples.length ? h("div", { class: "note" }, `no example with seed ${arm.without_examples.join(", ")}`) : null),
@@ -132,12 +132,12 @@ function compareSettings(about) {
 
 function pooledResults(groups, ks) {
   return (groups || []).map((group) => {
-    const arms = group.rows.map((row) => ({ ...row, family: row.name }));
+    const arms = group.rows.map((row, i) => ({ ...row, color: color(STAGES.includes(row.name) ? STAGES.indexOf(row.name) : i) }));
     const rows = group.differences.map(([more, less, ...e]) => [h("td", { class: "name" }, `${more} \u2212 ${less}`), [estimate(e)], e[3], e[1] > 0 ? "higher" : e[2] < 0 ? "lower" : "not told apart"]);
     return [h("h3", null, `Over seeds ${group.seeds.join(", ")}`),
       note(`${group.names.join(", ")} differ in their seed alone. Means over seeds and problems; 95 % intervals by drawing both again with replacement (bootstrap, 2,000 times); `,
         "of few seeds they tell little more than their spread. Differences are paired by seed and problem."),
-      armTable({ ks, arms, compared_with: null }, arms, { accuracy: "accuracy", seeds: "by_seed", pass: true },
+      armTable({ ks, arms, rows: "weights", compared_with: null }, arms, { accuracy: "accuracy", seeds: "by_seed", pass: true },
         [[">by seed", (arm) => arm.by_seed.map(([, value]) => percent(value)).join("  ")]]),
       rows.length ? table(["weights", ">points [95 %]", ">problems", "reading"], rows) : null];
   });
