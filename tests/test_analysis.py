@@ -229,6 +229,7 @@ def test_ablations_share_the_collection_and_differ_in_what_is_trained(finished, 
     assert tokens["with a right suffix"] > tokens["prefix + intervention"]
     assert all(row["evaluation"].num_samples == 3 * 6 for row in found.values())
     assert set(read(folder, "ablations.json")) == set(ablate.ABLATIONS)
+    assert '"name":"no filter"' in (folder / "report.html").read_text()
     attempts = (folder / "attempts.jsonl").read_bytes()
     assert (folder / "ablations/no-filter/attempts.jsonl").read_bytes() == attempts
 

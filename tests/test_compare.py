@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from small_run import Quiet
 
-from intfast import compare, config_io, train
+from intfast import compare, config_io, report, train
 from intfast.evaluate import Evaluation, bootstrap_seeds, count_samples
-from intfast.evidence import arms, compare_table
+from intfast.evidence import arms, compare_page, compare_table
 from intfast.solve import Solver
 
 ROOT = Path(__file__).parents[1]
@@ -274,6 +274,15 @@ def test_the_interval_knows_of_seeds_and_of_problems():
     assert (one.high - one.low) / 2 == pytest.approx(half, rel=0.1)
     with pytest.raises(ValueError, match="seeds x problems"):
         bootstrap_seeds([], seed=0)
+
+
+def test_a_comparison_ends_with_its_page(finished):
+    plan, found = finished
+    page = report.page([plan.root])
+    assert (plan.root / "report.html").read_text() == page
+    shown = compare_page.collect(plan.root)
+    assert [arm["name"] for arm in shown["arms"]] == list(found["arms"])
+    assert [0, "rft", "no example to learn from"] in shown["folders"]
 
 
 def test_rows_where_ours_is_not_ahead_are_named(finished):
