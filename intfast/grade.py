@@ -20,7 +20,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
-from intfast.grading.answers import MATHEMATICS, Reason, Status, compare_quickly, extract
+from intfast.grading.answers import MATHEMATICS, Reason, Status, bare, compare_quickly, extract
 from intfast.records import Record
 from intfast.trust import interrupt
 from intfast.trust.safe_text import shown
@@ -174,7 +174,7 @@ class Grader:
         Raises RuntimeError when a worker cannot be started.
         """
         rows = [Submission(*submission) for submission in submissions]
-        answers = [extract(row.text, self.mode) for row in rows]
+        answers = [self._answer(row) for row in rows]
         reasons = [
             self._without_worker(row, answer) for row, answer in zip(rows, answers, strict=True)
         ]
@@ -195,7 +195,7 @@ class Grader:
 
         What this process compares itself is left to `grade_many`.
         """
-        answer = extract(submission.text, self.mode)
+        answer = self._answer(submission)
         if self._without_worker(submission, answer) is None:
             self._begin([(submission.gold, answer)])
         self._advance(0.0)
@@ -211,6 +211,13 @@ class Grader:
             (verdicts[g, g] if r is None else r).status is not Status.UNSCORED
             for g, r in zip(golds, quick, strict=True)
         ]
+
+    def _answer(self, row: Submission) -> str | None:
+        answer = extract(row.text, self.mode)
+        if answer is None or self.mode not in MATHEMATICS:
+            return answer
+        # The parser reads "7 apples" and refuses "7 marbles", by a list of its own.
+        return bare(row.gold, answer)
 
     def _without_worker(self, row: Submission, answer: str | None) -> Reason | None:
         if answer is None:

@@ -36,6 +36,7 @@ from intfast.grading.answers import (
         ("Answer:", None),
         ("**Answer**: 12", "12"),
         ("Answer: **12**.", "12"),
+        ('The answer: "12."', "12"),
         ("So the answer: $12$. ", "$12$"),
         ("Answer: .5", ".5"),
         (r"Answer: \left\{ x \right.", r"\left\{ x \right."),

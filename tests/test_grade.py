@@ -45,6 +45,16 @@ def test_arithmetic_agrees_with_the_parser(grader):
     assert len(both) > 50
 
 
+def test_a_noun_behind_the_answer_is_no_error(grader):
+    said = [f"Answer: 9 + 9 = 18 {noun}." for noun in ("apples", "marbles", "books")]
+    said += [r"\boxed{18 marbles}", "Answer: $18$ .", 'Answer: "18."']
+    assert {g.status for g in grader.grade_many([("18", text) for text in said])} == {
+        Status.CORRECT
+    }
+    wrong = ["Answer: 9 + 9 = 17 marbles.", "Answer: 18 hundred", "Answer: 18 or 19 marbles"]
+    assert {g.status for g in grader.grade_many([("18", text) for text in wrong])} == {Status.WRONG}
+
+
 def test_a_stated_answer_is_mathematics_too():
     said = "So it is 9 + 9 = 18. The answer is 18."
     for mode, status in {"stated": Status.CORRECT, "boxed": Status.WRONG}.items():

@@ -65,8 +65,8 @@ _BRACE = re.compile(r"(?<!\\)(\\*+)(boxed\s*+\{|[{}])")
 _ANSWER_LINE = re.compile(r"answer[\s*]{0,5}:([^\n]*)", re.IGNORECASE)
 
 _ANSWER_SENTENCE = re.compile(r"\banswer\s{1,3}is\b[\s*:]{0,5}([^\n]*)", re.IGNORECASE)
-# Emphasis and full stops behind an answer; "\\right." is mathematics.
-_END_OF_SENTENCE = re.compile(r"(?<!\\right)(?<![\s*.])[\s*.]+$")
+# Emphasis, quotes and full stops behind an answer; "\\right." is mathematics.
+_END_OF_SENTENCE = re.compile(r"(?<!\\right)(?<![\s*.\"])[\s*.\"]+$")
 
 
 def last_boxed(text: str) -> str | None:
@@ -134,7 +134,7 @@ def _said(text: str, in_prose: bool) -> str | None:
     said = _ANSWER_LINE.findall(text)
     if not said and in_prose:
         said = [rest.partition(". ")[0] for rest in _ANSWER_SENTENCE.findall(text)]
-    return _END_OF_SENTENCE.sub("", said[-1]).lstrip("* \t") if said else None
+    return _END_OF_SENTENCE.sub("", said[-1]).lstrip('* \t"') if said else None
 
 
 _SYMBOLS = str.maketrans(
@@ -198,7 +198,7 @@ def number(normalised: str) -> Fraction | None:
 
 
 # A number in front of what it counts: the parser knows some nouns ("apples") and not others.
-_COUNTED = re.compile(r"(.*\d) ([a-z]{3,}(?: [a-z]{2,}){0,2})", re.IGNORECASE)
+_COUNTED = re.compile(r"(.*\d) ([a-z]{3,}(?: [a-z]{2,}){0,2})[.\s]*", re.IGNORECASE)
 _NO_NOUN = re.compile(
     r"\b(?:and|but|by|choose|divided|from|if|in|is|not|nor|of|or|over|per|percent|than|times|to|vs"
     r"|versus|minus|plus|mod|modulo|hundreds?|thousands?|[mbtr]+illions?|dozens?|score|half|halves"
@@ -208,12 +208,15 @@ _NO_NOUN = re.compile(
 )
 
 
-def without_noun(normalised: str) -> str:
-    """ "12 books" -> "12"; a text that is anything else stays as it is."""
-    found = _COUNTED.fullmatch(normalised)
-    if found is None or _NO_NOUN.search(found[2]):
-        return normalised
-    return found[1]
+def bare(gold: str, answer: str) -> str:
+    """The answer without the noun behind it, where the gold answer is a number.
+
+    Example: bare("12", "5 + 7 = 12 books.") == "5 + 7 = 12".
+    """
+    if len(answer) > MAX_CHARS or number(normalise(gold)) is None:
+        return answer
+    found = _COUNTED.fullmatch(answer)
+    return answer if found is None or _NO_NOUN.search(found[2]) else found[1]
 
 
 # Factorials of large integers, powers or factorials; stacked superscripts; giant exponents.
@@ -267,7 +270,7 @@ def compare_numbers(gold: str, answer: str) -> Reason | None:
         # "6=5": math-verify would read the last side only.
         return Reason.WRONG
     gold_value = number(gold)
-    answer_value = number(without_noun(re.sub(r"^[A-Za-z]=", "", answer)))
+    answer_value = number(re.sub(r"^[A-Za-z]=", "", answer))
     if gold_value is None or answer_value is None:
         return None
     if gold_value == answer_value:
@@ -293,7 +296,7 @@ def compare_quickly(gold: str, answer: str) -> Reason | None:
     refusal = _inadmissible(answer)
     if refusal:
         return refusal
-    answer_text = normalise(answer)
+    answer_text = normalise(bare(gold, answer))
     if "$" in answer_text:
         # Several formulas in one answer would be read as whichever matches.
         return Reason.UNPARSEABLE
