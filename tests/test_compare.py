@@ -261,6 +261,15 @@ def test_pooling_leaves_out_problems_without_enough_samples():
         compare_table.pooled({0: evaluation(a=1)}, compare_table.at_k(5), 5)
 
 
+def test_pass_curves_end_where_a_problem_has_no_more_samples():
+    unscored = count_samples("u", ["unscored"] * 4, ["timeout"] * 4, ["stop"] * 4, [1] * 4)
+    found = evaluation(a=4, b=0)
+    found = Evaluation(name="e", seed=0, problems=[*found.problems, unscored])
+    curve = compare_table.pass_curve({0: found, 1: evaluation(a=2, b=0)})
+    assert [k for k, _ in curve] == [1, 2, 4]
+    assert [estimate.value for _, estimate in curve] == pytest.approx([3 / 8, (1 + 5 / 6) / 4, 0.5])
+
+
 def test_the_interval_knows_of_seeds_and_of_problems():
     rng = np.random.default_rng(0)
     problems = rng.random(200)

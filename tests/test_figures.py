@@ -55,6 +55,13 @@ def test_arms_show_their_values_and_intervals():
     assert "commit abcdef0" in " ".join(shown)
 
 
+def test_arms_at_their_own_best_have_a_figure_of_their_own():
+    table = compare_row(first={"accuracy": estimate(0.25), "accuracy_tokens": None})["figures"]
+    row = stamp("tuned_compare", {"tried": {}, "table": table})
+    (name,) = found = figures.draw({"tuned_compare": row})
+    assert name == "tuned_arms.svg" and "each arm at its own best" in texts(found[name])[0]
+
+
 def test_curves_end_in_names_that_do_not_overlap():
     row = quickstart_row(base=0.1, int=0.5, int_rl=0.5, base_rl=0.1)
     found = figures.draw({"quickstart": row})

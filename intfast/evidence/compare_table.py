@@ -166,8 +166,9 @@ def pooled(evaluations: Mapping[int, Evaluation], value: Values, least: int = 1)
 
 
 def pass_curve(evaluations: Mapping[int, Evaluation]) -> list[tuple[int, Estimate]]:
-    """(k, pass@k) at the powers of two up to the samples that every problem has."""
-    most = min((p.scored for e in evaluations.values() for p in e.problems), default=0)
+    """(k, pass@k) at the powers of two up to what every problem with scored samples has of them."""
+    scored = [p.scored for e in evaluations.values() for p in e.problems if p.scored]
+    most = min(scored, default=0)
     return [(k, pooled(evaluations, at_k(k), k)) for k in (2**i for i in range(most.bit_length()))]
 
 
