@@ -16,6 +16,7 @@ from benchmarks import (
     compare,
     engine,
     fidelity,
+    gates,
     harness,
     kernels,
     process_credit,
@@ -29,7 +30,7 @@ from benchmarks import (
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
     engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
-    process_credit, kernels, accuracy,
+    process_credit, gates, kernels, accuracy,
 )  # fmt: skip
 
 

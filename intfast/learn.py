@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,12 +13,13 @@ from torch import Tensor
 from intfast import credit, forward, loss, stages
 from intfast.batch import Batch, Packed, pack, split
 from intfast.course import Course, finished
+from intfast.intervene import REACHED_CONTINUATION
 from intfast.method import process_credit
 from intfast.method.process_credit import Located
 from intfast.model import Decoder
 from intfast.optim import Optimizer, StepStats
 from intfast.parts import Parts
-from intfast.records import Example, Problem
+from intfast.records import Example, Intervention, Problem
 from intfast.rollout import derive_seed
 from intfast.solve import Graded, Start
 from intfast.trust import faults, interrupt, parity
@@ -64,13 +66,20 @@ class NoExamples(ValueError):
     """The data of the SFT stage came out empty."""
 
 
-_NO_EXAMPLES = {
-    True: "no intervention passed the gates, so there is nothing to fine-tune on; read the gates "
-    "in interventions.jsonl, then give the model more attempts or continuations, set "
-    "sft.filter = false, or use a stronger base model",
-    False: "sft.data gave no example: the model was right in none of the samples it could come "
-    "from; draw more of them, or take another sft.data",
-}
+def _why_no_examples(parts: Parts) -> str:
+    """What the records say, and what would help: a looser filter only where one held anything."""
+    if parts.config.sft.data != "intervention":
+        return (
+            "sft.data gave no example: the model was right in none of the samples it could come "
+            "from; draw more of them, or take another sft.data"
+        )
+    records = parts.folder.journal("interventions", Intervention).records
+    gates = Counter(record.gate for record in records)
+    said = ", ".join(f"{count} {gate}" for gate, count in gates.most_common()) or "none was drawn"
+    helps = "read the replies in interventions.jsonl; more attempts, or a stronger base model, help"
+    if gates.keys() & set(REACHED_CONTINUATION):
+        helps = "draw more continuations, or set sft.filter = false; more attempts help too"
+    return f"no intervention is left to fine-tune on ({said}): {helps}"
 
 
 def sft(parts: Parts, name: str, examples: Sequence[Example]) -> None:
@@ -79,7 +88,7 @@ def sft(parts: Parts, name: str, examples: Sequence[Example]) -> None:
     if finished(parts, name):
         return
     if not examples:
-        raise NoExamples(_NO_EXAMPLES[parts.config.sft.data == "intervention"])
+        raise NoExamples(_why_no_examples(parts))
     steps_per_epoch = -(-len(examples) // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
 

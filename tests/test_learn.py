@@ -11,7 +11,7 @@ from intfast.grade import Grade
 from intfast.grading.answers import Reason
 from intfast.model import PackedAttention
 from intfast.parts import build
-from intfast.records import Example, TokenLogprobs
+from intfast.records import Example, Intervention, TokenLogprobs
 
 
 @pytest.fixture(scope="module")
@@ -268,10 +268,26 @@ def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(parts_o
 
 def test_sft_and_rl_refuse_to_train_on_nothing(parts_of):
     with parts_of(*SFT) as parts:
-        with pytest.raises(ValueError, match="nothing to fine-tune on"):
+        with pytest.raises(ValueError, match=r"fine-tune on \(none was drawn\)"):
             learn.sft(parts, "int", [])
         with pytest.raises(ValueError, match="leaves no problem"):
             learn.rl(parts, "int_rl", "base", [])
+
+
+@pytest.mark.parametrize("gates", [["unparsed", "unparsed", "leak"], ["unsolved", "leak"]])
+def test_nothing_to_train_on_says_at_which_gates_it_was_lost(parts_of, gates):
+    """sft.filter = false is no help where no reply could be read."""
+    with parts_of(*SFT) as parts:
+        parts.folder.journal("interventions", Intervention).append(
+            Intervention(
+                id=str(i), problem_id="p", attempt=0, sample=i, guided="", reply="", gate=gate
+            )
+            for i, gate in enumerate(gates)
+        )
+        with pytest.raises(learn.NoExamples) as caught:
+            learn.sft(parts, "int", [])
+    assert f"{gates.count(gates[0])} {gates[0]}, 1 leak" in str(caught.value)
+    assert ("sft.filter" in str(caught.value)) is ("unsolved" in gates)
 
 
 def test_evaluation_counts_and_is_not_repeated(parts_of):

@@ -69,6 +69,26 @@ def test_a_wrong_log_prob_ends_the_comparison(monkeypatch, folder, tmp_path):
         compare(monkeypatch, folder, tmp_path)
 
 
+def test_gates_of_an_unfinished_run_become_a_row(monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "manifest.json").write_text('{"model": "m"}')
+    rows = [{"problem_id": "a", "reason": "wrong"}, {"problem_id": "a", "reason": "correct"}]
+    (run / "attempts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["benchmarks", "gates", "--run", str(run), "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match=r"no interventions\.jsonl"):
+        command.main()
+    (run / "interventions.jsonl").write_text('{"gate": "unparsed"}\n{"gate": "kept"}\n')
+    command.main()
+    (row,) = (tmp_path / "cpu.jsonl").read_text().splitlines()
+    assert json.loads(row)["figures"] == {
+        "attempts": {"wrong": 1, "correct": 1},
+        "candidates": {"unparsed": 1, "kept": 1},
+        "attempted_problems": 1,
+    }
+
+
 def test_a_comparison_needs_a_model(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "fidelity", "--results", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"real_model makes one"):
