@@ -1,6 +1,7 @@
 """The rules of the house that a machine can check."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,8 @@ LAYERS = [
     "train",
     "ablate compare quickstart",
 ]
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 
 
@@ -102,3 +105,16 @@ def test_no_pickle_and_no_remote_code():
         text = path.read_text()
         assert "import pickle" not in text and "torch.load(" not in text, path
         assert "trust_remote_code=True" not in text, path
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda p: p.parent.name)
+def test_links_and_files_that_a_readme_names_exist(page):
+    text = page.read_text()
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in HEADING.findall(text)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+    files = re.findall(r"`([\w.-]+/[\w./-]+\.(?:py|sh|txt|toml|jsonl|md))`", text)
+    homes = (ROOT, ROOT / "intfast", page.parent)
+    missing = [f for f in files if not any((h / f).exists() for h in homes)]
+    assert [f for f in missing if not f.startswith("runs/")] == []
