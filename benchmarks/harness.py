@@ -136,7 +136,8 @@ def append(
         "commit": _git("rev-parse", "HEAD"),
         # The rows of the same call before this one are no change of the code.
         "dirty": bool(_git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")),
-        "command": redact(f"{program} {' '.join(sys.argv[1:])}"),
+        # Where the row goes has no part in what it says, and may name a private folder.
+        "command": re.sub(r" --results[ =]\S+", "", redact(f"{program} {' '.join(sys.argv[1:])}")),
         "device": device,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

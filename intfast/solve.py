@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from intfast.config import SamplingConfig
 from intfast.grade import Grade, Grader, Submission
 from intfast.prompts import Style, decode
-from intfast.records import Problem
+from intfast.records import Attempt, Problem
 from intfast.rollout import (
     Completion,
     Engine,
@@ -122,6 +122,20 @@ class Solver:
         """The token ids of a completion, without the token that stopped it."""
         ids = completion.token_ids
         return ids[:-1] if ids and ids[-1] in self.style.stop_ids else ids
+
+    def attempt(self, problem: Problem, sample: int, graded: Graded) -> Attempt:
+        """The record of a graded completion of the bare problem."""
+        return Attempt(
+            problem_id=problem.id,
+            sample=sample,
+            prompt_ids=self.prompt(problem),
+            token_ids=self.without_stop(graded.completion),
+            text=graded.text,
+            finish_reason=graded.completion.finish_reason,
+            grade=graded.grade.status,
+            reason=graded.grade.reason,
+            policy_version=graded.completion.policy_version,
+        )
 
     def complete(
         self,

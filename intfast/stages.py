@@ -75,17 +75,7 @@ def _attempt(
     ]
     graded_P_G = solver.solve(starts, parts.config.attempts.sampling, advance)
     return [
-        Attempt(
-            problem_id=problem.id,
-            sample=sample,
-            prompt_ids=solver.prompt(problem),
-            token_ids=solver.without_stop(graded.completion),
-            text=graded.text,
-            finish_reason=graded.completion.finish_reason,
-            grade=graded.grade.status,
-            reason=graded.grade.reason,
-            policy_version=graded.completion.policy_version,
-        )
+        solver.attempt(problem, sample, graded)
         for (problem, samples), group in zip(todo, graded_P_G, strict=True)
         for sample, graded in zip(samples, group, strict=True)
     ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ HOSTILE = (
     "<!--<script> ]]> <iframe src=https://example.com></iframe> &lt;b&gt; $style ${data} \u2028 "
     "<svg onload=window.pwned=3> \u202eright to left \x00\x1b[2J"
 )
+FEW = ["evaluate.samples=4", "evaluate.ks=[1, 4]"]
 PROMPT, PREFIX, FIX = [1, 2, 3], [10, 11], [20, 21]
 GATES = ("kept", "unsolved", "leak", "unparsed")
 
@@ -178,3 +183,35 @@ def evaluation(name: str, right: tuple[int, ...], text: str) -> Evaluation:
         for i, n in enumerate(right)
     ]
     return Evaluation(name=name, seed=0, problems=problems)
+
+
+class Seen(HTMLParser):
+    """The elements of a page, and the text of its scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self.is_open = [], [], False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.texts.append("")
+        self.is_open = True
+
+    def handle_endtag(self, tag):
+        self.is_open = False
+
+    def handle_data(self, data):
+        if self.is_open:
+            self.texts[-1] += data
+
+    def of(self, wanted):
+        rows = zip(self.elements, self.texts, strict=True)
+        return [(attrs, text) for (tag, attrs), text in rows if tag == wanted]
+
+    def block(self, name):
+        ((kind, text),) = [
+            (attrs["type"], text) for attrs, text in self.of("script") if attrs.get("id") == name
+        ]
+        return json.loads(zlib.decompress(base64.b64decode(text)) if "plain" in kind else text)

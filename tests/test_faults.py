@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from benchmarks.reliability import bed
 from intfast import checkpoint, config_io, learn, stages
 from intfast.runfolder import RunFolder
 from intfast.solve import Solver
 from intfast.train import main
-from intfast.trust import files, identity, interrupt, tensorfile
+from intfast.trust import files, identity, interrupt
 
 ROOT = Path(__file__).parents[1]
 
@@ -250,23 +249,6 @@ def test_no_file_of_a_run_is_written_past_the_guarded_functions():
         if name not in allowed:
             text = path.read_text()
             assert not [call for call in calls if call in text], name
-
-
-def test_a_tensor_file_is_what_safetensors_reads(tmp_path):
-    tensors = {
-        "a": torch.arange(7, dtype=torch.bfloat16),
-        "step": torch.tensor(3.0),
-        "b": torch.randn(4, 6)[:, 1:5],
-        "none": torch.zeros(0, 3),
-        "long": torch.tensor([2**40]),
-        "half": torch.ones(5, dtype=torch.float16),
-    }
-    path = tmp_path / "x.safetensors"
-    written = tensorfile.write(path, tensors, {"format": "pt"})
-    found = load_file(path)
-    assert found.keys() == tensors.keys() and written.bytes == path.stat().st_size
-    for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
 # --- checkpoints -------------------------------------------------------------------------------

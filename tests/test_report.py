@@ -1,56 +1,17 @@
 """The page of a run: its numbers, what it leaves out, what it says is missing, hostile texts."""
 
-import base64
-import hashlib
 import json
-import re
 import shutil
-import zlib
-from html.parser import HTMLParser
 from pathlib import Path
 
 import msgspec
 import pytest
-from report_run import HOSTILE, RIGHT, make_run
+from report_run import FEW, RIGHT, Seen, make_run
 
 from intfast import report
 from intfast.evaluate import Evaluation, ProblemCounts, compare
 from intfast.evidence import browser, page_data
 from intfast.records import Example, TokenLogprobs
-
-FEW = ["evaluate.samples=4", "evaluate.ks=[1, 4]"]
-
-
-class Seen(HTMLParser):
-    """The elements of a page, and the text of its scripts and styles."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.texts, self.is_open = [], [], False
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self.texts.append("")
-        self.is_open = True
-
-    def handle_endtag(self, tag):
-        self.is_open = False
-
-    def handle_data(self, data):
-        if self.is_open:
-            self.texts[-1] += data
-
-    def of(self, wanted):
-        rows = zip(self.elements, self.texts, strict=True)
-        return [(attrs, text) for (tag, attrs), text in rows if tag == wanted]
-
-    def block(self, name):
-        ((kind, text),) = [
-            (attrs["type"], text) for attrs, text in self.of("script") if attrs.get("id") == name
-        ]
-        return json.loads(zlib.decompress(base64.b64decode(text)) if "plain" in kind else text)
 
 
 @pytest.fixture(scope="module")
@@ -317,99 +278,6 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     runs = [make_run(tmp_path / "all" / part / "run", *FEW) for part in ("a", "b/c")]
     names = [run["name"] for run in seen(*runs).block("runs")["runs"]]
     assert names == ["a/run", "b/c/run"]
-
-
-# --- hostile texts -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
-    folder = make_run(tmp_path_factory.mktemp("hostile") / "run", *FEW, text=HOSTILE)
-    return report.page([folder])
-
-
-def test_hostile_text_is_data_and_nothing_else(hostile):
-    page = Seen(hostile)
-    scripts = page.of("script")
-    assert [attrs for attrs, _ in scripts] == [
-        {"type": "application/json", "id": "runs"},
-        {},
-        {"type": "text/plain", "id": "items-0"},
-    ]
-    assert {tag for tag, _ in page.elements} == {
-        *("html", "head", "meta", "title", "style", "body", "noscript", "p", "main", "script")
-    }
-    for _, attrs in page.elements:
-        assert not {name for name in attrs if name.startswith("on")} and "src" not in attrs
-        assert "href" not in attrs
-    assert page.block("items-0")["items"][0]["reply"].endswith(HOSTILE)
-    assert page.block("runs")["runs"][0]["manifest"]["commit"] == HOSTILE
-
-
-def test_no_data_block_can_end_itself_or_open_a_comment(hostile):
-    for block in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', hostile, re.S):
-        assert not set("<>&") & set(block)
-
-
-def test_a_hostile_folder_name_is_escaped(tmp_path):
-    folder = make_run(tmp_path / "a<b onclick=x>&", *FEW)
-    page = Seen(report.page([folder]))
-    assert [text for _, text in page.of("title")] == ["a<b onclick=x>& - intfast"]
-    assert not page.of("b")
-
-
-def test_only_the_pages_own_script_and_style_may_run(hostile):
-    page = Seen(hostile)
-    policy = next(a["content"] for a, _ in page.of("meta") if "http-equiv" in a)
-    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
-    ((_, style),) = page.of("style")
-    (script,) = [text for attrs, text in page.of("script") if not attrs]
-    for name, text in (("style-src", style), ("script-src", script)):
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        assert f"{name} 'sha256-{digest}'" in policy
-
-
-def test_the_script_never_parses_a_text_as_html():
-    for path in report.PAGE.glob("*.js"):
-        code = path.read_text()
-        for name in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
-            assert name not in code, f"{path.name}: {name}"
-
-
-def test_the_scripts_share_one_scope_without_a_clash():
-    code = "\n".join((report.PAGE / name).read_text() for name in report.SCRIPTS)
-    names = re.findall(r"^(?:const|let|function) (\w+)", code, re.M)
-    for line in re.findall(r"^(?:const|let) (?!.*=>).*", code, re.M):
-        names += re.findall(r", (\w+) = ", line)
-    assert len(names) > 60 and len(set(names)) == len(names)
-
-
-# --- the look ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("theme", [":root {", ':root[data-theme="dark"] {'])
-def test_text_has_contrast_in_both_themes(theme):
-    style = (report.PAGE / "page.css").read_text()
-    block = style[style.index(theme) :].split("}")[0]
-    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
-    pairs = [("ink", "bg"), ("ink", "panel"), ("muted", "bg"), ("muted", "panel")]
-    pairs += [("ink", "right-soft"), ("ink", "wrong-soft"), ("muted", "sunken")]
-    pairs += [(n, f"{n}-soft") for n in ("right", "wrong", "note", "accent")]
-    for front, back in pairs:
-        assert contrast(colors[front], colors[back]) >= 4.5, (front, back)
-    for i in range(8):
-        assert contrast(colors[f"c{i}"], colors["panel"]) >= 3, i
-
-
-def contrast(front, back):
-    light, dark = sorted((luminance(front), luminance(back)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def luminance(color):
-    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 # --- the command -------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from report_compare import NAMES, make_comparison
-from report_run import HOSTILE, make_run
+from report_run import FEW, HOSTILE, make_run
 from test_report import plain_sft
 
 from intfast import report
@@ -14,7 +14,6 @@ from intfast import report
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="pip install -e '.[browser]' && playwright install chromium"
 )
-FEW = ["evaluate.samples=4", "evaluate.ks=[1, 4]"]
 PHONE, DESKTOP = (390, 844), (1280, 900)
 
 

@@ -129,7 +129,7 @@ def locate(
         places = [g for g, graded in enumerate(group) if graded.grade.status == "wrong"]
         for g in places[: config.process_rollouts] if problem.reference else []:
             number = p * len(group) + g
-            wrong[number] = (p, g, problem, _attempt(solver, problem, number, group[g]))
+            wrong[number] = (p, g, problem, solver.attempt(problem, number, group[g]))
     pairs = [(problem, attempt) for _, _, problem, attempt in wrong.values()]
     once = msgspec.structs.replace(verification, samples=1, leak_gate=False)
     replies = intervene.propose(solver, pairs, once, seed) if pairs else []
@@ -145,17 +145,3 @@ def locate(
         "verify_tokens": sum(reply.num_tokens for reply in replies),
     }
     return located_P_G, counts
-
-
-def _attempt(solver: Solver, problem: Problem, number: int, graded: Graded) -> Attempt:
-    return Attempt(
-        problem_id=problem.id,
-        sample=number,
-        prompt_ids=solver.prompt(problem),
-        token_ids=solver.without_stop(graded.completion),
-        text=graded.text,
-        finish_reason=graded.completion.finish_reason,
-        grade=graded.grade.status,
-        reason=graded.grade.reason,
-        policy_version=graded.completion.policy_version,
-    )
