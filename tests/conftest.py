@@ -1,6 +1,7 @@
 """Fixtures that several files share; imported before every test file."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -10,6 +11,15 @@ from transformers import PreTrainedTokenizerFast
 if not torch.cuda.is_available():
     # Triton reads it when a kernel is defined, so it must be set before any module imports one.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A suite that was started in the background or by nohup inherits ignored signals, and would hand
+# them on to the processes that it stops.
+for number, action in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, action)
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
