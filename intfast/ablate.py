@@ -1,11 +1,6 @@
 """What of the SFT stage does the work: the paper's ablations, on the records of a finished run.
 
 python -m intfast.ablate RUN [key.sub=value ...]
-
-Each ablation is a run of its own in RUN/ablations, with the run's attempts, interventions and
-continuations and without RL: only SFT and the evaluation are done again. The command continues
-where it was interrupted, and puts its table into the run's page. Settings given are those of every
-ablation.
 """
 
 from __future__ import annotations
@@ -19,10 +14,23 @@ from typing import Any
 import msgspec
 
 from intfast import config_io, report, train
+from intfast.config import Config
+from intfast.runfolder import MAY_CHANGE
 from intfast.trust import files
 from intfast.trust.command import exit_code
 
-USAGE = __doc__
+USAGE = """\
+usage: python -m intfast.ablate RUN [key.sub=value ...]
+
+Trains on the records of a finished run with one part of the SFT stage changed at a time, the
+paper's ablations. Each is a run of its own in RUN/ablations, with the run's attempts, interventions
+and continuations and without RL: only SFT and the evaluation are done again. The same command
+continues where it was interrupted; its table is also in the run's page. Exit codes are those of
+intfast.train.
+
+Settings given are those of every ablation: of sft (but for what the ablations vary), evaluate,
+batch, model, rollout, weights, parity, metrics, grade (but for its mode), seed and watchdog_s.
+"""
 ABLATIONS = {
     "prefix + intervention": [],
     "intervention only": ["sft.loss_on=intervention"],
@@ -32,6 +40,9 @@ ABLATIONS = {
 }
 """Row of the table -> settings that differ from the paper's recipe."""
 RECIPE = ["sft.loss_on=prefix+intervention", "sft.suffix=false", "sft.filter=true", "sft.rows=all"]
+OPEN = ["seed", "watchdog_s", "sft", "evaluate", "batch", "model", "grade", "rollout"]
+OPEN += ["weights", "parity", "metrics"]
+FIXED = {"sft.data", "grade.mode", *(setting.partition("=")[0] for setting in RECIPE)}
 RECORDS = ("attempts.jsonl", "interventions.jsonl", "continuations.jsonl", "manifest.json")
 
 
@@ -40,7 +51,7 @@ def ablate(
 ) -> dict[str, Any]:
     """Run every ablation (or those of `names`); returns what `ablations.json` in `folder` holds.
 
-    Raises ValueError where the run lacks what SFT needs, or settings cannot work.
+    Raises ValueError where the run lacks what SFT needs, or settings cannot work or are not open.
     """
     from intfast.metrics import make_console
 
@@ -51,6 +62,7 @@ def ablate(
             "finished: run python -m intfast.train first"
         )
     rows = {}
+    _check_settings(words)
     # Settings given here may change the evaluation, but then for all ablations alike.
     evaluated = None if words else folder
     for name in names or ABLATIONS:
@@ -58,6 +70,7 @@ def ablate(
         target = folder / "ablations" / name.replace(" ", "-").replace("+", "and")
         fixed = [f"run={target}", "rl.steps=0", "rl.from_base=false", "analysis.texts=0"]
         config = config_io.load(folder / "config.toml", [*fixed, *RECIPE, *changes, *words])
+        _check_target(config, folder)
         _copy_records(folder, target)
         if evaluated:
             _copy_base_evaluation(evaluated, target)
@@ -75,6 +88,30 @@ def ablate(
     report.write([folder], folder / "report.html")
     _say(console, rows)
     return rows
+
+
+def _check_settings(words: Sequence[str]) -> None:
+    """The collection is there already, and the rows are named after what they vary."""
+    given = [word.removeprefix("--").partition("=")[0] for word in words]
+    if bad := [key for key in given if key.partition(".")[0] not in OPEN or key in (*FIXED, "sft")]:
+        raise ValueError(
+            f"{', '.join(bad)}: an ablation takes these from the run, or varies them; expected "
+            f"settings of {', '.join(OPEN)}, without {', '.join(sorted(FIXED))}"
+        )
+
+
+def _check_target(config: Config, folder: Path) -> None:
+    """An ablation that is there continues with its own settings only."""
+    stored = Path(config.run) / "config.toml"
+    if not stored.is_file():
+        return
+    changed = config_io.differences(config, config_io.load(stored))
+    if kept := {key: pair for key, pair in changed.items() if key not in MAY_CHANGE}:
+        rows = "".join(f"\n  {key}: was {a!r}, is {b!r}" for key, (a, b) in kept.items())
+        raise ValueError(
+            f"{config.run} holds this ablation with other settings:{rows}\n"
+            f"delete {folder / 'ablations'} to repeat all, or give the old values to continue"
+        )
 
 
 def _copy_records(folder: Path, target: Path) -> None:

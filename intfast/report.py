@@ -26,6 +26,7 @@ import intfast
 from intfast.evidence import compare_page, repeats
 from intfast.evidence.browser import browse
 from intfast.evidence.page_data import collect_all
+from intfast.trust.command import exit_code
 from intfast.trust.files import write_atomic
 from intfast.trust.safe_text import shown
 
@@ -112,12 +113,13 @@ def _hash(text: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line; returns the exit code: 0 done, 2 user error."""
+    """The command line; returns the exit code, as `intfast.train` does."""
     words = list(arguments)
     if not words or "--help" in words or "-h" in words:
         print(USAGE)
         return 0 if words else 2
-    try:
+
+    def work() -> None:
         out = None
         if "--out" in words:
             place = words.index("--out")
@@ -133,10 +135,8 @@ def main(arguments: Sequence[str]) -> int:
         if out is None:
             out = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
         print(shown(f"wrote {write(runs, out)}"))
-    except ValueError as error:
-        print(shown(f"error: {error}"), file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work, "nothing was written")
 
 
 if __name__ == "__main__":

@@ -232,6 +232,33 @@ def test_ablations_share_the_collection_and_differ_in_what_is_trained(finished, 
     assert '"name":"no filter"' in (folder / "report.html").read_text()
     attempts = (folder / "attempts.jsonl").read_bytes()
     assert (folder / "ablations/no-filter/attempts.jsonl").read_bytes() == attempts
+    assert ablate.main([str(folder), "sft.batch_size=3"]) == 2
+    said = capsys.readouterr().err
+    assert "sft.batch_size: was" in said and f"delete {folder / 'ablations'}" in said
+    assert "run=FOLDER" not in said
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "attempts.max_problems=4",
+        "sft.filter=false",
+        "--sft.rows=one",
+        "run=x",
+        "rl.steps=3",
+        "seeed=1",
+        "sft={filter=false}",
+        "data.train=x.jsonl",
+        "sft.data=reference",
+        "grade.mode=x",
+    ],
+)
+def test_ablate_refuses_what_belongs_to_the_collection_or_is_varied(finished, capsys, word):
+    assert ablate.main([str(finished[0]), "evaluate.samples=2", word]) == 2
+    said = capsys.readouterr().err
+    key = word.removeprefix("--").split("=")[0]
+    assert said.startswith(f"error: {key}: ") and "expected settings of seed, " in said
+    assert not (finished[0] / "ablations").exists()
 
 
 def test_ablate_refuses_what_is_no_run(tmp_path, capsys):
@@ -239,3 +266,4 @@ def test_ablate_refuses_what_is_no_run(tmp_path, capsys):
     assert "expected a run folder" in capsys.readouterr().err
     assert ablate.main([]) == 2
     assert ablate.main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: python -m intfast.ablate RUN")

@@ -310,6 +310,14 @@ def test_bad_arguments_are_explained(tmp_path, monkeypatch, capsys, words, messa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_page_that_cannot_be_written_names_the_remedy(copy, tmp_path, capsys):
+    assert report.main([str(copy), "--out", str(tmp_path / "absent" / "x.html")]) == 1
+    said = capsys.readouterr().err
+    assert f"make the folder {tmp_path / 'absent'}" in said and "continues" not in said
+    assert report.main([str(copy), "--out", str(tmp_path)]) == 1
+    assert "name a file" in capsys.readouterr().err
+
+
 def test_a_damaged_journal_is_named_with_its_line(copy, capsys):
     path = copy / "attempts.jsonl"
     path.write_bytes(b'{"problem_id": 3}\n' + path.read_bytes())

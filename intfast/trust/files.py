@@ -32,11 +32,16 @@ def failures_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "free some space" if full else "make the folder writable"
+        remedies = {
+            errno.ENOSPC: "free some space",
+            errno.EDQUOT: "free some space",
+            errno.ENOENT: f"make the folder {path.parent}",
+            errno.EISDIR: "name a file, this is a folder",
+        }
         raise RuntimeError(
-            f"cannot write {path}: {error.strerror or error}; {remedy}, then the same command "
-            "continues this run from its last good state"
+            f"cannot write {path}: {error.strerror or error}; "
+            f"{remedies.get(error.errno, 'make the folder writable')}, then repeat the command: "
+            "what was whole before still is"
         ) from error
 
 
