@@ -30,8 +30,9 @@ run folder. Attempts and interventions are drawn once per seed. The same command
 
   arms=          which rows; default: all but rft_rl, star_rl and prefix_rl
   seeds=         one repetition each; default: the seed of the config
-  equal_tokens=  true (default): RL of the other arms goes on until they have generated as many
-                 tokens as int_rl, data collection included; false: equal steps only
+  equal_tokens=  true: RL of the other arms goes on until they have generated as many tokens as
+                 int_rl, data collection included; false: equal steps only; default: true where
+                 int_rl is among the arms and rl.optim.schedule is constant
   ARM:key=value  a setting of sft or rl for one arm alone; int:sft.epochs=8 is for int and int_rl
   --dry-run      print the arms, their settings and the most that they can generate
   --help         this text, and `python -m intfast.train --help` for every setting
@@ -58,7 +59,14 @@ class Plan(NamedTuple):
         words = [*self.words, *arms.ARMS[name].settings, *own, f"seed={seed}"]
         if until_tokens:
             words.append(f"rl.until_tokens={until_tokens}")
-        return config_io.load(self.path, [*words, f"run={root}/seed-{seed}/{name}"])
+        try:
+            return config_io.load(self.path, [*words, f"run={root}/seed-{seed}/{name}"])
+        except ValueError as error:
+            raise ValueError(f"arm {name}: {error}") from error
+
+    def goes_on(self, name: str) -> bool:
+        """Whether RL of this run goes on behind `rl.steps`, for equal tokens."""
+        return self.equal_tokens and name != arms.OURS and name.endswith("rl")
 
     @property
     def root(self) -> Path:
@@ -68,7 +76,7 @@ class Plan(NamedTuple):
 
 def read_plan(words: Sequence[str]) -> Plan:
     """The plan of a command line; raises ValueError for what the user can change."""
-    own = {"arms": ",".join(arms.DEFAULT), "seeds": "", "equal_tokens": "true"}
+    own = {"arms": ",".join(arms.DEFAULT), "seeds": "", "equal_tokens": ""}
     rest, of_arms = [], []
     for word in words[1:]:
         key, _, value = word.partition("=")
@@ -83,7 +91,7 @@ def read_plan(words: Sequence[str]) -> Plan:
     seeds = own["seeds"] or str(config.seed)
     if not all(part.strip().isdigit() for part in seeds.split(",")):
         raise ValueError(f"seeds= expects whole numbers separated by commas, got {seeds!r}")
-    if own["equal_tokens"] not in ("true", "false"):
+    if own["equal_tokens"] not in ("true", "false", ""):
         raise ValueError(f"equal_tokens= expects true or false, got {own['equal_tokens']!r}")
     if config.data.test is None:
         raise ValueError("a comparison needs held-out problems: set data.test")
@@ -91,18 +99,34 @@ def read_plan(words: Sequence[str]) -> Plan:
         raise ValueError(f"rl.steps = 0, but arms {', '.join(bad)} need RL; leave them out")
     if not config.sft.epochs and (bad := [n for n in names if arms.needs_sft(n)]):
         raise ValueError(f"sft.epochs = 0, but arms {', '.join(bad)} need SFT; leave them out")
+    if config.rl.problems == "unlocked" and (bad := [n for n in names if n.endswith("rl")]):
+        raise ValueError(
+            'rl.problems = "unlocked" would train every arm on the problems that InT unlocked, and '
+            f"charge it for InT's search ({', '.join(bad)}); set rl.problems=selected"
+        )
     can_extend = arms.OURS in names and config.rl.optim.schedule == "constant"
+    if own["equal_tokens"] == "true" and not can_extend:
+        raise ValueError(
+            "equal_tokens=true needs int_rl among the arms and rl.optim.schedule = constant; add "
+            "what is missing, or leave equal_tokens out"
+        )
     plan = Plan(
         path=words[0],
         words=rest,
         names=names,
         seeds=list(dict.fromkeys(int(part) for part in seeds.split(","))),
-        equal_tokens=own["equal_tokens"] == "true" and can_extend,
+        equal_tokens=own["equal_tokens"] != "false" and can_extend,
         own=_own_settings(of_arms, names),
     )
     for name in arms.runs(names):
-        plan.config(name, plan.seeds[0])
+        arm = plan.config(name, plan.seeds[0], 1 if plan.goes_on(name) else None)
+        if arms.needs_sft(name) and not arm.sft.epochs:
+            raise ValueError(f"arm {name}: sft.epochs = 0, but the arm needs SFT")
     return plan
+
+
+FIXED = ("sft.data", "rl.steps", "rl.until_tokens", "rl.from_base", "rl.evaluate_every")
+"""Settings, and those that begin with rl.hint or rl.problems, that make the arms and the table."""
 
 
 def _own_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
@@ -112,10 +136,14 @@ def _own_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, list[
     for word in words:
         name, _, setting = word.partition(":")
         if arms.family(name) not in known:
-            raise ValueError(f"{word}: no arm {name} here; arms are {', '.join(sorted(known))}")
+            others = ", ".join(name for name in names if name != "base")
+            raise ValueError(f"{word}: no arm {name} here; arms are {others}")
         if not setting.startswith(("sft.", "rl.")):
             # The collection is shared, and evaluations are compared.
             raise ValueError(f"{word}: expected a setting of sft or rl for one arm, got {setting}")
+        key = setting.partition("=")[0]
+        if key in FIXED or key.startswith(("rl.hint", "rl.problems")):
+            raise ValueError(f"{word}: {key} is what tells arms apart, or the same for all of them")
         found.setdefault(arms.family(name), []).append(setting)
     return found
 
@@ -128,6 +156,11 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
     start = time.perf_counter()
     names = arms.runs(plan.names)
     configs = {seed: {name: plan.config(name, seed) for name in names} for seed in plan.seeds}
+    for seed, rows in configs.items():
+        # Where ours had no example there were no tokens to equal.
+        open_end = not (plan.root / f"seed-{seed}" / arms.OURS / "skipped.json").exists()
+        for name, config in rows.items():
+            _check_stored(config, open_end and plan.goes_on(name))
     sources = {s: _collect(plan, s, list(rows.values()), console) for s, rows in configs.items()}
     until: dict[int, int | None] = dict.fromkeys(plan.seeds)
     # Arm by arm: what is stopped early has all seeds of the first arms.
@@ -141,7 +174,7 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
             _run_arm(config, sources[seed], console)
             if name == arms.OURS and plan.equal_tokens:
                 until[seed] = _generated(Path(config.run))
-    found = compare_table.build(plan.root, plan.names, plan.seeds, plan.own)
+    found = compare_table.build(plan.root, plan.names, plan.seeds, plan.own, plan.equal_tokens)
     found["seconds_last_process"] = time.perf_counter() - start
     compare_table.write(plan.root, found, console)
     page = report.write([plan.root], plan.root / "report.html")
@@ -175,20 +208,38 @@ def _is_done(folder: Path) -> bool:
     return (folder / "summary.json").exists() or (folder / "skipped.json").exists()
 
 
+def _check_stored(config: Config, goes_on: bool) -> None:
+    """Raise ValueError, before any work, where a folder holds an arm with other settings."""
+    from intfast.runfolder import MAY_CHANGE
+
+    stored = Path(config.run) / "config.toml"
+    if not stored.exists():
+        return
+    before = config_io.load(stored)
+    changed = config_io.differences(config, before)
+    # How many tokens are as many as ours is known only behind ours.
+    changed.pop("rl.until_tokens", None)
+    rows = [
+        f"{key}: was {a!r}, is {b!r}" for key, (a, b) in changed.items() if key not in MAY_CHANGE
+    ]
+    if goes_on != (before.rl.until_tokens is not None):
+        now = "went on for equal tokens, or does so now (int_rl among the arms); not both"
+        rows.append(f"RL {now}")
+    if rows:
+        raise ValueError(
+            f"{config.run} holds an arm with other settings:\n  "
+            + "\n  ".join(rows)
+            + "\nuse another run=FOLDER"
+        )
+
+
 def _run_arm(config: Config, source: Path, console: Console) -> None:
     """Run one arm, unless it is done; an arm without a single example is recorded as such."""
     from intfast import learn
-    from intfast.runfolder import MAY_CHANGE, write_json
+    from intfast.runfolder import write_json
     from intfast.train import run as train
 
     folder = Path(config.run)
-    stored = folder / "config.toml"
-    changed = config_io.differences(config, config_io.load(stored)) if stored.exists() else {}
-    if changed := {key: pair for key, pair in changed.items() if key not in MAY_CHANGE}:
-        rows = "".join(f"\n  {k}: was {a!r}, is {b!r}" for k, (a, b) in changed.items())
-        raise ValueError(
-            f"{folder} holds an arm with other settings:{rows}\nuse another run=FOLDER"
-        )
     if _is_done(folder):
         console.print(shown(f"{folder} is done"), markup=False)
         return
@@ -248,7 +299,7 @@ def show(plan: Plan, console: Console) -> None:
         tokens = most_tokens(config, num)
         parts = ", ".join(f"{what} {count:,}" for what, count in tokens.items())
         say(f"  generates at most {sum(tokens.values()):,} tokens ({parts})")
-        if plan.equal_tokens and config.rl.steps and name != arms.OURS:
+        if plan.goes_on(name):
             say(f"  RL goes on until it has generated as many tokens as {arms.OURS}")
     say(f"\n{len(configs)} runs x {len(plan.seeds)} seeds; attempts, interventions once per seed")
     say("Nothing was generated, trained or written.")

@@ -32,7 +32,8 @@ def make_comparison(root: Path, seeds: tuple[int, ...] = (0, 1), text: str = "")
         shutil.copytree(folder / "int_rl", folder / "collection")
         (folder / "collection" / "summary.json").unlink()
     own = {"int": [f"sft.epochs=7{text}"]}
-    found = msgspec.to_builtins(compare_table.build(root, NAMES, list(seeds), own), str_keys=True)
+    table = compare_table.build(root, NAMES, list(seeds), own, equal_tokens=True)
+    found = msgspec.to_builtins(table, str_keys=True)
     for row in found["arms"].values():
         row["label"] += text
     write_json(root / "compare.json", found)

@@ -84,6 +84,10 @@ def test_rows_before_and_after_rl_share_a_run_and_ours_comes_first():
         (["rl.steps=0", "rl.from_base=false"], "arms rl, hint_rl"),
         (["sft.epochs=0", "rl.from_base=false"], "arms reference, reference_rl"),
         (["rl.stesp=3"], "did you mean rl.steps?"),
+        (["rl.problems=unlocked"], "set rl.problems=selected"),
+        (["equal_tokens=true", "arms=rl"], "equal_tokens=true needs int_rl"),
+        (["equal_tokens=true", "rl.optim.schedule=linear"], "rl.optim.schedule = constant"),
+        (["arms=rl,int_rl", "rl:rl.optim.schedule=cosine"], "arm rl: "),
     ],
 )
 def test_bad_words_stop_before_any_work(tmp_path, capsys, words, message):
@@ -225,6 +229,36 @@ def test_a_stopped_comparison_says_so_and_continues(finished, tmp_path, monkeypa
     assert again == {"1": finished[1]["arms"]["int"]["accuracy_by_seed"][1]}
 
 
+def test_arms_that_cannot_join_what_is_there_are_refused_before_any_work(
+    finished, tmp_path, monkeypatch
+):
+    plan, _ = finished
+    root = Path(shutil.copytree(plan.root, tmp_path / "copy"))
+    monkeypatch.setattr(train, "collect", None)
+    monkeypatch.setattr(train, "run", None)
+    for words in (["equal_tokens=false"], ["arms=rl"]):
+        other = plan_of(root, f"arms={','.join(NAMES)}", "seeds=0,1", *words)
+        with pytest.raises(ValueError, match="RL went on for equal tokens, or does so now"):
+            compare.run(other, Quiet())
+
+
+def test_without_equal_tokens_no_table_speaks_of_them(finished):
+    plan, found = finished
+    assert found["equal_tokens"] and "At equal generated tokens" in compare_table.markdown(found)
+    equal = compare_table.build(plan.root, NAMES, [0, 1], {}, equal_tokens=False)
+    assert "equal generated tokens" not in compare_table.markdown(equal)
+    assert {row["accuracy_tokens"] for row in equal["arms"].values()} == {None}
+    alone = compare_table.build(plan.root, ["rl"], [0, 1], {}, equal_tokens=True)
+    assert alone["arms"]["rl"]["accuracy_tokens"] is None
+
+
+def test_a_comparison_without_a_single_example_says_so(finished):
+    plan, _ = finished
+    found = compare_table.build(plan.root, ["rft"], [0, 1], {}, equal_tokens=False)
+    assert found["arms"]["rft"]["accuracy"] is None
+    assert "nothing to compare" in compare_table.markdown(found)
+
+
 # --- figures by hand ---------------------------------------------------------------------------
 
 
@@ -316,20 +350,24 @@ def test_an_arm_can_be_added_and_a_lost_one_is_made_again(finished):
 
 
 def test_a_setting_of_one_arm_reaches_that_arm_alone(tmp_path):
-    words = ["arms=rl,int,int_rl,reference_rl", "int:sft.epochs=7", "reference_rl:rl.steps=9"]
+    words = ["arms=rl,int,int_rl,reference_rl", "int:sft.epochs=7", "reference_rl:rl.group_size=3"]
     plan = plan_of(tmp_path / "run", *words)
     epochs = {name: plan.config(name, 0).sft.epochs for name in arms.runs(plan.names)}
     assert epochs == {"int_rl": 7, "rl": 0, "reference_rl": 1}
-    assert [plan.config(n, 0).rl.steps for n in ("int_rl", "reference_rl")] == [1, 9]
+    assert [plan.config(n, 0).rl.group_size for n in ("int_rl", "reference_rl")] == [2, 3]
 
 
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("star:sft.epochs=2", "no arm star here; arms are int"),
+        ("star:sft.epochs=2", "no arm star here; arms are int, int_rl"),
         ("int:intervene.samples=2", "expected a setting of sft or rl"),
         ("int:evaluate.samples=9", "expected a setting of sft or rl"),
-        ("int:sft.epoch=2", "did you mean sft.epochs"),
+        ("int:sft.epoch=2", "arm int_rl: "),
+        ("int:sft.data=reference", "sft.data is what tells arms apart"),
+        ("int:rl.steps=2", "rl.steps is what tells arms apart"),
+        ("int:rl.hint_samples=2", "rl.hint_samples is what tells arms apart"),
+        ("int:sft.epochs=0", "arm int_rl: sft.epochs = 0"),
     ],
 )
 def test_a_setting_that_one_arm_cannot_have_is_refused(tmp_path, capsys, word, message):

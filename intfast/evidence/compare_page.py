@@ -106,7 +106,16 @@ def _arm(folder: Path, name: str, names: Sequence[str], found: Mapping[str, Any]
     cells = {s: compare_table.measure(folder, name, names, s) for s in found["seeds"]}
     done = {seed: cell for seed, cell in cells.items() if cell}
     at_steps = {seed: cell["evaluation"] for seed, cell in done.items()}
-    longer = {seed: (cell["longer"] or cell)["evaluation"] for seed, cell in done.items()}
+    ours = (
+        {s: compare_table.measure(folder, arms.OURS, names, s) for s in found["seeds"]}
+        if (found["compared_with"])
+        else {}
+    )
+    longer = {
+        seed: (cell["longer"] or cell)["evaluation"]
+        for seed, cell in done.items()
+        if ours.get(seed)
+    }
     estimates = {key: _interval(row[key]) for key in ESTIMATES}
     rollouts = {
         key: row[key] - sum(row["collection"].values()) for key in ("tokens", "tokens_tokens")

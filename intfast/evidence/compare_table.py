@@ -85,21 +85,27 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def build(
-    root: Path, names: Sequence[str], seeds: Sequence[int], own: Mapping[str, list[str]]
+    root: Path,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    own: Mapping[str, list[str]],
+    equal_tokens: bool,
 ) -> dict[str, Any]:
     """compare.json: every arm with its estimates, and where ours is not ahead.
 
-    `own` has the settings of single arms, by arms.family.
+    own           settings of single arms, by arms.family
+    equal_tokens  whether RL of the others went on until they had generated as many tokens as ours
     """
     cells = {name: {seed: measure(root, name, names, seed) for seed in seeds} for name in names}
     ours = cells.get(arms.OURS)
     ks = _toml(root / f"seed-{seeds[0]}" / "collection")["evaluate"]["ks"]
-    rows = {name: _row(name, found, ours, ks) for name, found in cells.items()}
+    rows = {name: _row(name, found, ours, ks, equal_tokens) for name, found in cells.items()}
     return {
         "seeds": list(seeds),
         "ks": ks,
         "compared_with": arms.OURS if ours else None,
         "own_settings": dict(own),
+        "equal_tokens": equal_tokens,
         "arms": rows,
         "not_ahead": [
             name
@@ -111,15 +117,19 @@ def build(
 
 
 def _row(
-    name: str, found: dict[int, Cells | None], ours: dict[int, Cells | None] | None, ks: list[int]
+    name: str,
+    found: dict[int, Cells | None],
+    ours: dict[int, Cells | None] | None,
+    ks: list[int],
+    equal_tokens: bool,
 ) -> dict[str, Any]:
     done = {seed: cells for seed, cells in found.items() if cells}
     at_steps = {seed: cells["evaluation"] for seed, cells in done.items()}
-    # Where RL did not go on, it had its tokens already.
-    longer = {seed: cells["longer"] or cells for seed, cells in done.items()}
-    at_tokens = {seed: cells["evaluation"] for seed, cells in longer.items()}
     other = {seed: cells["evaluation"] for seed, cells in (ours or {}).items() if cells}
-    is_rl = name.endswith("rl")
+    # Where RL did not go on, it had its tokens already. Without ours there was nothing to equal.
+    longer = {seed: cells["longer"] or cells for seed, cells in done.items() if seed in other}
+    at_tokens = {seed: cells["evaluation"] for seed, cells in longer.items()}
+    is_equal = equal_tokens and name.endswith("rl") and bool(at_tokens)
     trained = [cells["training"] for cells in done.values() if "training" in cells]
     return {
         "label": arms.ARMS[name].label,
@@ -136,8 +146,8 @@ def _row(
         "tokens": _mean(cells["tokens"] for cells in done.values()),
         "steps_tokens": _mean(cells.get("steps", 0) for cells in longer.values()),
         "tokens_tokens": _mean(cells["tokens"] for cells in longer.values()),
-        "accuracy_tokens": pooled(at_tokens, accuracy) if done and is_rl else None,
-        "ahead_tokens": difference(other, at_tokens) if is_rl and name != arms.OURS else None,
+        "accuracy_tokens": pooled(at_tokens, accuracy) if is_equal else None,
+        "ahead_tokens": difference(other, at_tokens) if is_equal and name != arms.OURS else None,
         "collection": {
             part: _mean(cells["collection"][part] for cells in done.values())
             for part in COLLECTION
@@ -225,11 +235,13 @@ def markdown(found: Mapping[str, Any]) -> str:
     """Both tables, at equal steps and at equal tokens, and the rows where ours is not ahead."""
     rows, ks = found["arms"], [k for k in found["ks"] if k > 1]
     seeds = ", ".join(map(str, found["seeds"]))
-    shown = next(row["accuracy"] for row in rows.values() if row["accuracy"])
+    num = next((row["accuracy"].num_problems for row in rows.values() if row["accuracy"]), None)
+    if num is None:
+        return "No arm had a single example to learn from: there is nothing to compare.\n"
     last = ["by seed %", "examples", "training reward"]
     over = "seeds and problems" if len(found["seeds"]) > 1 else "problems"
     lines = [
-        f"{shown.num_problems} held-out problems, seeds {seeds}; 95 % intervals, bootstrap over "
+        f"{num} held-out problems, seeds {seeds}; 95 % intervals, bootstrap over "
         f"{over}; differences paired by seed and problem.",
         "",
         "At equal RL steps. Training reward: last quarter of RL, on the training problems.",
@@ -242,7 +254,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         cells = [row["accuracy"], *(row["pass_at_k"].get(k) for k in ks), row["ahead"]]
         examples = f"{row['examples']:.0f}" if row["examples"] else ""
         lines.append(_line([_label(row), *map(_cell, cells), by_seed, examples, reward]))
-    lines += ["", *_tokens_table(rows)]
+    if found["equal_tokens"]:
+        lines += ["", *_tokens_table(rows)]
     if found["compared_with"]:
         names = ", ".join(rows[name]["label"] for name in found["not_ahead"]) or "none"
         lines += ["", f"InT + RL is not clearly ahead (the interval reaches 0) of: {names}."]
