@@ -280,6 +280,7 @@ def _generated(folder: Path) -> int | None:
 
 def show(plan: Plan, console: Console) -> None:
     """Print every arm with its settings and the most that it can generate; generate nothing."""
+    from intfast import weights
     from intfast.parts import load_data
     from intfast.plan import most_tokens
 
@@ -289,6 +290,7 @@ def show(plan: Plan, console: Console) -> None:
     seed = plan.seeds[0]
     configs = {name: plan.config(name, seed) for name in arms.runs(plan.names)}
     base = plan.config("base", seed)
+    weights.check(weights.resolve(base.model.path))
     num = max((len(load_data(config, console)[0]) for config in configs.values()), default=0)
     for name, config in configs.items():
         rows = [row for row in plan.names if arms.run_of(row, plan.names) == name]

@@ -107,13 +107,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
 
 
-def mean_pass_at_k(counts_P: Sequence[tuple[int, int]], k: int) -> float:
-    """Mean of pass@k over problems given as (n, c)."""
-    if not counts_P:
-        raise ValueError("pass@k needs at least one problem")
-    return sum(pass_at_k(n, c, k) for n, c in counts_P) / len(counts_P)
-
-
 def bootstrap(
     values_P: Sequence[float], seed: int, num: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:

@@ -115,6 +115,12 @@ def test_a_dry_run_prints_arms_and_bounds_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_looks_at_the_model(tmp_path, capsys):
+    words = [*WORDS, f"run={tmp_path / 'run'}", f"model.path={tmp_path / 'nope'}", "--dry-run"]
+    assert compare.main([CONFIG, *words]) == 2
+    assert "nope" in capsys.readouterr().err
+
+
 # --- a whole comparison ------------------------------------------------------------------------
 
 

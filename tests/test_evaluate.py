@@ -12,7 +12,6 @@ from intfast.evaluate import (
     compare,
     count_samples,
     coverage,
-    mean_pass_at_k,
     pass_at_k,
     wilson,
 )
@@ -41,12 +40,6 @@ def test_pass_at_k_is_stable_for_large_counts():
 def test_pass_at_k_refuses_impossible_counts(n, c, k):
     with pytest.raises(ValueError, match=f"n={n}, c={c}, k={k}"):
         pass_at_k(n, c, k)
-
-
-def test_mean_pass_at_k():
-    assert mean_pass_at_k([(4, 0), (4, 1), (2, 2)], 2) == pytest.approx((0 + 0.5 + 1) / 3)
-    with pytest.raises(ValueError, match="at least one problem"):
-        mean_pass_at_k([], 1)
 
 
 def test_bootstrap_is_deterministic_and_scales_as_it_should():
