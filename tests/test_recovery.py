@@ -1,13 +1,17 @@
 """The campaigns of kills, stops and damage at small size; in processes of their own, to fork."""
 
 import json
+import os
+import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from benchmarks.reliability import corrupt, resume
+from benchmarks.reliability import corrupt, kill, resume
+from benchmarks.reliability.children import NAMES, Child, Moment
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +33,27 @@ def campaign(code: str) -> dict:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
+
+
+def test_an_update_that_is_over_at_once_gives_way_to_the_next():
+    child = Child.__new__(Child)
+    child.events, write = os.pipe()
+    child.phases, child.furthest = [], -1
+    update = NAMES.index("rl update") << 1
+    os.write(write, bytes([update | 1, update, update | 1]))
+    moment, times = Moment("rl update", "rl update"), {"rl update": [0.01]}
+    assert kill._reached(child, moment, random.Random(0), times)
+    assert child.phases == ["rl update"]
+    os.close(write)
+    assert not child.next()
+    os.close(child.events)
+
+
+def test_kills_are_dealt_to_the_phases_with_the_fewest():
+    kills, rng = Counter(), random.Random(0)
+    for _ in range(26):
+        kills.update(kill._dealt(rng, kill.ORDER, kills))
+    assert {kills[phase] for phase in kill.ORDER} == {26 * kill.KILLS_PER_RUN // len(kill.ORDER)}
 
 
 KILL = """

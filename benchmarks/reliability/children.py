@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import select
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -69,15 +70,15 @@ Variant = Callable[[Config], None]
 
 
 class Moment(NamedTuple):
-    """When to disturb: at the first entry of `phase` once `after`, or what follows it, began."""
+    """When to disturb: at an entry of `phase` once `after`, or what follows it, began."""
 
     after: str
     phase: str
 
 
-def moments(rng: random.Random, phases: Sequence[str], count: int) -> list[Moment]:
-    """Random moments in the order in which a run comes to them."""
-    drawn = [Moment(rng.choice(WITHIN.get(p, (p,))), p) for p in rng.choices(phases, k=count)]
+def moments(rng: random.Random, phases: Sequence[str]) -> list[Moment]:
+    """A random moment in each of these phases, in the order in which a run comes to them."""
+    drawn = [Moment(rng.choice(WITHIN.get(p, (p,))), p) for p in phases]
     return sorted(drawn, key=lambda moment: PIPELINE.index(moment.after))
 
 
@@ -120,6 +121,8 @@ class Child:
             _be_child(config, variant, write)
         os.close(write)
         self.phases: list[str] = []
+        self.furthest = -1
+        """Place in the pipeline of the latest phase that it came to."""
         self.first_row: float | None = None
         """When it finished its first step, by the monotonic clock."""
 
@@ -133,24 +136,34 @@ class Child:
             self.first_row = self.first_row or time.monotonic()
         elif begins:
             self.phases.append(name)
+            if name in PIPELINE:
+                self.furthest = max(self.furthest, PIPELINE.index(name))
         else:
             self.phases.pop()
         return name, begins
 
     def reaches(self, moment: Moment) -> bool:
-        """Wait for a moment; False when the child ends before.
+        """Wait for a moment, or for its next time; False when the child ends before.
 
-        A phase of the pipeline that is over stands for the next one: every moment finds a place.
+        A later phase of the pipeline stands for one that is over: every moment finds a place.
         """
         first = PIPELINE.index(moment.after)
-        passed = False
+        later = PIPELINE[first + 1 :] if moment.phase in PIPELINE else ()
         while report := self.next():
             name, begins = report
-            in_line = begins and name in PIPELINE
-            passed = passed or (in_line and PIPELINE.index(name) >= first)
-            here = in_line if moment.phase in PIPELINE else begins and name == moment.phase
-            if passed and here:
+            if begins and self.furthest >= first and (name == moment.phase or name in later):
                 return True
+        return False
+
+    def lasts(self, seconds: float) -> bool:
+        """Whether the phase that just began still goes on after that time."""
+        depth, until = len(self.phases), time.monotonic() + seconds
+        while len(self.phases) >= depth:
+            left = max(0.0, until - time.monotonic())
+            if not select.select([self.events], [], [], left)[0]:
+                return True
+            if not self.next():
+                return False
         return False
 
     def end(self, number: int | None = None) -> int:

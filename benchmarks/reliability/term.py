@@ -115,7 +115,7 @@ def _stopped(
             interrupt.check = interrupt.beat
 
     stops = []
-    chosen = moments(rng, tuple(SEAMS), STOPS_PER_RUN)
+    chosen = moments(rng, rng.choices(tuple(SEAMS), k=STOPS_PER_RUN))
     for moment in [Moment("attempts", "attempts")] if deaf else chosen:
         number = rng.choice([signal.SIGTERM, signal.SIGINT])
         child = Child(config, variant)
