@@ -92,7 +92,7 @@ def ablate(
 
 def _check_settings(words: Sequence[str]) -> None:
     """The collection is there already, and the rows are named after what they vary."""
-    given = [word.removeprefix("--").partition("=")[0] for word in words]
+    given = [word.removeprefix("--").partition("=")[0] for word in words if "=" in word]
     if bad := [key for key in given if key.partition(".")[0] not in OPEN or key in (*FIXED, "sft")]:
         raise ValueError(
             f"{', '.join(bad)}: an ablation takes these from the run, or varies them; expected "

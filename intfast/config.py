@@ -286,7 +286,7 @@ class Config(Settings):
     """Drives sampling and data order through named streams."""
     watchdog_s: float = 1800.0
     """Seconds without progress after which the run prints where it is stuck and ends with code 124;
-    0 switches it off. A continued run may change it."""
+    0 switches it off."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()

@@ -14,7 +14,7 @@ import sys
 import textwrap
 import tomllib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,9 @@ import msgspec
 
 from intfast.config import Config
 from intfast.trust.safe_text import redact
+
+ABSENT = "absent"
+"""How an optional setting without a value is shown, and unset on the command line."""
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -47,6 +50,8 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    if str(path).startswith("-"):
+        raise ValueError(_unknown_option(str(path)))
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
         near = ", ".join(sorted(str(p) for p in folder.glob("*.toml"))) or "none"
@@ -60,6 +65,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _override(tree: dict[str, Any], text: str) -> str | None:
     """Put one `key.sub=value` into the tree; the message of a mistake, or None."""
     key, equals, value = text.removeprefix("--").partition("=")
+    if not equals and text.startswith("-"):
+        return f"  {_unknown_option(text)}"
     if not equals:
         return f'  "{text}": expected key=value, for example rl.steps=100'
     kind: Any = Config
@@ -75,8 +82,17 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
     return None
 
 
+def _unknown_option(text: str) -> str:
+    near = difflib.get_close_matches(text, ["--dry-run", "--help"], n=1)
+    return f"unknown option {text}" + (
+        f"; did you mean {near[0]}?" if near and near != [text] else ""
+    )
+
+
 def _from_text(text: str, kind: Any) -> Any:
     """A command-line text as the value of a field; left as text where it does not fit."""
+    if text == ABSENT and type(None) in typing.get_args(kind):
+        return None
     if kind is str:
         return text
     try:
@@ -153,16 +169,20 @@ def walk(
             yield dotted, _type_text(field_type), value, documents.get(name, "")
 
 
-def explain() -> str:
-    """The text behind `--help`: every setting with its type, default and meaning."""
+def explain(may_change: Container[str] = ()) -> str:
+    """The text behind `--help`: every setting with its type, default and meaning.
+
+    may_change: settings of which it is said that a continued run may change them
+    """
     lines, section = [], ""
     for path, kind, default, text in walk():
         head = path.rpartition(".")[0]
         if head != section:
             section = head
             lines += ["", f"[{head}]"]
-        shown = "absent" if default is None else msgspec.json.encode(default).decode()
+        shown = ABSENT if default is None else msgspec.json.encode(default).decode()
         lines.append(f"  {path} = {shown}   ({kind})")
+        text += " A continued run may change it." if path in may_change else ""
         lines += textwrap.wrap(text, 92, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines).strip("\n")
 

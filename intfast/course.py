@@ -82,7 +82,8 @@ class Course:
         if kind is not None and issubclass(kind, interrupt.Stopped):
             if self.saved < self.step:
                 self.save()
-            self.parts.metrics.say(f"{self.name}: stopped; step {self.saved} is saved")
+            kept = f"step {self.saved} is saved" if self.saved else "no step was finished"
+            self.parts.metrics.say(f"{self.name}: stopped; {kept}")
         self.optimizer.close()
         if kind is None:
             self.parts.changed(self.name)

@@ -29,6 +29,7 @@ MAY_CHANGE = {
     "rollout.max_rows",
     "rollout.sleep",
     "batch.max_tokens",
+    "grade.workers",
 }
 """Settings that have no part in what a run computes, on a CPU but for `batch.max_tokens` to the
 last bit: what a run that was moved, out of memory, or stopped by a check, may be continued with."""

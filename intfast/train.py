@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from intfast import config_io
 from intfast.config import Config
+from intfast.runfolder import MAY_CHANGE
 from intfast.trust.command import exit_code
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ message says what); 124 no progress for watchdog_s; 129 SIGHUP, 130 Ctrl-C, 143 
   --dry-run   check everything, print the plan, generate and train nothing
   --help      this text
 
-Settings (in the file under [section], or as key.sub=value):
+Settings (in the file under [section], or as key.sub=value; key.sub=absent unsets an optional one):
 """
 
 
@@ -99,7 +100,7 @@ def collect(parts: Parts, configs: Sequence[Config]) -> Found:
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code that USAGE lists."""
     if "--help" in arguments or "-h" in arguments:
-        print(USAGE + "\n" + config_io.explain())
+        print(USAGE + "\n" + config_io.explain(MAY_CHANGE))
         return 0
     dry_run = "--dry-run" in arguments
     words = [word for word in arguments if word != "--dry-run"]

@@ -1,11 +1,14 @@
 """Config files: strict, all mistakes at once, one source for defaults and help."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from intfast import config_io
 from intfast.config import Config
+from intfast.runfolder import MAY_CHANGE
+from intfast.train import main
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = ['data.train="x.jsonl"']
@@ -85,6 +88,24 @@ def test_values_are_read_by_type():
     assert config.evaluate.ks == [1, 4]
 
 
+def test_an_optional_setting_is_unset_as_help_shows_it(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('[data]\ntrain = "p.jsonl"\ntest = "t.jsonl"\ntrain_limit = 5\n')
+    config = config_io.load(file, ["data.test=absent", "data.train_limit=absent"])
+    assert (config.data.train, config.data.test, config.data.train_limit) == ("p.jsonl", None, None)
+    assert any(
+        "rl.group_size: expected whole number" in e for e in errors_of("rl.group_size=absent")
+    )
+    assert config_io.load(None, [*MINIMAL, "run=absent"]).run == "absent"
+
+
+def test_an_unknown_option_is_called_one():
+    assert errors_of("--dryrun")[1] == "  unknown option --dryrun; did you mean --dry-run?"
+    assert errors_of("--dry-run", "-v")[1:] == ["  unknown option --dry-run", "  unknown option -v"]
+    with pytest.raises(ValueError, match=r"^unknown option --dryrun; did you mean --dry-run\?$"):
+        config_io.load("--dryrun", MINIMAL)
+
+
 def test_a_section_keeps_the_defaults_its_parent_gives_it():
     config = config_io.load(None, [*MINIMAL, "rl.sampling.max_new_tokens=99"])
     assert config.rl.sampling.temperature == 1.0
@@ -106,6 +127,16 @@ def test_help_explains_every_setting():
     assert [path for path, text in explained.items() if not text] == []
     text = config_io.explain()
     assert all(f"  {path} = " in text for path in explained)
+    assert "continued run" not in text
+
+
+def test_help_says_what_a_continued_run_may_change(capsys):
+    assert main(["--help"]) == 0
+    entries = re.split(r"\n  (?=[\w.]+ = )", capsys.readouterr().out)
+    noted = [
+        e.split()[0] for e in entries if "A continued run may change it." in " ".join(e.split())
+    ]
+    assert sorted(noted) == sorted(MAY_CHANGE)
 
 
 def test_every_setting_is_read_somewhere():

@@ -78,6 +78,13 @@ def test_a_stopped_run_says_so_saves_and_continues_to_the_same_result(
     assert bed.outcome(tmp_path / "run") == expected
 
 
+def test_a_stop_before_the_first_step_does_not_speak_of_a_saved_one(words, monkeypatch, capfd):
+    send_at(monkeypatch, learn, "draw", 1, signal.SIGTERM)
+    assert main(words) == 143
+    said = capfd.readouterr().out
+    assert "stopped; no step was finished" in said and "is saved" not in said
+
+
 def test_a_stop_breaks_generation_off_between_two_tokens(words, monkeypatch):
     from intfast.engines.generation import Generation
 

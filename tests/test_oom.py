@@ -7,11 +7,11 @@ from test_learn import folder, weights_of  # noqa: F401
 from test_parity import parts_of  # noqa: F401
 from test_train import arguments, config_of
 
-from intfast import checkpoint, learn
+from intfast import checkpoint, config_io, learn
 from intfast.engines.native import NativeEngine
 from intfast.grade import Grader
 from intfast.metrics import Metrics
-from intfast.runfolder import Journal, RunFolder
+from intfast.runfolder import MAY_CHANGE, Journal, RunFolder
 from intfast.train import main
 from intfast.trust import oom
 
@@ -26,6 +26,22 @@ PLACES = {
     "grade": (Grader, "grade_many", 2, "grade.workers"),
     "save": (checkpoint, "save", 2, "main memory"),
 }
+
+LOWERED = {
+    "rollout.max_rows": "rollout.max_rows=64",
+    "model.activation_checkpointing": "model.activation_checkpointing=true",
+    "grade.workers": "grade.workers=1",
+}
+
+
+@pytest.mark.parametrize("advice", [*oom.KNOBS.values(), oom._ELSEWHERE])
+def test_what_a_continued_run_may_not_change_is_said_to_need_a_new_folder(advice):
+    here, _, elsewhere = advice.partition("in a new run folder")
+    known = {path for path, *_ in config_io.walk()}
+    for text, may_change in ((here, True), (elsewhere, False)):
+        named = {word.strip(",;:()") for word in text.split()} & known
+        assert {name in MAY_CHANGE for name in named} <= {may_change}
+    assert "rl.group_size" in known
 
 
 def failing(function, call, error):
@@ -58,10 +74,11 @@ def test_the_phase_and_the_setting_are_named_and_the_run_continues(
             learn.rl(parts, "base_rl", "base", parts.problems)
     assert setting in str(caught.value)
     assert "Tried to allocate 2.00 GiB." in str(caught.value) and "GPU 0" not in str(caught.value)
-    # With settings lowered it continues, and ends where the run without a fault did.
-    with parts_of(*options, "rollout.cache_gib=0.05", "rollout.max_rows=64") as parts:
+    # With the setting lowered it continues, and ends where the run without a fault did.
+    lowered = LOWERED.get(setting, "rollout.cache_gib=0.05")
+    with parts_of(*options, lowered) as parts:
         (row,) = parts.metrics.rows("settings")
-        assert row["changed"]["rollout.max_rows"] == (256, 64)
+        assert list(row["changed"]) == [lowered.partition("=")[0]]
         learn.rl(parts, "base_rl", "base", parts.problems)
         assert all(torch.equal(weights_of(parts)[key], expected[key]) for key in expected)
         again = parts.metrics.rows("base_rl")

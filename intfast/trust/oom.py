@@ -8,26 +8,27 @@ from contextlib import contextmanager
 from intfast.trust import interrupt
 
 _GENERATING = (
-    "lower rollout.max_rows (samples decoded at once), rollout.cache_gib or rollout.context, or "
-    "set rollout.sleep = true"
+    "lower rollout.max_rows (samples decoded at once) or rollout.cache_gib, or set "
+    "rollout.sleep = true"
 )
+_NEW_RUN = "; in a new run folder also lower "
 _TRAINING = (
     "set model.activation_checkpointing = true, or lower batch.max_tokens, at least the longest "
-    "sequence; rollout.cache_gib and rl.policy.kl > 0 (a second model) take from the same memory"
+    "sequence, or rollout.cache_gib, which takes from the same memory"
 )
 KNOBS = {
-    "generate": _GENERATING,
-    "parity": _TRAINING + "; while sampling: " + _GENERATING,
-    "prepare": "lower rl.problems_per_step x rl.group_size",
-    "train": _TRAINING,
+    "generate": _GENERATING + _NEW_RUN + "rollout.context",
+    "parity": _TRAINING + "; while sampling: " + _GENERATING + _NEW_RUN + "rollout.context",
+    "prepare": "in a new run folder lower rl.problems_per_step x rl.group_size",
+    "train": _TRAINING + _NEW_RUN + "rl.policy.kl to 0: it takes a second model",
     "score": _TRAINING,
     "grade": "lower grade.workers; these processes take main memory, not that of the device",
     "save": "free main memory: a checkpoint passes through it",
 }
-"""What to change, by phase of metrics.Metrics.phase."""
+"""What to change, by phase of metrics.Metrics.phase: of a run that continues only runfolder.MAY_CHANGE."""
 _ELSEWHERE = (
-    "the model and the optimizer come first, 18 bytes a parameter in bfloat16: use a smaller "
-    "model, model.dtype = bfloat16, or lower rollout.cache_gib"
+    "the model and the optimizer come first, 18 bytes a parameter in bfloat16: lower "
+    "rollout.cache_gib; in a new run folder also use a smaller model or model.dtype = bfloat16"
 )
 
 
