@@ -23,6 +23,7 @@ from typing import NamedTuple
 from intfast.grading.answers import MATHEMATICS, Reason, Status, bare, compare_quickly, extract
 from intfast.records import Record
 from intfast.trust import interrupt
+from intfast.trust.command import exit_code
 from intfast.trust.safe_text import shown
 
 WORKER = Path(__file__).with_name("grading") / "worker.py"
@@ -295,7 +296,7 @@ class Grader:
 # ---- the command line
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Grade the stored rows of a file again (attempts.jsonl, continuations.jsonl, or your own with
     `text` and `answer`); prints counts per reason and the verdicts that changed."""
     from intfast.grading import regrade
@@ -307,13 +308,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout-s", type=float, default=10.0)
     options = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         mode = options.mode or regrade.mode_of(options.file)
         with Grader(mode, options.workers, options.timeout_s) as grader:
             print(shown(regrade.report(options.file, grader, options.problems)))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {shown(error)}") from error
+
+    return exit_code(work, "nothing was graded")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

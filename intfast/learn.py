@@ -1,4 +1,4 @@
-"""The stages that train: SFT on prefix + intervention, and RL on the outcome."""
+"""The stages that train: SFT on given examples; RL on rewards, with hints or process credit."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Journal(Generic[T]):
                 self.records.append(msgspec.json.decode(line, type=kind))
             except msgspec.DecodeError as error:
                 raise ValueError(
-                    f"{path}:{number} is not a {kind.__name__} record ({error}); "
+                    f"{path}:{number} is no {kind.__name__} record ({error}); "
                     "restore the file, or delete it to repeat its stage"
                 ) from error
 

@@ -1,9 +1,9 @@
 """A source (file, dataset folder or hub name) -> rows with the place each came from.
 
-Files: .jsonl; .json holding one list of objects; .parquet and .arrow (extra `intfast[parquet]`).
+Files: .jsonl; .json holding one list of objects; .parquet and .arrow (extra `parquet`).
 Folders: shards `train-00000-of-00001.parquet`, `test.jsonl`, `train/0000.parquet`, one level of
 `data/`, or what `datasets` saves to disk. Hub: `org/name`, `org/name:config` (extra
-`intfast[datasets]`). All but single files may be followed by `@split`.
+`datasets`). All but single files may be followed by `@split`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Faults:
         if not self.num_all:
             return
         more = self.num_all - len(self.messages)
-        lines = [f"{source} has {self.num_all} faults; correct or remove these rows:"]
+        plural = "s" if self.num_all > 1 else ""
+        lines = [f"{source} has {self.num_all} fault{plural}; correct or remove these rows:"]
         lines += self.messages + ([f"  and {more} more"] if more else [])
         raise ValueError("\n".join(lines))
 
@@ -285,7 +286,7 @@ def _pyarrow(module: str) -> ModuleType:
         return importlib.import_module(f"pyarrow.{module}")
     except ImportError as error:
         raise RuntimeError(
-            "parquet and arrow files need pyarrow: pip install 'intfast[parquet]'"
+            "parquet and arrow files need pyarrow: pip install -e '.[parquet]'"
         ) from error
 
 
@@ -332,7 +333,7 @@ def _open_hub(name: str, asked: str, purpose: str) -> Source:
     except ImportError as error:
         raise RuntimeError(
             f"there is no file or folder {name}; as a hub dataset it needs the datasets package: "
-            "pip install 'intfast[datasets]'"
+            "pip install -e '.[datasets]'"
         ) from error
     dataset, _, config = name.partition(":")
     try:

@@ -1,6 +1,7 @@
 """The stages that only generate: attempts, interventions with continuations, evaluation.
 
-Each asks its journal what is already there and draws what is missing, chunk by chunk.
+Attempts and interventions ask their journal what is already there and draw what is missing, chunk
+by chunk. An evaluation is written once, at its end: one that was interrupted is drawn again.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def test_regrade_counts_reasons_and_lists_changes(tmp_path, capsys):
         {"text": "", "answer": "5", "finish_reason": "length"},
     ]
     path = write_lines(tmp_path / "rows.jsonl", rows)
-    grading.main([str(path)])
+    assert grading.main([str(path)]) == 0
     printed = capsys.readouterr().out
     assert "3 rows" in printed and "1 rows with another verdict" in printed
     assert "rows.jsonl:1: was wrong (no reason stored), is correct (correct)" in printed
@@ -37,19 +37,26 @@ def test_regrade_reads_the_problems_of_a_run_folder(tmp_path):
     path = write_lines(tmp_path / "attempts.jsonl", rows)
     with Grader() as grader:
         assert "0 rows with another verdict" in report(path, grader, problems)
-        with pytest.raises(ValueError, match="--problems"):
+        with pytest.raises(ValueError, match=r"cannot read .*absent\.jsonl: No such file"):
             report(path, grader, tmp_path / "absent.jsonl")
+        problems = problems.rename(tmp_path / "other.jsonl")
+        with pytest.raises(ValueError, match="name its problems: --problems"):
+            report(path, grader)
         write_lines(path, [*rows, {"problem_id": "p2", "text": ""}])
-        with pytest.raises(ValueError, match="lacks 1 problems, one is 'p2'"):
+        with pytest.raises(ValueError, match=r"lacks problem 'p2' \(1 in all\)"):
             report(path, grader, problems)
         path.write_text('{"text": 5}\n')
         with pytest.raises(ValueError, match=r"attempts\.jsonl:1"):
             report(path, grader, problems)
 
 
-def test_command_line_reports_a_missing_file(tmp_path):
-    with pytest.raises(SystemExit, match=r"error: .*absent"):
-        grading.main([str(tmp_path / "absent.jsonl")])
+def test_user_errors_are_code_2_and_say_what_is_wrong(tmp_path, capsys):
+    absent = tmp_path / "absent.jsonl"
+    assert grading.main([str(absent)]) == 2
+    assert f"error: cannot read {absent}: No such file" in capsys.readouterr().err
+    path = write_lines(tmp_path / "interventions.jsonl", [{"reply": "x", "problem_id": "p"}] * 3)
+    assert grading.main([str(path)]) == 2
+    assert "expected attempts.jsonl, continuations.jsonl" in capsys.readouterr().err
 
 
 BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"
@@ -86,24 +93,23 @@ def test_a_continuation_is_read_behind_the_partial_answer_that_it_continues(tmp_
             {"start": "prefix", "text": "ans d 4 c 5 e 1", "grade": "correct"},
         ],
     )
-    grading.main([str(path)])
+    assert grading.main([str(path)]) == 0
     printed = capsys.readouterr().out
     assert "0 rows with another verdict" in printed
     assert Counter(printed.split())["correct"] == 1 and "no_answer" not in printed
     (tmp_path / "attempts.jsonl").write_text("")
-    with pytest.raises(SystemExit, match="lacks attempt"):
-        grading.main([str(path)])
+    assert grading.main([str(path)]) == 2
+    assert "lacks attempt" in capsys.readouterr().err
     (tmp_path / "attempts.jsonl").unlink()
-    with pytest.raises(SystemExit, match=r"attempts\.jsonl; not found"):
-        grading.main([str(path)])
+    assert grading.main([str(path)]) == 2
+    assert "attempts.jsonl; not found" in capsys.readouterr().err
 
 
-def test_all_unreadable_rows_are_named_and_nothing_steers_the_terminal(tmp_path):
+def test_all_unreadable_rows_are_named_and_nothing_steers_the_terminal(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": 1}\n{"text": "x", "answer": "5"}\n{"\x1b[2J\n' + b"{\n" * 30)
-    with pytest.raises(SystemExit) as caught:
-        grading.main([str(path)])
-    message = str(caught.value)
+    assert grading.main([str(path)]) == 2
+    message = capsys.readouterr().err
     assert (
         "rows.jsonl:1:" in message and "rows.jsonl:3:" in message and "rows.jsonl:2:" not in message
     )

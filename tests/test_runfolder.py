@@ -37,7 +37,7 @@ def test_every_torn_tail_leaves_the_whole_lines(tmp_path):
 def test_a_damaged_line_is_named(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"id":"1","problem":"p","answer":"a"}\n{"id":"2"}\n')
-    with pytest.raises(ValueError, match=r"x\.jsonl:2 is not a Problem"):
+    with pytest.raises(ValueError, match=r"x\.jsonl:2 is no Problem record"):
         Journal(path, Problem)
 
 

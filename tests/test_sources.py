@@ -78,7 +78,7 @@ def test_all_faults_of_a_file_at_once(tmp_path):
 def test_long_fault_listings_are_capped(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text("{\n" * 57)
-    with pytest.raises(ValueError, match="57 faults") as caught:
+    with pytest.raises(ValueError, match="57 faults;") as caught:
         load_problems(str(path))
     message = str(caught.value)
     assert message.endswith("and 37 more")
@@ -234,17 +234,24 @@ def test_folders_saved_by_datasets(tmp_path):
     assert answers(str(tmp_path / "dict"), purpose="test") == ["5"]
 
 
+def test_one_fault_is_not_plural(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("[1]\n")
+    with pytest.raises(ValueError, match=r"bad\.jsonl has 1 fault; correct"):
+        load_problems(str(path))
+
+
 # ---- optional packages and the hub
 
 
 def test_missing_packages_name_their_extra(tmp_path, monkeypatch):
     source = write_parquet(tmp_path / "a.parquet", [qa(1)])
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(RuntimeError, match=r"intfast\[parquet\]"):
+    with pytest.raises(RuntimeError, match=r"pip install -e '\.\[parquet\]'"):
         load_problems(source)
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RuntimeError, match=r"no file or folder org/name.*intfast\[datasets\]"):
+    with pytest.raises(RuntimeError, match=r"no file .* org/name.*pip install -e '\.\[datasets\]'"):
         load_problems("org/name:main@test")
 
 

@@ -157,7 +157,7 @@ def read_rows(folder: Path, name: str, kind: type[T]) -> list[T]:
         try:
             rows.append(decoder.decode(line))
         except msgspec.DecodeError as error:
-            raise ValueError(f"{path}:{number} is not a {kind.__name__} ({error})") from error
+            raise ValueError(f"{path}:{number} is no {kind.__name__} record ({error})") from error
     return rows
 
 

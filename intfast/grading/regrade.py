@@ -32,9 +32,13 @@ class Row(msgspec.Struct):
 
 
 def read_jsonl(path: Path, kind: type) -> list[Any]:
-    """Decoded lines. Raises ValueError with every line that is not a `kind`."""
+    """Decoded lines. Raises ValueError without a file, or with every line that is not a `kind`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
     rows, faults = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(data.splitlines(), 1):
         try:
             rows.append(msgspec.json.decode(line, type=kind))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -59,8 +63,13 @@ def report(path: Path, grader: Grader, problems: Path | None = None) -> str:
     partial answer that they continue, as the run did.
     Raises ValueError for rows that cannot be read or belong to no problem.
     """
+    if path.name == "interventions.jsonl":
+        raise ValueError(
+            f"{path} holds no answers; expected attempts.jsonl, continuations.jsonl, or rows with "
+            "`text` and `answer`"
+        )
     rows: list[Row] = read_jsonl(path, Row)
-    golds = _golds(path, rows, problems or path.with_name("problems.jsonl"))
+    golds = _golds(path, rows, problems)
     begun = _begun(path) if any(row.intervention_id for row in rows) else {}
     grades = grader.grade_many(
         Submission(
@@ -83,15 +92,16 @@ def report(path: Path, grader: Grader, problems: Path | None = None) -> str:
     return "\n".join(lines + changed[:MAX_SHOWN] + ([f"and {more} more"] if more > 0 else []))
 
 
-def _golds(path: Path, rows: list[Row], problems: Path) -> dict[str, str]:
+def _golds(path: Path, rows: list[Row], named: Path | None) -> dict[str, str]:
     wanted = {row.problem_id for row in rows if row.answer is None}
     if not wanted:
         return {}
-    if not problems.is_file():
+    problems = named or path.with_name("problems.jsonl")
+    if named is None and not problems.is_file():
         raise ValueError(f"{path} has rows without `answer`; name its problems: --problems")
     golds = {problem.id: problem.answer for problem in read_jsonl(problems, Problem)}
     if missing := wanted - golds.keys():
-        raise ValueError(f"{problems} lacks {len(missing)} problems, one is {min(missing)!r}")
+        raise ValueError(f"{problems} lacks problem {min(missing)!r} ({len(missing)} in all)")
     return golds
 
 

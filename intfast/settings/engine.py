@@ -23,7 +23,8 @@ class RolloutConfig(Settings):
     sleep: bool = False
     """Give the memory for keys and values to the trainer during its updates."""
     chunk_samples: int = 4096
-    """Samples per call of the engine; records are written to disk after every call."""
+    """Samples per call of the engine; records are written to disk after every call, an evaluation
+    after its last one: interrupted, it is drawn again."""
 
     def check(self) -> list[str]:
         errors = at_least(self, max_rows=1, chunk_samples=1, context=2)
