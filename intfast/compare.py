@@ -40,6 +40,9 @@ run folder. Attempts and interventions are drawn once per seed. The same command
 Arms:
 """
 
+FIXED = ("sft.data", "rl.steps", "rl.until_tokens", "rl.from_base", "rl.evaluate_every")
+"""Settings, and those that begin with rl.hint or rl.problems, that make the arms and the table."""
+
 
 class Plan(NamedTuple):
     """What was asked for."""
@@ -125,10 +128,6 @@ def read_plan(words: Sequence[str]) -> Plan:
     return plan
 
 
-FIXED = ("sft.data", "rl.steps", "rl.until_tokens", "rl.from_base", "rl.evaluate_every")
-"""Settings, and those that begin with rl.hint or rl.problems, that make the arms and the table."""
-
-
 def _own_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
     """The words of single arms, ARM:key=value, by arm; raises ValueError for what cannot be."""
     known = {arms.family(name) for name in names if name != "base"}
@@ -143,7 +142,10 @@ def _own_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, list[
             raise ValueError(f"{word}: expected a setting of sft or rl for one arm, got {setting}")
         key = setting.partition("=")[0]
         if key in FIXED or key.startswith(("rl.hint", "rl.problems")):
-            raise ValueError(f"{word}: {key} is what tells arms apart, or the same for all of them")
+            raise ValueError(
+                f"{word}: {key} tells the arms apart or is the same for all; leave it out, or, "
+                f"where no arm sets it, give {setting} for all of them"
+            )
         found.setdefault(arms.family(name), []).append(setting)
     return found
 
@@ -223,8 +225,8 @@ def _check_stored(config: Config, goes_on: bool) -> None:
         f"{key}: was {a!r}, is {b!r}" for key, (a, b) in changed.items() if key not in MAY_CHANGE
     ]
     if goes_on != (before.rl.until_tokens is not None):
-        now = "went on for equal tokens, or does so now (int_rl among the arms); not both"
-        rows.append(f"RL {now}")
+        was, now = ("ended at rl.steps", "goes on") if goes_on else ("went on", "ends at rl.steps")
+        rows.append(f"its RL {was}; with these arms and equal_tokens it {now}")
     if rows:
         raise ValueError(
             f"{config.run} holds an arm with other settings:\n  "

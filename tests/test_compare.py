@@ -244,8 +244,14 @@ def test_arms_that_cannot_join_what_is_there_are_refused_before_any_work(
     monkeypatch.setattr(train, "run", None)
     for words in (["equal_tokens=false"], ["arms=rl"]):
         other = plan_of(root, f"arms={','.join(NAMES)}", "seeds=0,1", *words)
-        with pytest.raises(ValueError, match="RL went on for equal tokens, or does so now"):
+        with pytest.raises(ValueError, match=r"its RL went on; .* it ends at rl\.steps"):
             compare.run(other, Quiet())
+    for seed in (0, 1):
+        stored = root / f"seed-{seed}" / "rl" / "config.toml"
+        lines = stored.read_text().splitlines()
+        stored.write_text("\n".join(line for line in lines if "until_tokens" not in line))
+    with pytest.raises(ValueError, match=r"its RL ended at rl\.steps; .* it goes on"):
+        compare.run(plan_of(root, f"arms={','.join(NAMES)}", "seeds=0,1"), Quiet())
 
 
 def test_without_equal_tokens_no_table_speaks_of_them(finished):
@@ -370,9 +376,9 @@ def test_a_setting_of_one_arm_reaches_that_arm_alone(tmp_path):
         ("int:intervene.samples=2", "expected a setting of sft or rl"),
         ("int:evaluate.samples=9", "expected a setting of sft or rl"),
         ("int:sft.epoch=2", "arm int_rl: "),
-        ("int:sft.data=reference", "sft.data is what tells arms apart"),
-        ("int:rl.steps=2", "rl.steps is what tells arms apart"),
-        ("int:rl.hint_samples=2", "rl.hint_samples is what tells arms apart"),
+        ("int:sft.data=reference", "sft.data tells the arms apart"),
+        ("int:rl.steps=2", "rl.steps tells the arms apart"),
+        ("int:rl.hint_samples=2", "rl.hint_samples tells the arms apart"),
         ("int:sft.epochs=0", "arm int_rl: sft.epochs = 0"),
     ],
 )
