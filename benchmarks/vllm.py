@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         )
         config = Config(model=ModelConfig(path=str(folder), dtype=args.dtype), rollout=settings)
         start = time.perf_counter()
-        engine = vllm_start.start(folder, config, device, None)
+        engine = vllm_start.start(folder, config, device)
         started_s = time.perf_counter() - start
         source, _ = weights.load(folder, getattr(torch, args.dtype), device)
     decoder = engine.decoder

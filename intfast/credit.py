@@ -44,11 +44,6 @@ class Credit(Record):
         idle = self.num_all_wrong + self.num_all_right
         return idle / max(1, self.num_active + idle)
 
-    @property
-    def all_wrong_share(self) -> float:
-        """The same share when groups that are all right are left out of both counts."""
-        return self.num_all_wrong / max(1, self.num_active + self.num_all_wrong)
-
 
 def group_advantages(rewards_P_G: Sequence[Sequence[float | None]], config: CreditConfig) -> Credit:
     """Advantages of each group's completions; exactly 0 in a group without variance.

@@ -85,15 +85,13 @@ def load_problems(
     purpose: str = "train",
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
-    require_reference: bool = False,
 ) -> tuple[list[Problem], DataReport]:
     """The problems of a source, in its order.
 
-    source             a path or hub name with an optional @split, see sources.py
-    purpose            "train" or "test": the split taken when there are several
-    columns            {"problem" | "answer" | "reference" | "id": column name}
-    limit              keep so many problems at most
-    require_reference  drop problems without a reference solution
+    source   a path or hub name with an optional @split, see sources.py
+    purpose  "train" or "test": the split taken when there are several
+    columns  {"problem" | "answer" | "reference" | "id": column name}
+    limit    the most problems to keep
     Raises ValueError with every fault of the source at once, RuntimeError where a package or
     the network is missing.
     """
@@ -106,7 +104,7 @@ def load_problems(
         faults.raise_any(source)
         raise ValueError(f"{source} holds no rows")
     mapping = _resolve(source, [row for _, row in head], columns or {})
-    collector = _Collector(mapping, require_reference, faults)
+    collector = _Collector(mapping, faults)
     for row in itertools.chain(head, opened.rows):
         collector.take(row)
     faults.raise_any(source)
@@ -269,12 +267,21 @@ def _answer(text: str, is_solution: bool) -> tuple[str, str]:
     return (boxed or "") if is_solution else (boxed or text), ""
 
 
+def _reason_to_drop(problem: str, answer: str) -> str | None:
+    if not problem:
+        return "no problem text"
+    if not answer:
+        return "no answer"
+    if len(answer) > MAX_CHARS:
+        return f"answer longer than {MAX_CHARS} characters"
+    return None
+
+
 class _Collector:
     """Turns rows into problems, one per distinct text."""
 
-    def __init__(self, mapping: dict[str, str], require_reference: bool, faults: Faults) -> None:
+    def __init__(self, mapping: dict[str, str], faults: Faults) -> None:
         self.mapping = mapping
-        self.require_reference = require_reference
         self.faults = faults
         self.num_read = 0
         self.renamed_ids = 0
@@ -303,7 +310,7 @@ class _Collector:
         is_solution = self.mapping["answer"] == self.mapping.get("reference")
         answer, worked = _answer(fields["answer"], is_solution)
         reference = fields["reference"] or worked or None
-        reason = self._reason_to_drop(fields["problem"], answer, reference)
+        reason = _reason_to_drop(fields["problem"], answer)
         if reason:
             self.dropped[reason] += 1
             return
@@ -315,17 +322,6 @@ class _Collector:
             source=where,
         )
         self._keep(text_key(problem.problem), problem)
-
-    def _reason_to_drop(self, problem: str, answer: str, reference: str | None) -> str | None:
-        if not problem:
-            return "no problem text"
-        if not answer:
-            return "no answer"
-        if len(answer) > MAX_CHARS:
-            return f"answer longer than {MAX_CHARS} characters"
-        if self.require_reference and not reference:
-            return "no reference solution"
-        return None
 
     def _keep(self, key: str, problem: Problem) -> None:
         self._copies[key] += 1

@@ -28,8 +28,6 @@ class StepStats:
     """The loss or the norm was not finite; no weight and no moment changed."""
     cause: str = ""
     """What was not finite, when skipped."""
-    update_to_weight: float | None = None
-    """Norm of the change over norm of the masters; only when asked for, 0 when skipped."""
 
     def row(self) -> dict[str, Any]:
         """What a row of metrics.jsonl says of the step; `cause` only where it was skipped."""
@@ -118,14 +116,12 @@ class Optimizer:
         *,
         loss: float = 0.0,
         diagnose: Callable[[], str] = str,
-        measure_update: bool = False,
     ) -> StepStats:
         """Clip, update the masters, write the parameters in place, and free the gradients.
 
         loss            of the whole update; where it is not finite, the step is skipped
         diagnose        called when the step is skipped, after the gradients were freed; what it
                         returns names the origin in StepStats.cause and in the error
-        measure_update  keeps a copy of the masters for the duration of the step
         raises          RuntimeError after config.max_skipped skipped steps in a row;
                         ValueError without any gradient
         """
@@ -138,22 +134,16 @@ class Optimizer:
         self.num_steps += 1
         if not (math.isfinite(grad_norm) and math.isfinite(loss)):
             cause = self._skip(loss, grad_norm, diagnose)
-            zero = 0.0 if measure_update else None
-            return StepStats(
-                lr=lr, grad_norm=grad_norm, skipped=True, cause=cause, update_to_weight=zero
-            )
+            return StepStats(lr=lr, grad_norm=grad_norm, skipped=True, cause=cause)
         self._skipped_in_a_row = 0
         if grad_norm > self.config.max_grad_norm > 0:
             torch._foreach_mul_(grads, self.config.max_grad_norm / grad_norm)
         for group in self._adamw.param_groups:
             group["lr"] = lr
-        masters = list(self._masters.values())
-        before = [m.clone() for m in masters] if measure_update else None
         self._adamw.step()
         self._write_parameters()
         self.zero_grad()
-        ratio = _relative_change(before, masters) if before else None
-        return StepStats(lr=lr, grad_norm=grad_norm, skipped=False, update_to_weight=ratio)
+        return StepStats(lr=lr, grad_norm=grad_norm, skipped=False)
 
     def _skip(self, loss: float, grad_norm: float, diagnose: Callable[[], str]) -> str:
         """Count and explain a refused step; the cause."""
@@ -279,8 +269,3 @@ def _add_to(master: Tensor):
         parameter.grad = None
 
     return add
-
-
-def _relative_change(before: list[Tensor], after: list[Tensor]) -> float:
-    change = nn.utils.get_total_norm(torch._foreach_sub(after, before))
-    return (change / nn.utils.get_total_norm(before).clamp_min(1e-30)).item()

@@ -109,7 +109,7 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
     style = style_of(config.prompt, tokenizer)
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
-    decoder, engine, choice = start(config, path, device, tokenizer)
+    decoder, engine, choice = start(config, path, device)
     decoder.activation_checkpointing = config.model.activation_checkpointing
     grade = config.grade
     with (

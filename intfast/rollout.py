@@ -26,8 +26,6 @@ class Sampling(Record):
     """0 switches the limit off."""
     stop_ids: tuple[int, ...] = ()
     """Token ids that end the completion; the token is kept as its last one."""
-    stop: tuple[str, ...] = ()
-    """Texts that end the completion as soon as its decoded text contains one of them."""
 
 
 class Request(Record):
@@ -49,7 +47,7 @@ class Completion(Record):
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: str
-    """"stop" (a stop id or stop text) or "length"."""
+    """"stop" (a stop id) or "length"."""
     policy_version: int
 
 
@@ -184,7 +182,7 @@ def _fault(completion: Completion, sampling: Sampling) -> str:
     reason = completion.finish_reason
     if reason == "length" and len(ids) < most:
         return f'ended by "length" after {len(ids)} of {most} tokens'
-    if reason == "stop" and not sampling.stop and ids[-1] not in sampling.stop_ids:
+    if reason == "stop" and ids[-1] not in sampling.stop_ids:
         return f'ended by "stop" with token {ids[-1]}, which is no stop token'
     return "" if reason in ("stop", "length") else f"ended by {reason!r}, not stop or length"
 

@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from intfast import weights
 from intfast.config import Config, ModelConfig, RolloutConfig, WeightsConfig
@@ -26,10 +25,10 @@ CONTEXT = 512
 
 def native(folder, **settings):
     decoder, _ = weights.load(folder)
-    return NativeEngine(decoder, AutoTokenizer.from_pretrained(folder), **settings)
+    return NativeEngine(decoder, **settings)
 
 
-def vllm(folder, dtype="float32", share=True, tokenizer=True, **rollout):
+def vllm(folder, dtype="float32", share=True, **rollout):
     from intfast.engines import vllm_start
 
     config = Config(
@@ -37,8 +36,7 @@ def vllm(folder, dtype="float32", share=True, tokenizer=True, **rollout):
         rollout=RolloutConfig(engine="vllm", **{"cache_gib": 0.05, "max_rows": 64, **rollout}),
         weights=WeightsConfig(share=share),
     )
-    text = AutoTokenizer.from_pretrained(folder) if tokenizer else None
-    return vllm_start.start(folder, config, torch.device("cpu"), text)
+    return vllm_start.start(folder, config, torch.device("cpu"))
 
 
 def same(found_P_G, expected_P_G, tolerance=1e-5):

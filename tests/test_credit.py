@@ -68,7 +68,6 @@ def test_unscored_leaves_the_baseline_and_the_counts():
     assert counts == (1, 2, 1)
     assert (credit.num_unscored_groups, credit.num_unscored) == (1, 4)
     assert credit.zero_advantage_share == 3 / 4
-    assert credit.all_wrong_share == 2 / 3
     assert REWARDS["unscored"] is None
 
 

@@ -20,9 +20,6 @@ from engine_cases import (
     vllm,
 )
 from tiny import make_model
-from transformers import AutoTokenizer
-
-from intfast.engines.requests import STOP_TEXT_INTERVAL
 
 ENGINES = [native, pytest.param(vllm, marks=needs_vllm)]
 
@@ -149,36 +146,6 @@ def test_stop_ids_and_lengths_end_a_completion(engine):
     assert reasons == {"stop", "length"}
 
 
-def test_stop_texts_end_a_completion_at_their_first_token(engine, model):
-    tokenizer = AutoTokenizer.from_pretrained(model[0])
-    stops = ("a", "3x", "</s>", "?!\n")
-    seeds = range(40)
-    (free,) = engine.generate([request([9], seeds, max_new_tokens=33)])
-    (stopped,) = engine.generate([request([9], seeds, max_new_tokens=33, stop=stops)])
-    reasons = set()
-    for long, short in zip(free, stopped, strict=True):
-        text = [tokenizer.decode(long.token_ids[:n]) for n in range(34)]
-        ends = [n for n in range(34) if any(stop in text[n] for stop in stops)]
-        length = ends[0] if ends else 33
-        assert short.token_ids == long.token_ids[:length]
-        assert len(short.logprobs) == length
-        assert short.finish_reason == ("stop" if ends else "length")
-        reasons.add((short.finish_reason, length % STOP_TEXT_INTERVAL))
-    assert len(reasons) > 4
-
-
-def test_a_stop_text_is_found_across_the_places_where_text_is_read(engine, model):
-    tokenizer = AutoTokenizer.from_pretrained(model[0])
-    (free,) = engine.generate([request([9], range(12), max_new_tokens=40)])
-    for seed, long in enumerate(free):
-        start = STOP_TEXT_INTERVAL * (1 + seed % 4) - 1 - seed % 3
-        stop = tokenizer.decode(long.token_ids[start : start + 4])
-        ((short,),) = engine.generate([request([9], [seed], max_new_tokens=40, stop=(stop,))])
-        ends = [n for n in range(41) if stop in tokenizer.decode(long.token_ids[:n])]
-        assert short.token_ids == long.token_ids[: ends[0]]
-        assert short.finish_reason == "stop"
-
-
 def test_each_completion_is_handed_over_as_it_ends(engine):
     calls = []
     requests = [
@@ -255,7 +222,6 @@ def test_nothing_asked_is_nothing_given(engine):
         (request([1], top_k=-1), "top_k"),
         (request([1], [2**63]), "seeds"),
         (request([1], [-1]), "seeds"),
-        (request([1], stop=("",)), "stop"),
     ],
 )
 def test_bad_requests_are_refused_by_number_before_any_work(engine, bad, message):

@@ -195,12 +195,6 @@ def test_max_rows_must_be_positive(model):
         native(model[0], max_rows=0)
 
 
-def test_stop_texts_need_a_tokenizer(model):
-    decoder, _ = weights.load(model[0])
-    with pytest.raises(ValueError, match="tokenizer"):
-        NativeEngine(decoder).generate([request([1], stop=("a",))])
-
-
 def test_truncation_keeps_exactly_the_defined_tokens():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(64, 37, generator=generator) * 2

@@ -76,10 +76,10 @@ def test_settings_that_the_embedded_engine_does_not_have_are_refused(tmp_path):
     cpu = torch.device("cpu")
     for config in (config_of(tmp_path, share=False), config_of(tmp_path, graphs=False)):
         with pytest.raises(ValueError, match=r"weights\.share.*rollout\.graphs.*on the CPU"):
-            start(config, tmp_path, cpu, None)
+            start(config, tmp_path, cpu)
     with pytest.raises(ValueError, match=r"rollout\.context = 129 .* 128 positions"):
-        start(config_of(tmp_path, context=129), tmp_path, cpu, None)
-    decoder, engine, choice = start(config_of(tmp_path, context=64), tmp_path, cpu, None)
+        start(config_of(tmp_path, context=129), tmp_path, cpu)
+    decoder, engine, choice = start(config_of(tmp_path, context=64), tmp_path, cpu)
     assert isinstance(engine, NativeEngine) and engine.decoder is decoder
     assert choice.name == "native"
 
@@ -94,7 +94,7 @@ def nothing_loads(installed, monkeypatch):
 def refused(folder, message, **settings):
     config = config_of(folder, engine="vllm", **settings)
     with pytest.raises(ValueError, match=message):
-        start(config, folder, torch.device("cpu"), None)
+        start(config, folder, torch.device("cpu"))
 
 
 def test_a_cache_smaller_than_one_sample_is_refused(tmp_path, nothing_loads):
@@ -108,7 +108,6 @@ def test_a_cache_smaller_than_one_sample_is_refused(tmp_path, nothing_loads):
             config_of(tmp_path, engine="vllm", cache_gib=1.01 * needed),
             tmp_path,
             torch.device("cpu"),
-            None,
         )
     refused(tmp_path, message, cache_gib=0.6 * needed, context=None)
 

@@ -82,7 +82,7 @@ def engine(folder):
 )
 def test_an_optimizer_step_is_the_weight_update(tmp_path, family, tied, dtype):
     make(tmp_path, family, tie_word_embeddings=tied)
-    engine = vllm(tmp_path, dtype, tokenizer=False)
+    engine = vllm(tmp_path, dtype)
     pointers = {name: p.data_ptr() for name, p in engine.decoder.named_parameters()}
     requests = [request(p, [1, 2], max_new_tokens=16) for p in prompts(6)]
     exact = dtype == "float32"
@@ -220,7 +220,7 @@ torch.set_num_threads(2)
 torch.set_float32_matmul_precision("high")
 torch.manual_seed(5)
 before = hygiene.state()
-engine = vllm(Path(sys.argv[1]), tokenizer=False)
+engine = vllm(Path(sys.argv[1]))
 after = hygiene.state()
 wrong = [name for name in before if repr(before[name]) != repr(after[name])]
 assert not wrong, [(name, before[name], after[name]) for name in wrong]

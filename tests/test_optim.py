@@ -250,16 +250,6 @@ def test_foreign_state_is_refused_before_any_change():
     assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
 
 
-def test_update_to_weight_ratio():
-    parameter = nn.Parameter(torch.full((4,), 2.0))
-    optimizer = Optimizer([("w", parameter)], FLAT, total_steps=2)
-    parameter.sum().backward()
-    stats = optimizer.step(measure_update=True)
-    assert stats.update_to_weight == pytest.approx(0.01 / 2.0, rel=1e-4)
-    parameter.sum().backward()
-    assert optimizer.step().update_to_weight is None
-
-
 def test_frozen_parameters_are_left_alone_and_close_removes_the_hooks():
     model = small_model(torch.bfloat16)
     model[0].weight.requires_grad_(False)

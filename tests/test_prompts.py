@@ -205,7 +205,7 @@ def test_compact_prompts_are_the_tasks(compact):
     problem = Problem(
         id="p", problem=BODY, answer="d 13 c 5 e 1", reference="a 7 # b 3 -> d 13 , ans d 13"
     )
-    assert decode(compact.tokenizer, compact.solve(problem)) == task.solve_prompt(BODY)
+    assert decode(compact.tokenizer, compact.solve(problem)) == f"{task.SOLVE} {BODY}"
     asked = decode(compact.tokenizer, compact.verify(problem, STEPS, ""))
     assert asked == " ".join(task.guided_spans(task.CHECK, BODY, ATTEMPT, problem.reference))
 

@@ -94,10 +94,10 @@ def test_only_the_right_readings_give_the_answer():
 
 
 def test_splits_are_disjoint_and_repeatable():
-    rows = {split: task.problem_rows(3, split, 60) for split in ("train", "test", "easy", "ood")}
+    rows = {split: task.problem_rows(3, split, 60) for split in ("train", "test", "easy")}
     assert rows["test"] == task.problem_rows(3, "test", 60) != task.problem_rows(4, "test", 60)
     every = [row for split in rows.values() for row in split]
-    assert len({row["id"] for row in every}) == len({row["problem"] for row in every}) == 240
+    assert len({row["id"] for row in every}) == len({row["problem"] for row in every}) == 180
     for row in rows["easy"]:
         assert not set(row["problem"]) & set(task.READINGS)
 
@@ -144,9 +144,6 @@ def test_check_replies_agree_with_the_oracle_and_the_parser(tokenizer):
             continue
         fix = reply.split(" <fix> ")[1]
         assert verdict.location == where + 1 and verdict.content.strip() == fix
-        assert task.is_right_fix(body, attempt, where, fix)
-        assert not task.is_right_fix(body, attempt, where + 1, fix)
-        assert not task.is_right_fix(body, attempt, where, attempt.split(" ; ")[where] + " ;")
         # With the fix in its place the attempt is right up to and including that step.
         steps = attempt.split(" ; ")
         repaired = " ; ".join([*steps[:where], fix.removesuffix(" ;"), *steps[where + 1 :]])
@@ -245,7 +242,7 @@ def test_shipped_model_solves_easy_problems(tokenizer):
     model = AutoModelForCausalLM.from_pretrained(SHIPPED / "base")
     assert sum(p.numel() for p in model.parameters()) == 375_712
     rows = task.problem_rows(1, "easy", 40)
-    prompts = shipped([task.solve_prompt(row["problem"]) for row in rows], padding=True)
+    prompts = shipped([f"{task.SOLVE} {row['problem']}" for row in rows], padding=True)
     ids = model.generate(
         **prompts.convert_to_tensors("pt"), max_new_tokens=110, do_sample=False, use_cache=True
     )

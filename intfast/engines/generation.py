@@ -15,7 +15,6 @@ from torch import Tensor
 
 from intfast.engines import sampler
 from intfast.engines.cache import BLOCK, KVCache, Prefill, Step, round_up
-from intfast.engines.requests import STOP_TEXT_INTERVAL, end_of_stop_text
 from intfast.model import Decoder
 from intfast.rollout import Completion, OnFinished, Request
 from intfast.trust import interrupt
@@ -54,14 +53,13 @@ class Generation:
     def __init__(
         self,
         decoder: Decoder,
-        tokenizer: Any,
         cache: KVCache,
         requests_P: Sequence[Request],
         policy_version: int,
         on_finished: OnFinished | None,
     ) -> None:
         """cache: wide enough for every request; its last row keeps a prompt for waiting samples."""
-        self.decoder, self.tokenizer, self.cache = decoder, tokenizer, cache
+        self.decoder, self.cache = decoder, cache
         self.requests_P, self.policy_version = requests_P, policy_version
         self.on_finished = on_finished
         self.completions: dict[tuple[int, int], Completion] = {}
@@ -80,7 +78,6 @@ class Generation:
     def _allocate(self, samplings: list[Any]) -> None:
         self.any_greedy = any(s.temperature == 0 for s in samplings)
         self.any_limit = any(s.top_k or s.top_p < 1 for s in samplings)
-        self.any_stop_text = any(s.stop for s in samplings)
         self.num_stops = max(len(s.stop_ids) for s in samplings)
         num_new = max(s.max_new_tokens for s in samplings)
         # Steps are whole blocks of rows; the last block may have rows without a cache.
@@ -227,29 +224,22 @@ class Generation:
         self._clear(source)
 
     def _end(self, ended: list[int]) -> None:
-        """Complete the samples that ended in this step, and those with a stop text in them."""
-        found = {r: self._complete(r) for r in ended}
-        if self.any_stop_text:
-            for r, row in enumerate(self.rows):
-                due = row and (self.step_number - row.born + 1) % STOP_TEXT_INTERVAL == 0
-                if due and r not in found and self._with_stop_text(r):
-                    found[r] = self._complete(r)
-        if not found:
+        """Complete the samples that ended in this step."""
+        if not ended:
             return
-        for r, completion in found.items():
-            row = self.rows[r]
+        for r in ended:
+            row, completion = self.rows[r], self._complete(r)
             self.completions[row.request, row.sample] = completion
             if self.on_finished is not None:
                 self.on_finished(row.request, row.sample, completion)
-        self._clear(list(found))
+        self._clear(ended)
 
     def _complete(self, r: int) -> Completion:
         row = self.rows[r]
         stop_ids = self.requests_P[row.request].sampling.stop_ids
         count = self.step_number - row.born + 1
-        in_text = self._with_stop_text(r)
-        token_ids = self.token_RN[r, : in_text or count].tolist()
-        logprobs = self.logprob_RN[r, : in_text or count].tolist()
+        token_ids = self.token_RN[r, :count].tolist()
+        logprobs = self.logprob_RN[r, :count].tolist()
         if not math.isfinite(sum(logprobs)):
             raise RuntimeError(
                 f"requests[{row.request}]: the model's logits are not finite; "
@@ -258,20 +248,6 @@ class Generation:
         return Completion(
             token_ids=token_ids,
             logprobs=logprobs,
-            finish_reason="stop" if in_text or token_ids[-1] in stop_ids else "length",
+            finish_reason="stop" if token_ids[-1] in stop_ids else "length",
             policy_version=self.policy_version,
-        )
-
-    def _with_stop_text(self, r: int) -> int:
-        """Number of tokens until the text holds a stop text; 0 when it does not."""
-        row = self.rows[r]
-        stops = self.requests_P[row.request].sampling.stop
-        if not stops:
-            return 0
-        count = self.step_number - row.born + 1
-        return end_of_stop_text(self.token_RN[r, :count].tolist(), stops, self._decode)
-
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(
-            token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )

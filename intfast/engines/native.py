@@ -10,7 +10,6 @@ Shapes as in records.py; R is rows of the cache, B those of a step, C columns of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,16 +30,14 @@ class NativeEngine:
     def __init__(
         self,
         decoder: Decoder,
-        tokenizer: Any = None,
         *,
         max_rows: int = 256,
         max_cache_bytes: int = 4 * 2**30,
     ) -> None:
-        """tokenizer: needed for stop texts only; max_rows: samples that decode together."""
+        """max_rows: samples that decode together."""
         if max_rows < 1:
             raise ValueError(f"max_rows must be >= 1, got {max_rows}")
         self.decoder = decoder
-        self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.max_cache_bytes = max_cache_bytes
         self.policy_version = 0
@@ -62,7 +59,7 @@ class NativeEngine:
         with torch.inference_mode():
             cache, storage = self._cache(requests_P)
             completions_P_G = Generation(
-                self.decoder, self.tokenizer, cache, requests_P, self.policy_version, on_finished
+                self.decoder, cache, requests_P, self.policy_version, on_finished
             ).run()
         # Not kept when the call fails: it may hold numbers that are not finite.
         self._storage = storage
@@ -100,7 +97,7 @@ class NativeEngine:
     def _check(self, requests_P: Sequence[Request]) -> None:
         config = self.decoder.config
         limits = requests.Limits(config.vocab_size, config.max_positions)
-        requests.check(requests_P, limits, self.tokenizer is not None)
+        requests.check(requests_P, limits)
         for i, request in enumerate(requests_P):
             slots = round_up(len(request.prompt_ids) + request.sampling.max_new_tokens, BLOCK)
             # One row for a sample, one that keeps a prompt for the samples that wait.

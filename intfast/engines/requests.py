@@ -1,17 +1,12 @@
-"""What both engines ask of a request before any work, and where a stop text ends a sample."""
+"""What both engines ask of a request before any work."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from intfast.rollout import Request
-
-# Decoded text is searched for stop texts once in so many tokens; what came later is dropped.
-STOP_TEXT_INTERVAL = 8
-# A token of a stop text may begin before it, and a token may begin in the middle of a character.
-_STOP_TEXT_MARGIN = 4
 
 
 class Limits(NamedTuple):
@@ -21,11 +16,8 @@ class Limits(NamedTuple):
     context: int
 
 
-def check(requests_P: Sequence[Request], limits: Limits, reads_text: bool) -> None:
-    """Raise ValueError, naming the request, for what no engine can generate.
-
-    reads_text: whether the engine has a tokenizer, which stop texts need
-    """
+def check(requests_P: Sequence[Request], limits: Limits) -> None:
+    """Raise ValueError, naming the request, for what no engine can generate."""
     for i, request in enumerate(requests_P):
         name, s = f"requests[{i}]", request.sampling
         seeds_fit = all(0 <= seed < 2**63 for seed in request.seeds)
@@ -35,8 +27,6 @@ def check(requests_P: Sequence[Request], limits: Limits, reads_text: bool) -> No
             (s.top_k >= 0, f"top_k must be >= 0 (0: no limit), got {s.top_k}"),
             (s.max_new_tokens >= 1, f"max_new_tokens must be >= 1, got {s.max_new_tokens}"),
             (seeds_fit, "seeds must be in [0, 2**63)"),
-            ("" not in s.stop, "stop must hold no empty text"),
-            (reads_text or not s.stop, "stop texts need an engine with a tokenizer"),
         ):
             if not is_right:
                 raise ValueError(f"{name}: {message}")
@@ -55,26 +45,3 @@ def check_tokens(name: str, tokens: Sequence[int], num_new: int, limits: Limits)
         raise ValueError(
             f"{name}: {len(tokens)} tokens{new} exceed the context of {limits.context} tokens"
         )
-
-
-def end_of_stop_text(
-    token_ids: Sequence[int], stops: Sequence[str], decode: Callable[[Sequence[int]], str]
-) -> int:
-    """Number of tokens until the decoded text holds a stop text; 0 when it does not.
-
-    To be asked once in STOP_TEXT_INTERVAL tokens and at the end: only text is read that was not
-    read before, and what a stop text may need before it.
-    """
-    count = len(token_ids)
-    read = (count - 1) // STOP_TEXT_INTERVAL * STOP_TEXT_INTERVAL
-    # Every token has at least one byte.
-    longest = max(len(stop.encode()) for stop in stops) + _STOP_TEXT_MARGIN
-    start = max(0, read - longest)
-    recent = token_ids[start:]
-    if not any(stop in decode(recent) for stop in stops):
-        return 0
-    return next(
-        end
-        for end in range(read + 1, count + 1)
-        if any(stop in decode(recent[: end - start]) for stop in stops)
-    )

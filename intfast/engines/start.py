@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,9 +13,7 @@ from intfast.model import Decoder
 from intfast.rollout import Choice, Engine, pick_engine
 
 
-def start(
-    config: Config, folder: Path, device: torch.device, tokenizer: Any
-) -> tuple[Decoder, Engine, Choice]:
+def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, Engine, Choice]:
     """The decoder to train, with the weights in `folder`, and an engine that reads its parameters.
 
     Raises ValueError for settings and RuntimeError for an environment that cannot work, before
@@ -34,7 +31,7 @@ def start(
     if choice.name == "vllm":
         from intfast.engines import vllm_start
 
-        engine = vllm_start.start(folder, config, device, tokenizer)
+        engine = vllm_start.start(folder, config, device)
         return engine.decoder, engine, choice
     if not (config.weights.share and rollout.graphs):
         raise ValueError(
@@ -45,7 +42,6 @@ def start(
     decoder, _ = weights.load(folder, dtype, device, config.model.kernels)
     native = NativeEngine(
         decoder,
-        tokenizer,
         max_rows=rollout.max_rows,
         max_cache_bytes=int(config.rollout.cache_gib * memory.GIB),
     )

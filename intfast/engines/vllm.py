@@ -28,12 +28,9 @@ class VllmEngine:
     sample's log-probs depend on the batch by rounding, about 1e-6 nat in fp32.
     """
 
-    def __init__(
-        self, llm: Any, decoder: Decoder, link: sharing.Link, tokenizer: Any, context: int
-    ) -> None:
+    def __init__(self, llm: Any, decoder: Decoder, link: sharing.Link, context: int) -> None:
         """llm: a vllm.LLM; link: how updates of `decoder` reach its model."""
         self.decoder = decoder
-        self.tokenizer = tokenizer
         self.context = context
         self.policy_version = 0
         self.prompt_reuse = PromptReuse()
@@ -119,7 +116,7 @@ class VllmEngine:
 
     def _check(self, requests_P: Sequence[Request]) -> None:
         limits = requests.Limits(self.decoder.config.vocab_size, self.context)
-        requests.check(requests_P, limits, self.tokenizer is not None)
+        requests.check(requests_P, limits)
         for i, request in enumerate(requests_P):
             if 0 < request.sampling.temperature < LOWEST_TEMPERATURE:
                 raise ValueError(
@@ -140,8 +137,6 @@ class _Call:
         self.completions: dict[tuple[int, int], Completion] = {}
         self.running: dict[str, tuple[int, int]] = {}
         """vLLM's id -> (request, sample), in the order in which they were added."""
-        self.partial: dict[str, tuple[list[int], list[float]]] = {}
-        """Tokens and log-probs so far of samples that may end with a text."""
 
     def run(self, loop: Any) -> None:
         """Add all samples, then step until all have ended.
@@ -160,32 +155,16 @@ class _Call:
         while self.running:
             interrupt.check()
             for output in loop.step():
-                if output.request_id in self.running:
-                    self._take(output, loop)
+                if output.finished and output.request_id in self.running:
+                    self._take(output)
 
-    def _take(self, output: Any, loop: Any) -> None:
-        """Complete a sample that has ended, or whose text so far holds a stop text."""
-        p, g = self.running[output.request_id]
-        stops = self.requests_P[p].sampling.stop
+    def _take(self, output: Any) -> None:
+        """Complete a sample that has ended."""
+        p, g = self.running.pop(output.request_id)
         sample = output.outputs[0]
         token_ids, logprobs = list(sample.token_ids), list(sample.logprobs.logprobs)
-        reason = sample.finish_reason if output.finished else None
-        if stops:
-            so_far = self.partial.setdefault(output.request_id, ([], []))
-            so_far[0].extend(token_ids)
-            so_far[1].extend(logprobs)
-            token_ids, logprobs = so_far
-            due = reason or len(token_ids) % requests.STOP_TEXT_INTERVAL == 0
-            end = due and requests.end_of_stop_text(token_ids, stops, self._decode)
-            if end:
-                if reason is None:
-                    loop.abort_request([output.request_id])
-                token_ids, logprobs, reason = token_ids[:end], logprobs[:end], "stop"
-        if reason is None:
-            return
-        del self.running[output.request_id]
         self._count(output)
-        completion = self._complete(p, token_ids, logprobs, reason)
+        completion = self._complete(p, token_ids, logprobs, sample.finish_reason)
         self.completions[p, g] = completion
         if self.on_finished is not None:
             self.on_finished(p, g, completion)
@@ -221,17 +200,11 @@ class _Call:
             policy_version=self.engine.policy_version,
         )
 
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        return self.engine.tokenizer.decode(
-            token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
 
 def _parameters(sampling: Sampling, seed: int) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    kind = RequestOutputKind.DELTA if sampling.stop else RequestOutputKind.FINAL_ONLY
     return SamplingParams(
         max_tokens=sampling.max_new_tokens,
         temperature=sampling.temperature,
@@ -244,5 +217,5 @@ def _parameters(sampling: Sampling, seed: int) -> Any:
         flat_logprobs=True,
         ignore_eos=True,
         detokenize=False,
-        output_kind=kind,
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )

@@ -29,7 +29,7 @@ CPU_BLOCK = 32
 _ALIVE: list[Any] = []
 
 
-def start(folder: Path, config: Config, device: torch.device, tokenizer: Any) -> VllmEngine:
+def start(folder: Path, config: Config, device: torch.device) -> VllmEngine:
     """An engine on the checkpoint in `folder`; its `decoder` is what to train.
 
     Everything that can be checked without loading vLLM is checked first: ValueError names the
@@ -52,7 +52,7 @@ def start(folder: Path, config: Config, device: torch.device, tokenizer: Any) ->
     else:
         decoder, _ = weights.load(folder, dtype, device, kernels)
         link = sharing.Copied(decoder, module)
-    return VllmEngine(llm, decoder, link, tokenizer, context)
+    return VllmEngine(llm, decoder, link, context)
 
 
 def _check_architecture(architecture: ModelConfig) -> None:

@@ -28,7 +28,7 @@ variable, the attempt's value, the reference's value, `ok`. The first difference
 With no difference, `<none>` follows the last `ok`: `d 4 4 ok e 9 9 ok <none> <eos>`. The `ans`
 line only copies, so a reply never speaks of it.
 
-    python -m intfast.quickstart.task --out DIR    # train, test, easy and ood .jsonl
+    python -m intfast.quickstart.task --out DIR    # train.jsonl and test.jsonl
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ PRIMITIVES = ("x+y", "x-y", "y-x")
 PLAIN = {"+": "x+y", "-": "x-y"}
 RIGHT = PLAIN | {symbol: right for symbol, (_, right) in READINGS.items()}
 
-SPLITS = {"train": 200, "test": 200, "easy": 64, "ood": 64}
-"""The problem files and their sizes; train and test hold hard problems."""
+SPLITS = {"train": 200, "test": 200}
+"""The problem files and their sizes; both hold hard problems."""
 
 PAD, EOS = "<pad>", "<eos>"
 SOLVE, TUTOR, CHECK, REWRITE = "<solve>", "<tutor>", "<check>", "<rewrite>"
@@ -230,11 +230,6 @@ def reference_text(instance: Instance, values: Values) -> str:
     return f"{lines}ans {answer_text(instance, values)}"
 
 
-def solve_prompt(body: str) -> str:
-    """What the model is given to solve a problem."""
-    return f"{SOLVE} {body}"
-
-
 def guided_spans(tag: str, body: str, attempt: str, reference: str) -> tuple[str, str, str]:
     """What the model is given to check (`<check>`) or to rewrite (`<rewrite>`) an attempt.
 
@@ -301,20 +296,6 @@ def first_wrong_step(problem: str, attempt: str) -> int | None:
     return None if right else len(steps)
 
 
-def is_right_fix(problem: str, attempt: str, location: int, content: str) -> bool:
-    """Whether `content` is the right step, reading spelled out, for the first wrong step.
-
-    `location` counts from 0, as in `first_wrong_step`.
-    """
-    values = true_values(problem)
-    steps = attempt.removesuffix(EOS).strip().split(" ; ")
-    if location != first_wrong_step(problem, attempt) or location >= len(steps) - 1:
-        return False
-    target = steps[location].split()[0]
-    by_target = {d.target: d for d in parse_body(problem).definitions}
-    return target in by_target and content.strip() == step_text(by_target[target], values, RIGHT)
-
-
 # Tokenizer and files
 
 
@@ -349,12 +330,11 @@ def problem_row(instance: Instance, row_id: str) -> dict[str, str]:
 
 
 def problem_rows(seed: int, split: str, count: int) -> list[dict[str, str]]:
-    """`count` distinct problems of a split: train, test (hard), easy, or ood (n = 8, m = 4)."""
+    """`count` distinct problems of a split: train, test (hard) or easy."""
     draw = {
         "train": hard_instance,
         "test": hard_instance,
         "easy": lambda rng: random_instance(rng, rng.randint(4, 7), 0),
-        "ood": lambda rng: hard_instance(rng, 8, 4),
     }[split]
     rng = random.Random(derive_seed(seed, "problems", split))
     return [problem_row(draw(rng), f"{split}-{i:03d}") for i in range(count)]
