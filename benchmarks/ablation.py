@@ -1,4 +1,4 @@
-"""The paper's ablations of the SFT stage on finished runs: python -m intfast.ablate, as a row.
+"""The paper's ablations of the SFT stage on finished runs: `intfast.study ablate`, as a row.
 
 Give run folders of the same problems with different seeds: accuracies are averaged over them.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from intfast.ablate import ABLATIONS, ablate
 from intfast.evaluate import Estimate, Evaluation, bootstrap
+from intfast.study.ablate import ABLATIONS, ablate
 
 NAME = "ablation"
 

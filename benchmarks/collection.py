@@ -16,13 +16,13 @@ from typing import Any
 
 import msgspec
 
-from intfast import config_io, intervene, learn, stages
+from intfast import cli, collect, intervene, learn
 from intfast.config import Config, InterveneConfig
 from intfast.evaluate import Estimate, bootstrap
-from intfast.method.waves import Tried, waves
-from intfast.metrics import make_console
-from intfast.parts import Parts, build, manifest
 from intfast.records import Continuation, Intervention
+from intfast.run import Parts, build, manifest
+from intfast.state.metrics import make_console
+from intfast.waves import Tried, waves
 
 NAME = "collection"
 ALL = 32
@@ -87,14 +87,14 @@ def load(args: argparse.Namespace, seed: int, path: Path) -> Config:
     words = [f"run={path}", f"seed={seed}", f"intervene.continuations={ALL}"]
     words += [f"intervene.wave={ALL}", "intervene.stop=never", "intervene.baselines=false"]
     words += [f"model.threads={args.threads}"] * bool(args.threads)
-    return config_io.load(Path(args.config), [*words, *args.set])
+    return cli.load(Path(args.config), [*words, *args.set])
 
 
 def _run_seed(parts: Parts, figures: dict[str, Any], trained: Sequence[str]) -> None:
-    attempts = stages.attempts(parts)
-    selected = stages.select(parts, attempts)
-    wrong = stages.wrong_attempts(parts, selected, attempts)
-    candidates, continuations = stages.interventions(parts, wrong)
+    attempts = collect.attempts(parts)
+    selected = collect.select(parts, attempts)
+    wrong = collect.wrong_attempts(parts, selected, attempts)
+    candidates, continuations = collect.interventions(parts, wrong)
     verified = sum(record.num_tokens for record in candidates)
     for name, changes in RULES.items():
         rule = msgspec.structs.replace(parts.config.intervene, **changes)
@@ -162,7 +162,7 @@ def _train(
     examples = intervene.build_examples(parts.solver, problems, judged, drawn, parts.config.sft)
     stage = name.replace(" ", "-").replace(",", "")
     learn.sft(parts, stage, examples)
-    found = stages.evaluation(parts, stage)
+    found = collect.evaluation(parts, stage)
     assert found is not None
     summary = found.summary(parts.config.evaluate.ks)
     return {

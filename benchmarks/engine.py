@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks import harness, models
-from intfast.engines.native import NativeEngine
-from intfast.rollout import Request, Sampling
+from intfast.engine.native import NativeEngine
+from intfast.engine.protocol import Request, Sampling
 
 NAME = "engine"
 # Largest and mean difference of log-probs, nat.

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness, models, word_problems
-from intfast import weights
 from intfast.config import PromptConfig
-from intfast.engines.native import NativeEngine
+from intfast.engine.native import NativeEngine
+from intfast.engine.protocol import Request, Sampling
 from intfast.kernels.linear_logprob import linear_logprob
-from intfast.model import Decoder, PackedAttention
+from intfast.model import weights
+from intfast.model.decoder import Decoder, PackedAttention
+from intfast.model.folder import load_tokenizer
+from intfast.parity import compare
 from intfast.prompts import ChatStyle, encode
 from intfast.records import Problem
-from intfast.rollout import Request, Sampling
-from intfast.trust.model_folder import load_tokenizer
-from intfast.trust.parity import compare
 
 NAME = "fidelity"
 # Largest mean difference of log-probs, nat: text against transformers, samples against the trainer.

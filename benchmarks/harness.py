@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from intfast.trust.safe_text import redact
+from intfast.safe_text import redact
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from intfast import weights
-from intfast.model import Decoder
+from intfast.model import weights
+from intfast.model.decoder import Decoder
 
 # The quickstart's model.
 QUICKSTART = {

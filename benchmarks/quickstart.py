@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from intfast.quickstart import task
+from benchmarks.quickstart_task import task
 
 NAME = "quickstart"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks import harness, models
 from intfast.batch import pack
 from intfast.loss import sft_loss
-from intfast.model import Decoder, PackedAttention
+from intfast.model.decoder import Decoder, PackedAttention
 from intfast.records import Example
 from intfast.settings.numerics import BatchConfig
 

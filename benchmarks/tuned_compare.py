@@ -14,8 +14,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from intfast import compare, config_io
-from intfast.metrics import make_console
+from intfast import cli
+from intfast.state.metrics import make_console
+from intfast.study import compare
 
 NAME = "tuned_compare"
 RATES = [f"sft.optim.lr={rate}" for rate in ("2.5e-4", "5e-4", "1e-3", "2e-3")]
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 def trial(args: argparse.Namespace, number: int) -> None:
     """Run every arm of GRID with its `number`-th combination; the collection is that of the 0th."""
     folder = args.runs / f"trial-{number}"
-    base = config_io.load(args.config, args.set)
+    base = cli.load(args.config, args.set)
     validation = args.runs / "validation.jsonl"
     if not validation.exists():
         rows = Path(base.data.train).read_text().splitlines()[base.data.train_limit or None :]

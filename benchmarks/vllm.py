@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from benchmarks import harness, models
 from benchmarks.engine import make_requests
-from intfast import weights
 from intfast.config import Config, ModelConfig
-from intfast.engines import sharing
-from intfast.engines.native import NativeEngine
-from intfast.model import Decoder
-from intfast.rollout import Request
+from intfast.engine import sharing
+from intfast.engine.native import NativeEngine
+from intfast.engine.protocol import Request
+from intfast.model import weights
+from intfast.model.decoder import Decoder
 from intfast.settings.engine import RolloutConfig
 
 NAME = "vllm"
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows: generation, an update of the weights, and with --sleep the KV memory."""
-    from intfast.engines import vllm_start
+    from intfast.engine import vllm_start
 
     args.batches, args.mixed = 1, False
     device = torch.device(args.device)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from intfast.engine.protocol import derive_seed
 from intfast.records import Example
-from intfast.rollout import derive_seed
 from intfast.settings.numerics import BatchConfig
 
 

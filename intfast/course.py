@@ -5,11 +5,10 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from intfast import checkpoint
-from intfast.optim import Optimizer
-from intfast.parts import Parts
+from intfast.model.optim import Optimizer
+from intfast.run import Parts
 from intfast.settings.numerics import OptimConfig
-from intfast.trust import interrupt
+from intfast.state import checkpoint, interrupt
 
 
 class Course:

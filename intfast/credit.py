@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from intfast.engine.protocol import Completion
 from intfast.records import Example, Record
-from intfast.rollout import Completion
 from intfast.settings.numerics import CreditConfig, PolicyConfig
 
 REWARDS = {"correct": 1.0, "wrong": 0.0, "unscored": None}

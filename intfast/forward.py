@@ -9,7 +9,7 @@ from torch import Tensor
 
 from intfast import loss
 from intfast.batch import Batch, Packed
-from intfast.model import Decoder, PackedAttention
+from intfast.model.decoder import Decoder, PackedAttention
 
 LossOf = Callable[[Tensor, Batch, int], tuple[Tensor, loss.Stats]]
 """(hidden_ND, batch, its place in the update) -> (loss sum, statistics)."""

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from intfast.config import InterveneConfig, SamplingConfig, SftConfig
+from intfast.engine.protocol import derive_seed
 from intfast.evaluate import Estimate, bootstrap, coverage
-from intfast.method.leak import leaks
-from intfast.method.waves import Tried, next_wave
+from intfast.leak import leaks
 from intfast.prompts import cut, encode
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
-from intfast.rollout import derive_seed
-from intfast.solve import Solver, Start
+from intfast.sample import Solver, Start
+from intfast.waves import Tried, next_wave
 
 GATES = {
     "too_long": "the verification prompt does not fit the context",

@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from intfast import credit, forward, loss, stages
+from intfast import collect, credit, faults, forward, loss, parity
 from intfast.batch import Batch, Packed, pack, split
 from intfast.course import Course, finished
+from intfast.engine.protocol import derive_seed
 from intfast.intervene import REACHED_CONTINUATION
-from intfast.method import process_credit
-from intfast.method.process_credit import Located
-from intfast.model import Decoder
-from intfast.optim import Optimizer, StepStats
-from intfast.parts import Parts
+from intfast.methods import process_credit
+from intfast.methods.process_credit import Located
+from intfast.model.decoder import Decoder
+from intfast.model.optim import Optimizer, StepStats
 from intfast.records import Example, Intervention, Problem
-from intfast.rollout import derive_seed
-from intfast.solve import Graded, Start
-from intfast.trust import faults, interrupt, parity
+from intfast.run import Parts
+from intfast.sample import Graded, Start
+from intfast.state import interrupt
 
 Hints = Mapping[str, list[int]]
 """Problem id -> the prompt ids of the problem with its hint."""
@@ -160,7 +160,7 @@ def rl(
     total_steps = config.steps * config.minibatches
     tasks: list[Task] = [(problem, None) for problem in problems]
     tasks += [(problem, hints[problem.id]) for problem in problems if problem.id in (hints or {})]
-    collected = sum(stages.generated_tokens(parts).values()) if config.until_tokens else 0
+    collected = sum(collect.generated_tokens(parts).values()) if config.until_tokens else 0
     check_every, evaluate_every = parts.config.parity.every, config.evaluate_every
     with Course(parts, name, start, config.optim, total_steps) as course:
         done, last = course.step, False
@@ -169,7 +169,7 @@ def rl(
             # Of the weights after the step before, here and not there: it can be broken off.
             due = evaluate_every and course.step % evaluate_every == 0
             if course.step and (due or course.step == config.steps):
-                stages.evaluation(parts, name, course.step)
+                collect.evaluation(parts, name, course.step)
             step = course.step + 1
             rollouts = draw(parts, name, tasks, course.state.get("cursor", 0))
             if step == done + 1 or (check_every and step % check_every == 0):
@@ -181,7 +181,7 @@ def rl(
             parts.metrics.row(name, step, values, _line(name, step, config.steps, values))
             last = step >= config.steps and (
                 not config.until_tokens
-                or collected + stages.rl_tokens(parts, name) >= config.until_tokens
+                or collected + collect.rl_tokens(parts, name) >= config.until_tokens
             )
             save = last or step % config.checkpoint_every == 0
             course.finished_step(save=save, finished=last, cursor=rollouts.cursor)

@@ -9,17 +9,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from intfast import config_io, memory, metrics, trackers, weights
+from intfast import cli, limits
 from intfast.config import Config
-from intfast.engines.cache import bytes_per_slot
-from intfast.memory import GIB
-from intfast.model import ModelConfig
-from intfast.parts import load_data, pick_device
+from intfast.engine import memory
+from intfast.engine.cache import bytes_per_slot
+from intfast.engine.memory import GIB
+from intfast.engine.protocol import pick_engine
+from intfast.model import weights
+from intfast.model.decoder import ModelConfig
+from intfast.model.folder import load_tokenizer
 from intfast.prompts import decode, style_of
 from intfast.records import Problem
-from intfast.rollout import pick_engine
-from intfast.trust import limits
-from intfast.trust.model_folder import load_tokenizer
+from intfast.run import load_data, pick_device
+from intfast.state import metrics, trackers
 
 
 def show(config: Config, console: Console | None = None) -> None:
@@ -34,7 +36,7 @@ def show(config: Config, console: Console | None = None) -> None:
         metrics.say(console, text)
 
     say("Settings that differ from the defaults")
-    for key, (_, value) in config_io.differences(config).items():
+    for key, (_, value) in cli.differences(config).items():
         say(f"  {key} = {value!r}")
     say("\nData")
     problems, tests = load_data(config, console)

@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from intfast import verdict
 from intfast.config import PromptConfig
-from intfast.method import verdict
-from intfast.method.verdict import Verdict
 from intfast.records import Problem
+from intfast.verdict import Verdict
 
 
 class Style(Protocol):
@@ -316,7 +316,7 @@ _CONTROL_WORD = re.compile(r"<\w+>")
 
 
 class CompactStyle:
-    """The word-level dialect of the quickstart task; `intfast.quickstart.task` has its grammar."""
+    """The word-level dialect of the quickstart task: benchmarks/quickstart_task/task.py."""
 
     def __init__(self, config: PromptConfig, tokenizer: Any) -> None:
         self.config = config

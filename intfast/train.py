@@ -10,14 +10,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from intfast import config_io
+from intfast import cli
 from intfast.config import Config
-from intfast.runfolder import MAY_CHANGE
-from intfast.trust.command import exit_code
+from intfast.state.command import exit_code
+from intfast.state.runfolder import MAY_CHANGE
 
 if TYPE_CHECKING:
-    from intfast.parts import Parts
-    from intfast.summary import Found
+    from intfast.run import Parts
+    from intfast.study.summary import Found
 
 USAGE = """\
 usage: python -m intfast.train CONFIG.toml [key.sub=value ...] [--dry-run]
@@ -44,16 +44,16 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
 
     Raises ValueError for what the user can change, RuntimeError for the environment.
     """
-    from intfast import learn, report, stages, summary
-    from intfast.evidence import analysis, token_logprobs
-    from intfast.method import guided, sft_data
-    from intfast.metrics import make_console
-    from intfast.parts import build
+    from intfast import collect, learn
+    from intfast.methods import guided, sft_data
+    from intfast.run import build
+    from intfast.state.metrics import make_console
+    from intfast.study import analysis, report, summary, token_logprobs
 
     start = time.perf_counter()
     with build(config, console or make_console()) as parts:
-        stages.evaluation(parts, "base")
-        found = collect(parts, [config])
+        collect.evaluation(parts, "base")
+        found = gather(parts, [config])
         last = "base"
 
         if config.sft.epochs:
@@ -63,7 +63,7 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
                 summary.say_intervention(parts, found)
             learn.sft(parts, last, found.examples)
             token_logprobs.write(parts, last, found.examples)
-            stages.evaluation(parts, last)
+            collect.evaluation(parts, last)
 
         supervised = last
         if config.rl.steps:
@@ -71,7 +71,7 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
             hints = guided.hints(parts, problems)
             for name in (last, "base") if config.rl.from_base else (last,):
                 learn.rl(parts, f"{name}_rl", name, problems, hints)
-                stages.evaluation(parts, f"{name}_rl")
+                collect.evaluation(parts, f"{name}_rl")
             last = f"{last}_rl"
 
         summary.export(parts, last)
@@ -82,25 +82,25 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
         return result
 
 
-def collect(parts: Parts, configs: Sequence[Config]) -> Found:
+def gather(parts: Parts, configs: Sequence[Config]) -> Found:
     """What the training data and the choice of problems of these configs need."""
-    from intfast import stages
-    from intfast.summary import Found
+    from intfast import collect
+    from intfast.study.summary import Found
 
     found = Found(selected=parts.problems[: parts.config.attempts.max_problems])
     if any(config.needs_attempts for config in configs):
-        found.attempts = stages.attempts(parts)
-        found.selected = stages.select(parts, found.attempts)
-        found.wrong = stages.wrong_attempts(parts, found.selected, found.attempts)
+        found.attempts = collect.attempts(parts)
+        found.selected = collect.select(parts, found.attempts)
+        found.wrong = collect.wrong_attempts(parts, found.selected, found.attempts)
     if any(config.needs_interventions for config in configs):
-        found.interventions, found.continuations = stages.interventions(parts, found.wrong)
+        found.interventions, found.continuations = collect.interventions(parts, found.wrong)
     return found
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code that USAGE lists."""
     if "--help" in arguments or "-h" in arguments:
-        print(USAGE + "\n" + config_io.explain(MAY_CHANGE))
+        print(USAGE + "\n" + cli.explain(MAY_CHANGE))
         return 0
     dry_run = "--dry-run" in arguments
     words = [word for word in arguments if word != "--dry-run"]
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
 
     def work() -> None:
-        config = config_io.load(words[0], words[1:])
+        config = cli.load(words[0], words[1:])
         if dry_run:
             from intfast import plan
 

@@ -7,10 +7,10 @@ import random
 import pytest
 import torch
 
-from intfast import weights
 from intfast.config import Config, ModelConfig, RolloutConfig, WeightsConfig
-from intfast.engines.native import NativeEngine
-from intfast.rollout import Request, Sampling, pick_engine
+from intfast.engine.native import NativeEngine
+from intfast.engine.protocol import Request, Sampling, pick_engine
+from intfast.model import weights
 
 try:
     pick_engine("vllm", "cpu")
@@ -29,7 +29,7 @@ def native(folder, **settings):
 
 
 def vllm(folder, dtype="float32", share=True, **rollout):
-    from intfast.engines import vllm_start
+    from intfast.engine import vllm_start
 
     config = Config(
         model=ModelConfig(path=str(folder), dtype=dtype, device="cpu"),

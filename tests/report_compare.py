@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 from report_run import RIGHT, evaluation, make_run
 
-from intfast.evidence import arms, compare_table
-from intfast.runfolder import write_json
+from intfast.state.runfolder import write_json
+from intfast.study import arms, compare_table
 
 NAMES = ["base", "rl", "reference", "reference_rl", "int", "int_rl"]
 FEW = ["evaluate.samples=4", "evaluate.ks=[1, 4]", "rl.steps=16"]

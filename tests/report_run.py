@@ -11,16 +11,9 @@ from typing import Any
 
 import msgspec
 
-from intfast import config_io, intervene
+from intfast import cli, intervene
 from intfast.evaluate import Evaluation, count_samples
-from intfast.records import (
-    Attempt,
-    Continuation,
-    Example,
-    Intervention,
-    Problem,
-    TokenLogprobs,
-)
+from intfast.records import Attempt, Continuation, Example, Intervention, Problem, TokenLogprobs
 
 HOSTILE = (
     "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'>"
@@ -35,10 +28,10 @@ GATES = ("kept", "unsolved", "leak", "unparsed")
 def make_run(folder: Path, *overrides: str, num: int = 4, text: str = "") -> Path:
     """A finished run of `num` problems with one candidate each; `text` goes into every text."""
     folder.mkdir(parents=True)
-    config = config_io.load(
+    config = cli.load(
         None, ["data.train=p.jsonl", "data.test=t.jsonl", f"run={folder}", *overrides]
     )
-    (folder / "config.toml").write_text(config_io.to_toml(config))
+    (folder / "config.toml").write_text(cli.to_toml(config))
     ids = [f"p-{i}{text}" for i in range(num)]
     _rows(folder, "problems", [_problem(i, key, text) for i, key in enumerate(ids)])
     _rows(folder, "attempts", [_attempt(key, text) for key in ids])

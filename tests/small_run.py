@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from intfast.model import Decoder, ModelConfig
+from benchmarks.quickstart_task import base, task
+from intfast.engine.protocol import Completion
+from intfast.model.decoder import Decoder, ModelConfig
+from intfast.model.weights import save
 from intfast.prompts import encode
-from intfast.quickstart import base, task
-from intfast.rollout import Completion
-from intfast.weights import save
 
 MODEL = base.MODEL_CONFIG | {
     "hidden_size": 32,

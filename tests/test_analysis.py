@@ -10,13 +10,13 @@ import pytest
 import torch
 from small_run import Quiet
 
-from intfast import ablate, config_io, intervene
-from intfast.evidence import analysis
-from intfast.model import PackedAttention
-from intfast.parts import build
+from intfast import cli, intervene
+from intfast.model.decoder import PackedAttention
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
+from intfast.run import build
 from intfast.settings.numerics import AnalysisConfig
-from intfast.summary import Found
+from intfast.study import ablate, analysis
+from intfast.study.summary import Found
 from intfast.train import run
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +42,7 @@ SMALL = [
 
 def config_of(folder, *overrides):
     short = ROOT / "configs/quickstart_short.toml"
-    return config_io.load(short, [*SMALL, f"run={folder}", *overrides])
+    return cli.load(short, [*SMALL, f"run={folder}", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -266,4 +266,4 @@ def test_ablate_refuses_what_is_no_run(tmp_path, capsys):
     assert "expected a run folder" in capsys.readouterr().err
     assert ablate.main([]) == 2
     assert ablate.main(["--help"]) == 0
-    assert capsys.readouterr().out.startswith("usage: python -m intfast.ablate RUN")
+    assert capsys.readouterr().out.startswith("usage: python -m intfast.study ablate RUN")

@@ -7,7 +7,7 @@ import torch
 from tiny import FAMILIES, LLAMA3_ROPE, YARN_ROPE, config_dict, hf_model
 from transformers import AutoConfig
 
-from intfast.architecture import ModelConfig, Rope
+from intfast.model.architecture import ModelConfig, Rope
 
 ROPES = {
     "default": {"rope_type": "default", "rope_theta": 5000.0},

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import engine, harness
-from intfast.engines.native import NativeEngine
+from intfast.engine.native import NativeEngine
 
 SMALL = {
     "engine": ["--batch", "4", "--samples", "2", "--prompt", "10", "--new", "4", "--mixed"],

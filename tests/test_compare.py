@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from small_run import Quiet
 
-from intfast import compare, config_io, report, train
+from intfast import cli, train
 from intfast.evaluate import Evaluation, bootstrap_seeds, count_samples
-from intfast.evidence import arms, compare_page, compare_table
-from intfast.solve import Solver
+from intfast.sample import Solver
+from intfast.study import arms, compare, compare_page, compare_table, report
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "quickstart_short.toml")
@@ -57,11 +57,11 @@ def read(path: Path):
 
 
 def test_every_arm_is_a_config_that_passes_its_checks():
-    base = config_io.load(CONFIG, WORDS)
+    base = cli.load(CONFIG, WORDS)
     seen = set()
     for name, arm in arms.ARMS.items():
-        config = config_io.load(CONFIG, [*WORDS, *arm.settings])
-        key = str(config_io.differences(config, base))
+        config = cli.load(CONFIG, [*WORDS, *arm.settings])
+        key = str(cli.differences(config, base))
         assert key not in seen, f"{name} runs what another arm runs"
         seen.add(key)
         assert bool(config.rl.steps) == (name.endswith("rl") or name == "base")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from intfast import config_io
+from intfast import cli
 from intfast.config import Config
-from intfast.runfolder import MAY_CHANGE
+from intfast.state.runfolder import MAY_CHANGE
 from intfast.train import main
 
 ROOT = Path(__file__).parents[1]
@@ -16,16 +16,16 @@ MINIMAL = ['data.train="x.jsonl"']
 
 def errors_of(*overrides: str) -> list[str]:
     with pytest.raises(ValueError) as caught:
-        config_io.load(None, [*MINIMAL, *overrides])
+        cli.load(None, [*MINIMAL, *overrides])
     return str(caught.value).splitlines()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
 def test_every_shipped_config_loads_and_survives_a_round_trip(path, tmp_path):
-    config = config_io.load(path, MINIMAL)
+    config = cli.load(path, MINIMAL)
     copy = tmp_path / "copy.toml"
-    copy.write_text(config_io.to_toml(config))
-    assert config_io.load(copy) == config
+    copy.write_text(cli.to_toml(config))
+    assert cli.load(copy) == config
 
 
 def test_defaults_are_the_papers():
@@ -70,7 +70,7 @@ def test_all_mistakes_are_reported_at_once_with_suggestions():
 )
 def test_impossible_and_ineffective_settings_are_refused(override, message):
     if message is None:
-        config_io.load(None, [*MINIMAL, override])
+        cli.load(None, [*MINIMAL, override])
     else:
         assert any(message in line for line in errors_of(override))
 
@@ -81,7 +81,7 @@ def test_truncated_sampling_needs_the_correction_off():
 
 
 def test_values_are_read_by_type():
-    config = config_io.load(
+    config = cli.load(
         None, [*MINIMAL, "run=5", "rl.optim.lr=3", "sft.filter=false", "evaluate.ks=[1, 4]"]
     )
     assert (config.run, config.rl.optim.lr, config.sft.filter) == ("5", 3.0, False)
@@ -91,41 +91,41 @@ def test_values_are_read_by_type():
 def test_an_optional_setting_is_unset_as_help_shows_it(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text('[data]\ntrain = "p.jsonl"\ntest = "t.jsonl"\ntrain_limit = 5\n')
-    config = config_io.load(file, ["data.test=absent", "data.train_limit=absent"])
+    config = cli.load(file, ["data.test=absent", "data.train_limit=absent"])
     assert (config.data.train, config.data.test, config.data.train_limit) == ("p.jsonl", None, None)
     assert any(
         "rl.group_size: expected whole number" in e for e in errors_of("rl.group_size=absent")
     )
-    assert config_io.load(None, [*MINIMAL, "run=absent"]).run == "absent"
+    assert cli.load(None, [*MINIMAL, "run=absent"]).run == "absent"
 
 
 def test_an_unknown_option_is_called_one():
     assert errors_of("--dryrun")[1] == "  unknown option --dryrun; did you mean --dry-run?"
     assert errors_of("--dry-run", "-v")[1:] == ["  unknown option --dry-run", "  unknown option -v"]
     with pytest.raises(ValueError, match=r"^unknown option --dryrun; did you mean --dry-run\?$"):
-        config_io.load("--dryrun", MINIMAL)
+        cli.load("--dryrun", MINIMAL)
 
 
 def test_a_section_keeps_the_defaults_its_parent_gives_it():
-    config = config_io.load(None, [*MINIMAL, "rl.sampling.max_new_tokens=99"])
+    config = cli.load(None, [*MINIMAL, "rl.sampling.max_new_tokens=99"])
     assert config.rl.sampling.temperature == 1.0
     assert config.attempts.sampling.temperature == 0.7
 
 
 def test_missing_and_broken_files_name_the_remedy(tmp_path):
     with pytest.raises(ValueError, match=r"no config file .*quick\.toml.*quickstart\.toml"):
-        config_io.load(ROOT / "configs" / "quick.toml")
+        cli.load(ROOT / "configs" / "quick.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("seed = = 1")
     with pytest.raises(ValueError, match="not valid TOML"):
-        config_io.load(broken)
+        cli.load(broken)
 
 
 def test_help_explains_every_setting():
-    explained = {path: text for path, _, _, text in config_io.walk()}
+    explained = {path: text for path, _, _, text in cli.walk()}
     assert len(explained) > 60
     assert [path for path, text in explained.items() if not text] == []
-    text = config_io.explain()
+    text = cli.explain()
     assert all(f"  {path} = " in text for path in explained)
     assert "continued run" not in text
 
@@ -143,7 +143,7 @@ def test_every_setting_is_read_somewhere():
     code = "".join(
         path.read_text()
         for path in (ROOT / "intfast").rglob("*.py")
-        if path.name not in ("config.py", "config_io.py")
+        if path.name not in ("config.py", "cli.py")
     )
-    unread = [path for path, *_ in config_io.walk() if f".{path.rsplit('.', 1)[-1]}" not in code]
+    unread = [path for path, *_ in cli.walk() if f".{path.rsplit('.', 1)[-1]}" not in code]
     assert unread == []

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from intfast.credit import REWARDS, divisor, examples, group_advantages, with_gradient
+from intfast.engine.protocol import Completion
 from intfast.kernels import group_advantages as kernel
-from intfast.rollout import Completion
 from intfast.settings.numerics import BatchConfig, CreditConfig, OptimConfig, PolicyConfig
 
 

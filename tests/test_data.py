@@ -319,7 +319,7 @@ def test_wrong_purpose_is_refused(tmp_path):
 
 def test_importing_data_loads_nothing_heavy():
     program = (
-        "import sys, intfast.data, intfast.grade, intfast.evaluate\n"
+        "import sys, intfast.data, intfast.grading.grader, intfast.evaluate\n"
         "print({'torch', 'pyarrow', 'datasets', 'math_verify', 'sympy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -10,10 +10,10 @@ import torch
 from engine_cases import CONTEXT, kept_tokens, mixed_requests, native, next_logits, prompts, request
 from tiny import hf_model, make_model
 
-from intfast import weights
-from intfast.engines import cache, generation, sampler
-from intfast.engines.native import NativeEngine
-from intfast.model import PackedAttention
+from intfast.engine import cache, generation, sampler
+from intfast.engine.native import NativeEngine
+from intfast.model import weights
+from intfast.model.decoder import PackedAttention
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ import pytest
 import torch
 from tiny import make_model
 
-from intfast import rollout, weights
 from intfast.config import Config, ModelConfig, RolloutConfig, WeightsConfig
-from intfast.engines.native import NativeEngine
-from intfast.engines.start import start
-from intfast.rollout import pick_engine
+from intfast.engine import protocol
+from intfast.engine.native import NativeEngine
+from intfast.engine.protocol import pick_engine
+from intfast.engine.start import start
+from intfast.model import weights
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def installed(monkeypatch):
                 return versions[name.replace("-", "_")]
             raise metadata.PackageNotFoundError(name)
 
-        monkeypatch.setattr(rollout.metadata, "version", version)
+        monkeypatch.setattr(protocol.metadata, "version", version)
 
     return install
 

@@ -12,11 +12,11 @@ import torch
 from engine_cases import needs_vllm, prompts, request, same, vllm
 from tiny import make_model
 
-from intfast import config_io
+from intfast import cli
 from intfast.batch import pack
 from intfast.loss import sft_loss
-from intfast.model import PackedAttention
-from intfast.optim import Optimizer
+from intfast.model.decoder import PackedAttention
+from intfast.model.optim import Optimizer
 from intfast.records import Example
 from intfast.settings.numerics import BatchConfig, OptimConfig
 
@@ -215,7 +215,7 @@ import psutil, torch
 sys.path.insert(0, "tests")
 from engine_cases import vllm
 from pathlib import Path
-from intfast.engines import hygiene
+from intfast.engine import hygiene
 torch.set_num_threads(2)
 torch.set_float32_matmul_precision("high")
 torch.manual_seed(5)
@@ -266,5 +266,5 @@ def test_the_quickstart_runs_with_one_word_changed(tmp_path):
     shares = [row["prompt_reuse"] for row in rows if "prompt_reuse" in row]
     assert shares and max(shares) > 0.3
     # The same command again has nothing left to do.
-    config_io.load(ROOT / "configs/quickstart_short.toml", words)
+    cli.load(ROOT / "configs/quickstart_short.toml", words)
     assert main([str(ROOT / "configs/quickstart_short.toml"), *words]) == 0

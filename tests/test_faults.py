@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from benchmarks.reliability import bed
-from intfast import checkpoint, config_io, learn, stages
-from intfast.runfolder import RunFolder
-from intfast.solve import Solver
+from intfast import cli, collect, learn
+from intfast.sample import Solver
+from intfast.state import checkpoint, files, identity, interrupt
+from intfast.state.runfolder import RunFolder
 from intfast.train import main
-from intfast.trust import files, identity, interrupt
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,7 +86,7 @@ def test_a_stop_before_the_first_step_does_not_speak_of_a_saved_one(words, monke
 
 
 def test_a_stop_breaks_generation_off_between_two_tokens(words, monkeypatch):
-    from intfast.engines.generation import Generation
+    from intfast.engine.generation import Generation
 
     steps = []
     step = Generation._step
@@ -124,7 +124,7 @@ def child(code: str, *words: str) -> subprocess.Popen:
 
 def test_a_second_interrupt_leaves_at_once():
     process = child(
-        "from intfast.trust import interrupt\nimport time\n"
+        "from intfast.state import interrupt\nimport time\n"
         "with interrupt.handling():\n    print('up', flush=True)\n    time.sleep(60)"
     )
     assert process.stdout.readline() == b"up\n"
@@ -141,7 +141,7 @@ def test_a_second_interrupt_leaves_at_once():
 STUCK = """
 import sys, time
 from pathlib import Path
-from intfast.trust import interrupt, watchdog
+from intfast.state import interrupt, watchdog
 with watchdog.Watchdog(0.2, Path(sys.argv[1])):
     for _ in range(10):
         time.sleep(0.1)
@@ -317,7 +317,7 @@ def started(words, tmp_path, monkeypatch):
     shutil.copytree(bed.MODEL, tmp_path / "base")
     words.append(f"model.path={tmp_path / 'base'}")
     with monkeypatch.context() as patched:
-        send_at(patched, stages, "attempts", 1, signal.SIGTERM)
+        send_at(patched, collect, "attempts", 1, signal.SIGTERM)
         assert main(words) == 143
     return words
 
@@ -369,7 +369,7 @@ def test_a_large_file_is_told_from_another_by_its_blocks(tmp_path, monkeypatch):
 
 def test_only_the_watchdog_may_change_in_a_run(tmp_path):
     def config(*more):
-        return config_io.load(None, ['data.train="x"', f"run={tmp_path / 'run'}", *more])
+        return cli.load(None, ['data.train="x"', f"run={tmp_path / 'run'}", *more])
 
     RunFolder(config()).__exit__()
     RunFolder(config("watchdog_s=7")).__exit__()

@@ -8,11 +8,11 @@ import torch
 from test_learn import SFT, folder, sft_examples, weights_of  # noqa: F401
 from test_parity import altered, one_is_nan, parts_of  # noqa: F401
 
-from intfast import course, credit, forward, learn, loss, optim
+from intfast import course, credit, forward, learn, loss, parity
 from intfast.batch import pack
+from intfast.model import optim
 from intfast.records import Example
 from intfast.settings.numerics import BatchConfig, PolicyConfig
-from intfast.trust import parity
 
 PLACES = ["loss", "loss alone", "gradient", "hidden", "log-prob"]
 NAMED = {
@@ -193,7 +193,7 @@ def test_sampler_log_probs_and_rewards_that_are_nan_are_refused(
                 learn.rl(parts, "base_rl", "base", parts.problems)
         assert same(weights_of(parts), before)
     monkeypatch.setattr(parity, "check_parity", lambda *_: {})
-    monkeypatch.setattr("intfast.engines.start.NativeEngine", altered(one_is_nan))
+    monkeypatch.setattr("intfast.engine.start.NativeEngine", altered(one_is_nan))
     with parts_of(run="other") as parts:
         with pytest.raises(ValueError, match="sampler_logprobs of example 0: expected finite"):
             learn.rl(parts, "base_rl", "base", parts.problems)

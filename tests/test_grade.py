@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reliability.answer_pairs import RIGHT, RIGHT_UNICODE, WRONG, pairs
-from intfast import grade as grading
-from intfast.grade import Grader
+from intfast.grading import grader as grading
 from intfast.grading.answers import Reason, Status, compare_quickly
+from intfast.grading.grader import Grader
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_worker_is_bare_and_ends_with_the_grader(monkeypatch):
 def test_workers_end_when_the_trainer_dies():
     program = (
         "import os\n"
-        "from intfast.grade import Grader\n"
+        "from intfast.grading.grader import Grader\n"
         "grader = Grader(workers=1)\n"
         "grader.grade_many([('x+1', 'Answer: 1+x')])\n"
         "print(grader._workers[0].process.pid, flush=True)\n"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from intfast import credit
-from intfast import grade as grading
-from intfast.grade import Grade, Grader
+from intfast.engine.protocol import Completion
+from intfast.grading import grader as grading
+from intfast.grading.grader import Grade, Grader
 from intfast.grading.watch import MIN_ANSWERS, GradeWatch
-from intfast.rollout import Completion
 from intfast.settings.numerics import CreditConfig
 
 REAL = grading.WORKER

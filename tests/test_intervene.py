@@ -6,10 +6,10 @@ from small_run import TOKENIZER, Script
 
 from intfast import intervene
 from intfast.config import InterveneConfig, PromptConfig, SamplingConfig, SftConfig
-from intfast.grade import Grader
+from intfast.grading.grader import Grader
 from intfast.prompts import ChatStyle, CompactStyle, decode, encode
 from intfast.records import Attempt, Continuation, Intervention, Problem
-from intfast.solve import Solver, Start, chunks
+from intfast.sample import Solver, Start, chunks
 
 BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"
 REFERENCE = "a 7 # b 3 -> d 13 , d 13 + c 5 -> e 1 , ans d 13 c 5 e 1"

@@ -78,7 +78,7 @@ def test_imports_point_down_the_house():
 
 def test_importing_the_package_loads_nothing_heavy():
     heavy = python(
-        "import intfast, intfast.config_io, intfast.train, sys;"
+        "import intfast, intfast.cli, intfast.train, sys;"
         "heavy = ('torch', 'vllm', 'triton', 'transformers', 'numpy');"
         "print([name for name in heavy if name in sys.modules])"
     )
@@ -86,7 +86,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_the_trainer_needs_no_triton():
-    code = "import sys; sys.modules['triton'] = None; import intfast.learn, intfast.engines.native"
+    code = "import sys; sys.modules['triton'] = None; import intfast.learn, intfast.engine.native"
     assert python(code) == ""
 
 

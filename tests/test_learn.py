@@ -5,13 +5,14 @@ import pytest
 import torch
 from small_run import Quiet, words, write_inputs
 
-from intfast import checkpoint, config_io, learn, stages
-from intfast.evidence import token_logprobs
-from intfast.grade import Grade
+from intfast import cli, collect, learn
 from intfast.grading.answers import Reason
-from intfast.model import PackedAttention
-from intfast.parts import build
+from intfast.grading.grader import Grade
+from intfast.model.decoder import PackedAttention
 from intfast.records import Example, Intervention, TokenLogprobs
+from intfast.run import build
+from intfast.state import checkpoint
+from intfast.study import token_logprobs
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def parts_of(folder, tmp_path, monkeypatch):
         reasons = [Reason.CORRECT if r else Reason.WRONG for r in right]
         return [Grade(status=reason.status, reason=reason) for reason in reasons]
 
-    monkeypatch.setattr("intfast.grade.Grader.grade_many", grade)
+    monkeypatch.setattr("intfast.grading.grader.Grader.grade_many", grade)
 
     def make(*overrides, run="run"):
         settings = [
@@ -41,7 +42,7 @@ def parts_of(folder, tmp_path, monkeypatch):
             "evaluate.samples=4",
             *overrides,
         ]
-        return build(config_io.load(None, settings), Quiet())
+        return build(cli.load(None, settings), Quiet())
 
     return make
 
@@ -113,7 +114,9 @@ def test_a_finished_stage_is_not_repeated(parts_of):
 
 def test_groups_without_variance_leave_the_weights_alone(parts_of, monkeypatch):
     wrong = Grade(status=Reason.WRONG.status, reason=Reason.WRONG)
-    monkeypatch.setattr("intfast.grade.Grader.grade_many", lambda self, s: [wrong] * len(list(s)))
+    monkeypatch.setattr(
+        "intfast.grading.grader.Grader.grade_many", lambda self, s: [wrong] * len(list(s))
+    )
     with parts_of() as parts:
         before = weights_of(parts)
         learn.rl(parts, "base_rl", "base", parts.problems)
@@ -292,11 +295,11 @@ def test_nothing_to_train_on_says_at_which_gates_it_was_lost(parts_of, gates):
 
 def test_evaluation_counts_and_is_not_repeated(parts_of):
     with parts_of() as parts:
-        found = stages.evaluation(parts, "base")
+        found = collect.evaluation(parts, "base")
         assert [p.problem_id for p in found.problems] == [p.id for p in parts.tests]
         assert {p.samples for p in found.problems} == {4}
         parts.solver.engine = None
-        assert stages.evaluation(parts, "base") == found
+        assert collect.evaluation(parts, "base") == found
         stored = parts.folder.read_json("evaluations.json")
     assert msgspec.convert(stored["base"], type(found)) == found
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from small_run import Quiet, words, write_inputs
 
-from intfast import config_io, learn, stages
-from intfast.grade import Grade
+from intfast import cli, collect, learn
 from intfast.grading.answers import Reason
-from intfast.parts import build
+from intfast.grading.grader import Grade
 from intfast.records import Guided
+from intfast.run import build
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def parts_of(tmp_path, monkeypatch):
         reasons = [Reason.CORRECT if r else Reason.WRONG for r in right]
         return [Grade(status=reason.status, reason=reason) for reason in reasons]
 
-    monkeypatch.setattr("intfast.grade.Grader.grade_many", grade)
+    monkeypatch.setattr("intfast.grading.grader.Grader.grade_many", grade)
     inputs = write_inputs(tmp_path, num_hidden_layers=1)
 
     def make(*overrides, run="run"):
@@ -32,7 +32,7 @@ def parts_of(tmp_path, monkeypatch):
             "rl.checkpoint_every=1",
             *overrides,
         ]
-        return build(config_io.load(None, settings), Quiet())
+        return build(cli.load(None, settings), Quiet())
 
     return make
 
@@ -112,8 +112,8 @@ def test_rl_goes_on_until_the_tokens_and_resumes_to_the_same_weights(
         learn.rl(parts, "base_rl", "base", parts.problems)
         rows = parts.metrics.rows("base_rl")
         weights = {name: p.detach().clone() for name, p in parts.decoder.named_parameters()}
-        assert sum(stages.generated_tokens(parts).values()) == 400
-        assert stages.rl_tokens(parts, "base_rl") == sum(row["sampled_tokens"] for row in rows)
+        assert sum(collect.generated_tokens(parts).values()) == 400
+        assert collect.rl_tokens(parts, "base_rl") == sum(row["sampled_tokens"] for row in rows)
     sums = [400 + sum(row["sampled_tokens"] for row in rows[: n + 1]) for n in range(len(rows))]
     assert len(rows) >= 4 and sums[-2] < until <= sums[-1]
     if stop_before is None:
@@ -141,6 +141,6 @@ def test_rl_goes_on_until_the_tokens_and_resumes_to_the_same_weights(
 def test_until_tokens_needs_a_schedule_that_does_not_end(tmp_path):
     words = ["data.train=x", "rl.until_tokens=5", "rl.optim.schedule=linear"]
     with pytest.raises(ValueError, match="until_tokens leaves the number of steps open"):
-        config_io.load(None, words)
+        cli.load(None, words)
     with pytest.raises(ValueError, match="hint_shares must rise"):
-        config_io.load(None, ["data.train=x", "rl.hint_shares=[0.5, 0.25]"])
+        cli.load(None, ["data.train=x", "rl.hint_shares=[0.5, 0.25]"])

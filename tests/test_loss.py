@@ -11,13 +11,7 @@ import torch
 from loss_cases import random, some_streams
 
 from intfast.batch import pack
-from intfast.loss import (
-    merge_stats,
-    policy_loss,
-    read_stats,
-    row_logprob,
-    sft_loss,
-)
+from intfast.loss import merge_stats, policy_loss, read_stats, row_logprob, sft_loss
 from intfast.records import Example
 from intfast.settings.numerics import BatchConfig, PolicyConfig
 

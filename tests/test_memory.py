@@ -6,10 +6,11 @@ from test_learn import folder  # noqa: F401
 from test_train import ROOT, SMALLER, arguments
 from tiny import config_dict
 
-from intfast import config_io, forward, loss, memory, plan
+from intfast import cli, forward, loss, plan
 from intfast.batch import pack
-from intfast.memory import GIB, Target
-from intfast.model import Decoder, ModelConfig
+from intfast.engine import memory
+from intfast.engine.memory import GIB, Target
+from intfast.model.decoder import Decoder, ModelConfig
 from intfast.records import Example
 from intfast.settings.numerics import BatchConfig
 from intfast.train import main
@@ -44,7 +45,7 @@ def qwen3(name):
 
 def paper(*overrides):
     words = ["data.train=my.jsonl", "model.activation_checkpointing=true", *overrides]
-    return config_io.load(ROOT / "configs" / "int_qwen3_4b.toml", words)
+    return cli.load(ROOT / "configs" / "int_qwen3_4b.toml", words)
 
 
 def bytes_of(made, word):
@@ -243,7 +244,7 @@ def test_a_dry_run_prints_the_verdict_and_a_run_refuses(tmp_path, capsys):
 
 
 def test_the_plan_of_this_machine_is_of_this_machine():
-    config = config_io.load(ROOT / "configs" / "quickstart.toml", SMALLER)
+    config = cli.load(ROOT / "configs" / "quickstart.toml", SMALLER)
     target = plan.planned_target(config)
     assert (target.kind, target.engine) == ("cpu", "native")
     assert 0 < target.free <= target.total

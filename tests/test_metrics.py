@@ -6,9 +6,9 @@ import time
 import pytest
 from rich.console import Console
 
-from intfast import metrics
-from intfast.metrics import Metrics, Row
-from intfast.runfolder import Journal
+from intfast.state import metrics
+from intfast.state.metrics import Metrics, Row
+from intfast.state.runfolder import Journal
 
 
 @pytest.fixture

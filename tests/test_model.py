@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from tiny import FAMILIES, LLAMA3_ROPE, YARN_ROPE, config_dict, hf_model
 from torch.autograd import gradcheck
 
-from intfast.model import Decoder, ModelConfig, PackedAttention, _Normalise, _Rotate
-from intfast.weights import slices
+from intfast.model.decoder import Decoder, ModelConfig, PackedAttention, _Normalise, _Rotate
+from intfast.model.weights import slices
 
 LENGTHS = [5, 1, 33, 50, 7, 48]
 CASES = {

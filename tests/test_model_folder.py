@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_model
 
-from intfast import weights
 from intfast.config import PromptConfig
+from intfast.model import weights
+from intfast.model.folder import is_own_file, load_tokenizer
 from intfast.prompts import ChatStyle
-from intfast.trust.model_folder import is_own_file, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 CANARY = "pwned-by-a-model"
@@ -203,8 +203,8 @@ def test_no_refusal_is_an_assert(model, tmp_path):
     for number, (change, _) in enumerate(HOSTILE.values()):
         change(copy_of(model, tmp_path / str(number)))
     program = (
-        "import sys\nfrom pathlib import Path\nfrom intfast import weights\n"
-        "from intfast.trust.model_folder import load_tokenizer\n"
+        "import sys\nfrom pathlib import Path\nfrom intfast.model import weights\n"
+        "from intfast.model.folder import load_tokenizer\n"
         f"assert False, 'asserts are on'\nfor n in range({len(HOSTILE)}):\n"
         f"    folder = Path({str(tmp_path)!r}) / str(n)\n"
         "    try:\n        load_tokenizer(folder); weights.load(folder)\n"

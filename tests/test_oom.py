@@ -7,13 +7,13 @@ from test_learn import folder, weights_of  # noqa: F401
 from test_parity import parts_of  # noqa: F401
 from test_train import arguments, config_of
 
-from intfast import checkpoint, config_io, learn
-from intfast.engines.native import NativeEngine
-from intfast.grade import Grader
-from intfast.metrics import Metrics
-from intfast.runfolder import MAY_CHANGE, Journal, RunFolder
+from intfast import cli, learn
+from intfast.engine.native import NativeEngine
+from intfast.grading.grader import Grader
+from intfast.state import checkpoint, oom
+from intfast.state.metrics import Metrics
+from intfast.state.runfolder import MAY_CHANGE, Journal, RunFolder
 from intfast.train import main
-from intfast.trust import oom
 
 SPOKEN = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),
@@ -37,7 +37,7 @@ LOWERED = {
 @pytest.mark.parametrize("advice", [*oom.KNOBS.values(), oom._ELSEWHERE])
 def test_what_a_continued_run_may_not_change_is_said_to_need_a_new_folder(advice):
     here, _, elsewhere = advice.partition("in a new run folder")
-    known = {path for path, *_ in config_io.walk()}
+    known = {path for path, *_ in cli.walk()}
     for text, may_change in ((here, True), (elsewhere, False)):
         named = {word.strip(",;:()") for word in text.split()} & known
         assert {name in MAY_CHANGE for name in named} <= {may_change}
@@ -86,7 +86,7 @@ def test_the_phase_and_the_setting_are_named_and_the_run_continues(
 
 
 def test_out_of_memory_while_loading(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("intfast.weights.load", failing(None, 1, SPOKEN[0]))
+    monkeypatch.setattr("intfast.model.weights.load", failing(None, 1, SPOKEN[0]))
     assert main(arguments(tmp_path / "run")) == 1
     said = capsys.readouterr().err
     assert "out of memory in phase load" in said and "smaller" in said

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from intfast.optim import Optimizer, learning_rate
+from intfast.model.optim import Optimizer, learning_rate
 from intfast.settings.numerics import OptimConfig
 
 FLAT = OptimConfig(lr=0.01, schedule="constant")

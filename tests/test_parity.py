@@ -9,12 +9,11 @@ from msgspec.structs import replace as change
 from small_run import Quiet, words
 from test_learn import folder, weights_of  # noqa: F401
 
-from intfast import config_io, learn, stages
-from intfast.engines.native import NativeEngine
-from intfast.grade import Grade, Grader
+from intfast import cli, collect, learn, parity
+from intfast.engine.native import NativeEngine
 from intfast.grading.answers import Reason
-from intfast.parts import build
-from intfast.trust import parity
+from intfast.grading.grader import Grade, Grader
+from intfast.run import build
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def parts_of(folder, tmp_path, monkeypatch):  # noqa: F811
             "evaluate.samples=1",
             *overrides,
         ]
-        return build(config_io.load(None, settings), Quiet())
+        return build(cli.load(None, settings), Quiet())
 
     return make
 
@@ -79,7 +78,7 @@ def test_the_native_engine_passes_at_start_and_every_n_steps(parts_of, options, 
 
 def test_each_set_of_weights_is_checked_once_before_it_generates(parts_of):
     with parts_of() as parts:
-        stages.evaluation(parts, "base")
+        collect.evaluation(parts, "base")
         parity.before_generating(parts)
         assert [row["of"] for row in rows(parts)] == ["base"]
         parts.changed("base")
@@ -116,11 +115,11 @@ def test_the_gate_changes_no_result(parts_of, monkeypatch):
 def test_a_finished_stage_generates_nothing_for_the_gate(parts_of, monkeypatch):
     with parts_of() as parts:
         learn.rl(parts, "base_rl", "base", parts.problems)
-        stages.evaluation(parts, "base")
+        collect.evaluation(parts, "base")
     with parts_of() as parts:
         monkeypatch.setattr(NativeEngine, "generate", lambda *_: pytest.fail("generated"))
         learn.rl(parts, "base_rl", "base", parts.problems)
-        stages.evaluation(parts, "base")
+        collect.evaluation(parts, "base")
 
 
 # --- planted faults -----------------------------------------------------------------------------
@@ -195,7 +194,7 @@ def older(completion):
 
 
 def run_with(parts_of, monkeypatch, engine, *options, run="run"):
-    monkeypatch.setattr("intfast.engines.start.NativeEngine", engine)
+    monkeypatch.setattr("intfast.engine.start.NativeEngine", engine)
     with parts_of(*options, run=run) as parts:
         learn.rl(parts, "base_rl", "base", parts.problems)
         return parts

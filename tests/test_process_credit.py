@@ -7,16 +7,16 @@ import msgspec
 import pytest
 from small_run import Quiet
 
-from intfast import config_io, credit, learn
+from intfast import cli, credit, learn
 from intfast.config import InterveneConfig, RlConfig
-from intfast.grade import Grade
+from intfast.engine.protocol import Completion
 from intfast.grading.answers import Reason
-from intfast.method import process_credit
-from intfast.method.process_credit import Located, capo, vppo
-from intfast.parts import build
-from intfast.rollout import Completion
+from intfast.grading.grader import Grade
+from intfast.methods import process_credit
+from intfast.methods.process_credit import Located, capo, vppo
+from intfast.run import build
+from intfast.sample import Graded
 from intfast.settings.numerics import CreditConfig, PolicyConfig
-from intfast.solve import Graded
 
 ROOT = Path(__file__).parents[1]
 VPPO = CreditConfig(process="vppo", process_clamp=False)
@@ -107,7 +107,7 @@ def parts_of(tmp_path):
             "rl.steps=2",
             *overrides,
         ]
-        return build(config_io.load(ROOT / "configs/quickstart_short.toml", words), Quiet())
+        return build(cli.load(ROOT / "configs/quickstart_short.toml", words), Quiet())
 
     return make
 

@@ -5,11 +5,11 @@ import re
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.quickstart_task import task
 from intfast.config import PromptConfig
-from intfast.method.verdict import has_tags, mark_of
 from intfast.prompts import ChatStyle, CompactStyle, cut, decode, encode, split_steps
-from intfast.quickstart import task
 from intfast.records import Problem
+from intfast.verdict import has_tags, mark_of
 
 TEXTS = [
     "First, x = 1.\n\nThen y = 2.\n\n\n\nSo é ≤ 3 and 数.\n\nDone",

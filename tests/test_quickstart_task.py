@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.quickstart_task import base, task
 from intfast.config import PromptConfig
-from intfast.model import Decoder, ModelConfig
+from intfast.model.decoder import Decoder, ModelConfig
 from intfast.prompts import CompactStyle, split_steps
-from intfast.quickstart import base, task
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "quickstart"
 EXAMPLE = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks import __main__ as command
 from benchmarks import fidelity, real_model, word_problems
-from intfast.engines import sampler
+from intfast.engine import sampler
 from intfast.prompts import split_steps
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from intfast import grade as grading
-from intfast.grade import Grader
-from intfast.grading.regrade import report
+from intfast.grading.grader import Grader
+from intfast.study.regrade import main, report
 
 
 def write_lines(path: Path, rows: list[dict]) -> Path:
@@ -23,7 +22,7 @@ def test_regrade_counts_reasons_and_lists_changes(tmp_path, capsys):
         {"text": "", "answer": "5", "finish_reason": "length"},
     ]
     path = write_lines(tmp_path / "rows.jsonl", rows)
-    assert grading.main([str(path)]) == 0
+    assert main([str(path)]) == 0
     printed = capsys.readouterr().out
     assert "3 rows" in printed and "1 rows with another verdict" in printed
     assert "rows.jsonl:1: was wrong (no reason stored), is correct (correct)" in printed
@@ -52,10 +51,10 @@ def test_regrade_reads_the_problems_of_a_run_folder(tmp_path):
 
 def test_user_errors_are_code_2_and_say_what_is_wrong(tmp_path, capsys):
     absent = tmp_path / "absent.jsonl"
-    assert grading.main([str(absent)]) == 2
+    assert main([str(absent)]) == 2
     assert f"error: cannot read {absent}: No such file" in capsys.readouterr().err
     path = write_lines(tmp_path / "interventions.jsonl", [{"reply": "x", "problem_id": "p"}] * 3)
-    assert grading.main([str(path)]) == 2
+    assert main([str(path)]) == 2
     assert "expected attempts.jsonl, continuations.jsonl" in capsys.readouterr().err
 
 
@@ -93,22 +92,22 @@ def test_a_continuation_is_read_behind_the_partial_answer_that_it_continues(tmp_
             {"start": "prefix", "text": "ans d 4 c 5 e 1", "grade": "correct"},
         ],
     )
-    assert grading.main([str(path)]) == 0
+    assert main([str(path)]) == 0
     printed = capsys.readouterr().out
     assert "0 rows with another verdict" in printed
     assert Counter(printed.split())["correct"] == 1 and "no_answer" not in printed
     (tmp_path / "attempts.jsonl").write_text("")
-    assert grading.main([str(path)]) == 2
+    assert main([str(path)]) == 2
     assert "lacks attempt" in capsys.readouterr().err
     (tmp_path / "attempts.jsonl").unlink()
-    assert grading.main([str(path)]) == 2
+    assert main([str(path)]) == 2
     assert "attempts.jsonl; not found" in capsys.readouterr().err
 
 
 def test_all_unreadable_rows_are_named_and_nothing_steers_the_terminal(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": 1}\n{"text": "x", "answer": "5"}\n{"\x1b[2J\n' + b"{\n" * 30)
-    assert grading.main([str(path)]) == 2
+    assert main([str(path)]) == 2
     message = capsys.readouterr().err
     assert (
         "rows.jsonl:1:" in message and "rows.jsonl:3:" in message and "rows.jsonl:2:" not in message

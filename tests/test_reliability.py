@@ -6,9 +6,8 @@ import pytest
 
 from benchmarks.reliability import __main__ as command
 from benchmarks.reliability import grader, hostile_answers, rows, verifier
-from intfast import sources
-from intfast.grade import Grader
-from intfast.method import verdict
+from intfast import sources, verdict
+from intfast.grading.grader import Grader
 
 
 def test_the_dispatcher_knows_the_campaigns():

@@ -8,10 +8,9 @@ import msgspec
 import pytest
 from report_run import FEW, RIGHT, Seen, make_run
 
-from intfast import report
 from intfast.evaluate import Evaluation, ProblemCounts, compare
-from intfast.evidence import browser, page_data
 from intfast.records import Example, TokenLogprobs
+from intfast.study import browser, page_data, report
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from report_compare import NAMES, make_comparison
 from report_run import FEW, HOSTILE, make_run
 from test_report import plain_sft
 
-from intfast import report
+from intfast.study import report
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="pip install -e '.[browser]' && playwright install chromium"

@@ -9,9 +9,8 @@ from report_compare import FEW, NAMES, make_comparison
 from report_run import HOSTILE, make_run
 from test_report import Seen
 
-from intfast import report
-from intfast.evidence import compare_page, compare_table
-from intfast.evidence.page_data import interval, read_evaluations
+from intfast.study import compare_page, compare_table, report
+from intfast.study.page_data import interval, read_evaluations
 
 
 @pytest.fixture(scope="module")

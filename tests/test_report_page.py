@@ -7,7 +7,7 @@ import re
 import pytest
 from report_run import FEW, HOSTILE, Seen, make_run
 
-from intfast import report
+from intfast.study import report
 
 # --- hostile texts -----------------------------------------------------------------------------
 

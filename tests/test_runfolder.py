@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from intfast import checkpoint, config_io
+from intfast import cli
 from intfast.records import Problem
-from intfast.runfolder import Journal, RunFolder
-from intfast.trust.files import write_atomic
+from intfast.state import checkpoint
+from intfast.state.files import write_atomic
+from intfast.state.runfolder import Journal, RunFolder
 
 ROWS = [Problem(id=str(n), problem=f"p{n} é", answer="1") for n in range(3)]
 
@@ -50,7 +51,7 @@ def test_replace_is_all_or_nothing(tmp_path):
 
 
 def load(tmp_path, *overrides):
-    return config_io.load(None, ['data.train="x"', f"run={tmp_path / 'run'}", *overrides])
+    return cli.load(None, ['data.train="x"', f"run={tmp_path / 'run'}", *overrides])
 
 
 def test_a_second_writer_is_refused(tmp_path):
@@ -79,7 +80,7 @@ def test_a_folder_that_was_moved_is_continued(tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     with RunFolder(load(tmp_path / "b")) as folder:
         assert folder.resumed
-    assert config_io.load(tmp_path / "b/run/config.toml").run == str(tmp_path / "b/run")
+    assert cli.load(tmp_path / "b/run/config.toml").run == str(tmp_path / "b/run")
 
 
 def test_records_from_elsewhere_are_no_run_that_continues(tmp_path):

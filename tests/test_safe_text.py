@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from intfast import config_io, metrics
-from intfast.parts import load_data
+from intfast import cli
+from intfast.run import load_data
+from intfast.safe_text import hidden_characters, printable, redact, shown
+from intfast.state import metrics
 from intfast.train import main
-from intfast.trust.safe_text import hidden_characters, printable, redact, shown
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = {
@@ -120,7 +121,7 @@ def test_the_example_row_and_the_errors_about_data_are_escaped(tmp_path, capsys)
     path = tmp_path / "p.jsonl"
     row = {"problem": hostile, "answer": "2\x1b]0;x\x07", "reference_solution": "S\r"}
     path.write_text(json.dumps(row) + "\n")
-    config = config_io.load(None, [f"data.train={path}"])
+    config = cli.load(None, [f"data.train={path}"])
     out = io.StringIO()
     load_data(config, Console(file=out, force_terminal=True, width=500))
     printed = out.getvalue()

@@ -7,14 +7,14 @@ import pytest
 from small_run import TOKENIZER, Quiet, Script
 
 from intfast.config import Config, PromptConfig
-from intfast.grade import Grader
-from intfast.method import guided, sft_data
-from intfast.metrics import Metrics
+from intfast.grading.grader import Grader
+from intfast.methods import guided, sft_data
 from intfast.prompts import ChatStyle, CompactStyle, decode, encode
 from intfast.records import Attempt, Example, Guided, Problem
-from intfast.runfolder import Journal
-from intfast.solve import Solver
-from intfast.summary import Found
+from intfast.sample import Solver
+from intfast.state.metrics import Metrics
+from intfast.state.runfolder import Journal
+from intfast.study.summary import Found
 
 END = TOKENIZER.eos_token_id
 BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"

@@ -7,12 +7,12 @@ import torch
 from tiny import FAMILIES, make_model
 from torch import nn
 
-from intfast import weights
 from intfast.batch import pack
-from intfast.engines import sharing
+from intfast.engine import sharing
 from intfast.loss import sft_loss
-from intfast.model import PackedAttention
-from intfast.optim import Optimizer
+from intfast.model import weights
+from intfast.model.decoder import PackedAttention
+from intfast.model.optim import Optimizer
 from intfast.records import Example
 from intfast.settings.numerics import BatchConfig, OptimConfig
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from intfast.rollout import Completion, Request, Sampling
-from intfast.solve import Solver
+from intfast.engine.protocol import Completion, Request, Sampling
+from intfast.sample import Solver
 
 SAMPLING = Sampling(max_new_tokens=3, stop_ids=(2,))
 REQUESTS = [

@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import load_file
 
-from intfast.trust import tensorfile
+from intfast.state import tensorfile
 
 
 def test_a_tensor_file_is_what_safetensors_reads(tmp_path):

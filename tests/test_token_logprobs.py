@@ -2,9 +2,9 @@
 
 import pytest
 
-from intfast.evidence.token_logprobs import pieces, spread
+from benchmarks.quickstart_task import task
 from intfast.prompts import decode
-from intfast.quickstart import task
+from intfast.study.token_logprobs import pieces, spread
 
 TEXTS = [
     "First, x = 1.\n\nThen y = 2.",

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from intfast import config_io, trackers
-from intfast.metrics import Metrics, Row
-from intfast.runfolder import Journal, RunFolder
+from intfast import cli
+from intfast.state import trackers
+from intfast.state.metrics import Metrics, Row
+from intfast.state.runfolder import Journal, RunFolder
 from intfast.train import main
 
 ROWS = [
@@ -46,7 +47,7 @@ def run(tmp_path):
 
     def send(*names, folder=tmp_path / "run"):
         listed = ", ".join(f'"{name}"' for name in names)
-        config = config_io.load(
+        config = cli.load(
             None, ["data.train=p.jsonl", f"run={folder}", f"metrics.trackers=[{listed}]"]
         )
         out = io.StringIO()
@@ -166,7 +167,7 @@ def test_the_command_checks_the_packages_before_any_work(monkeypatch, tmp_path, 
 )
 def test_settings_are_checked(override, message):
     with pytest.raises(ValueError, match=message):
-        config_io.load(None, ["data.train=p.jsonl", override])
+        cli.load(None, ["data.train=p.jsonl", override])
 
 
 # --- the trackers ------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from small_run import Quiet
 from tiny import hf_model
 from transformers import AutoModelForCausalLM
 
-from intfast import config_io, intervene
+from intfast import cli, intervene
 from intfast.records import Attempt, Continuation, Example, Intervention, TokenLogprobs
-from intfast.solve import Solver
+from intfast.sample import Solver
 from intfast.train import main, run
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ SMALLER = [
 
 
 def config_of(folder: Path, *overrides: str):
-    return config_io.load(SHORT, [*SMALLER, f"run={folder}", *overrides])
+    return cli.load(SHORT, [*SMALLER, f"run={folder}", *overrides])
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from benchmarks import collection
 from intfast import intervene
 from intfast.config import InterveneConfig
-from intfast.method.waves import Tried, chance_of_success, fit_beta, next_wave, waves
 from intfast.records import Continuation, Intervention
+from intfast.waves import Tried, chance_of_success, fit_beta, next_wave, waves
 
 NEVER = InterveneConfig(continuations=6, wave=2, stop="never")
 FIRST = msgspec.structs.replace(NEVER, stop="first_success")

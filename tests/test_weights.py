@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, config_dict, make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from intfast import weights
-from intfast.model import Decoder, ModelConfig, PackedAttention
+from intfast.model import weights
+from intfast.model.decoder import Decoder, ModelConfig, PackedAttention
 
 TOKENS = torch.tensor([[5, 61, 7, 7, 30, 2, 9]])
 

@@ -7,9 +7,9 @@ import json
 import random
 from pathlib import Path
 
-from intfast import config_io
+from benchmarks.quickstart_task import task
+from intfast import cli
 from intfast.config import Config
-from intfast.quickstart import task
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = CONFIGS / "quickstart" / "base"
@@ -66,7 +66,7 @@ def words(folder: Path, run: str) -> list[str]:
 def config(folder: Path, run: str) -> Config:
     """The settings of that run."""
     file, *overrides = words(folder, run)
-    return config_io.load(file, overrides)
+    return cli.load(file, overrides)
 
 
 def outcome(run: Path) -> dict[str, str]:

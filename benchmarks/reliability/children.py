@@ -20,16 +20,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from intfast import checkpoint, evaluate, intervene, learn, stages, summary, weights
+from intfast import collect, evaluate, intervene, learn, parity
 from intfast.config import Config
-from intfast.metrics import Metrics
-from intfast.parts import load_tokenizer
+from intfast.model import weights
+from intfast.run import load_tokenizer
+from intfast.state import checkpoint, files, interrupt
+from intfast.state.metrics import Metrics
+from intfast.study import summary
 from intfast.train import run
-from intfast.trust import files, interrupt, parity
 
 SEAMS: dict[str, tuple[ModuleType | type, str]] = {
     "load": (weights, "load"),
-    "attempts": (stages, "_attempt"),
+    "attempts": (collect, "_attempt"),
     "verification": (intervene, "propose"),
     "continuations": (intervene, "continue_from"),
     "sft": (learn, "sft"),
@@ -38,7 +40,7 @@ SEAMS: dict[str, tuple[ModuleType | type, str]] = {
     "checkpoint write": (checkpoint, "save"),
     "checkpoint read": (checkpoint, "latest"),
     "journal write": (files, "append"),
-    "evaluation": (stages, "evaluation"),
+    "evaluation": (collect, "evaluation"),
     "export": (weights, "save"),
     "summary": (summary, "write"),
 }
@@ -84,8 +86,8 @@ def moments(rng: random.Random, phases: Sequence[str]) -> list[Moment]:
 
 def warm_up(model: Path) -> None:
     """Import what a run imports late, so that children do not spend their lives on it."""
-    import intfast.evidence.analysis
-    import intfast.report  # noqa: F401
+    import intfast.study.analysis
+    import intfast.study.report  # noqa: F401
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)

@@ -23,8 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from intfast import checkpoint
-from intfast.trust import files
+from intfast.state import checkpoint, files
 
 TRIALS = 1000
 Harm = Callable[[random.Random, Path, Path], None]

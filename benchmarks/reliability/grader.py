@@ -21,9 +21,9 @@ from typing import Any
 
 from benchmarks.reliability import hostile_answers as answers
 from benchmarks.reliability.answer_pairs import REJECTED, RIGHT, RIGHT_UNICODE, WRONG, pairs
-from intfast import grade as grading
-from intfast.grade import Grader
+from intfast.grading import grader as grading
 from intfast.grading.answers import Reason
+from intfast.grading.grader import Grader
 
 TRIALS = 10_000
 DEADLINE_S = 5.0

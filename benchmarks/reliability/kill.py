@@ -28,10 +28,9 @@ from benchmarks.reliability.children import (
     phase_times,
     warm_up,
 )
-from intfast import checkpoint
 from intfast.config import Config
-from intfast.optim import Optimizer
-from intfast.trust import files, tensorfile
+from intfast.model.optim import Optimizer
+from intfast.state import checkpoint, files, tensorfile
 
 TRIALS = 200
 KILLS_PER_RUN = 8

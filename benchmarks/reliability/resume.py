@@ -18,17 +18,18 @@ from typing import Any
 
 import torch
 
+from benchmarks.quickstart_task import base, task
 from benchmarks.reliability.bed import CONFIGS
 from benchmarks.reliability.children import Silent
-from intfast import checkpoint, config_io, learn
+from intfast import cli, learn
 from intfast.config import Config
-from intfast.grade import Grade, Grader
 from intfast.grading.answers import Reason
-from intfast.model import Decoder, ModelConfig
-from intfast.parts import Parts, build
-from intfast.quickstart import base, task
+from intfast.grading.grader import Grade, Grader
+from intfast.model.decoder import Decoder, ModelConfig
+from intfast.model.weights import save
 from intfast.records import Example
-from intfast.weights import save
+from intfast.run import Parts, build
+from intfast.state import checkpoint
 
 TRIALS = 1000
 MODEL = base.MODEL_CONFIG | {
@@ -110,7 +111,7 @@ def config(folder: Path, run: str) -> Config:
     """The settings of a run in a prepared folder."""
     paths = [f"data.{name}={folder / name}.jsonl" for name in ("train", "test")]
     words = [*SETTINGS, *paths, f"model.path={folder / 'base'}", f"run={folder / run}"]
-    return config_io.load(CONFIGS / "quickstart_short.toml", words)
+    return cli.load(CONFIGS / "quickstart_short.toml", words)
 
 
 def course(folder: Path, run: str, stage: str, stop_before: int = 0) -> tuple[Order, str]:

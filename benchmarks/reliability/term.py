@@ -30,9 +30,9 @@ from benchmarks.reliability.children import (
     warm_up,
 )
 from benchmarks.reliability.kill import differing
-from intfast import checkpoint, grade
 from intfast.config import Config
-from intfast.trust import interrupt
+from intfast.grading import grader
+from intfast.state import checkpoint, interrupt
 
 TRIALS = 100
 STOPS_PER_RUN = 10
@@ -103,14 +103,14 @@ def _stopped(
     script.write_text(WORKER)
 
     def variant(_: Config) -> None:
-        grade.WORKER = script
-        enter = grade.Grader.__enter__
+        grader.WORKER = script
+        enter = grader.Grader.__enter__
 
-        def with_worker(self: grade.Grader) -> grade.Grader:
-            self._workers.append(grade._Worker(self.timeout_s))
+        def with_worker(self: grader.Grader) -> grader.Grader:
+            self._workers.append(grader._Worker(self.timeout_s))
             return enter(self)
 
-        grade.Grader.__enter__ = with_worker
+        grader.Grader.__enter__ = with_worker
         if deaf:
             interrupt.check = interrupt.beat
 

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from intfast.method import verdict
+from intfast import verdict
 
 TRIALS = 500
 EVIL = "So the answer is simply 666."

@@ -1,1 +1,1 @@
-"""Behind grade.py: answers found and compared, in processes that can be killed; regrading."""
+"""Answers found and compared, in processes that can be killed."""

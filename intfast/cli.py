@@ -1,0 +1,262 @@
+"""Config files: load with overrides, report every mistake at once, explain, write back.
+
+`load("configs/x.toml", ["rl.steps=100"])` returns a checked `Config` or raises one `ValueError`
+that lists every mistake with its path, what was expected, and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import inspect
+import sys
+import textwrap
+import tomllib
+import typing
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from intfast.config import Config
+from intfast.safe_text import redact
+
+ABSENT = "absent"
+"""How an optional setting without a value is shown, and unset on the command line."""
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The checked config of a TOML file with `key.sub=value` texts on top.
+
+    Raises ValueError with all mistakes at once; a missing file names its neighbours.
+    """
+    tree = _read_toml(Path(path)) if path is not None else {}
+    errors = [error for text in overrides if (error := _override(tree, text))]
+    config = _build(Config, tree, "", errors)
+    errors += _check_all(config, "")
+    errors += [
+        f"  {path}: holds a secret, which would be stored in the run folder; remove it there and "
+        "log in beforehand (hf auth login, or the environment variable HF_TOKEN)"
+        for path, *_, value, _ in walk(base=config)
+        if redact(str(value)) != str(value)
+    ]
+    if errors:
+        where = f"{path}: " if path is not None else ""
+        count = f"{len(errors)} error" + ("s" if len(errors) > 1 else "")
+        raise ValueError(redact("\n".join([f"{where}{count} in the configuration", *errors])))
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if str(path).startswith("-"):
+        raise ValueError(_unknown_option(str(path)))
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        near = ", ".join(sorted(str(p) for p in folder.glob("*.toml"))) or "none"
+        raise ValueError(f"no config file {path}; .toml files in {folder}: {near}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+
+
+def _override(tree: dict[str, Any], text: str) -> str | None:
+    """Put one `key.sub=value` into the tree; the message of a mistake, or None."""
+    key, equals, value = text.removeprefix("--").partition("=")
+    if not equals and text.startswith("-"):
+        return f"  {_unknown_option(text)}"
+    if not equals:
+        return f'  "{text}": expected key=value, for example rl.steps=100'
+    kind: Any = Config
+    *parents, leaf = key.split(".")
+    node = tree
+    for part in parents:
+        kind = _field_types(kind).get(part) if _is_struct(kind) else None
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            return f"  {key}: {part} is not a section"
+    kind = _field_types(kind).get(leaf) if _is_struct(kind) else None
+    node[leaf] = value if kind is None else _from_text(value, kind)
+    return None
+
+
+def _unknown_option(text: str) -> str:
+    near = difflib.get_close_matches(text, ["--dry-run", "--help"], n=1)
+    return f"unknown option {text}" + (
+        f"; did you mean {near[0]}?" if near and near != [text] else ""
+    )
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    """A command-line text as the value of a field; left as text where it does not fit."""
+    if text == ABSENT and type(None) in typing.get_args(kind):
+        return None
+    if kind is str:
+        return text
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _build(kind: type, tree: Any, path: str, errors: list[str]) -> Any:
+    """A Struct from a nested dict, collecting every mistake under its dotted path."""
+    types = _field_types(kind)
+    values = {}
+    if not isinstance(tree, dict):
+        errors.append(f"  {path}: expected a section, got {tree!r}")
+        return kind()
+    for name, value in tree.items():
+        dotted = f"{path}.{name}" if path else name
+        if name not in types:
+            errors.append(f"  {dotted}: unknown setting{_suggest(dotted, name, types)}")
+        elif _is_struct(types[name]):
+            values[name] = _build(types[name], value, dotted, errors)
+        else:
+            try:
+                values[name] = msgspec.convert(value, types[name])
+            except msgspec.ValidationError:
+                expected = _type_text(types[name])
+                errors.append(f"  {dotted}: expected {expected}, got {value!r}")
+    return _default_of(kind, path, values)
+
+
+def _default_of(kind: type, path: str, values: dict[str, Any]) -> Any:
+    """`kind(**values)` on top of the defaults that the parent gives this section."""
+    base: Any = Config()
+    for part in path.split(".") if path else []:
+        base = getattr(base, part)
+    return msgspec.structs.replace(base, **values)
+
+
+def _suggest(dotted: str, name: str, types: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, types, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {dotted.removesuffix(name)}{near[0]}?"
+    elsewhere = [path for path, *_ in walk() if path.rsplit(".", 1)[-1] == name]
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere[:3])}?"
+    return f"; known here: {', '.join(types)}"
+
+
+def _check_all(config: Any, path: str) -> Iterator[str]:
+    for message in config.check():
+        yield f"  {path}.{message}" if path else f"  {message}"
+    for name, kind in _field_types(type(config)).items():
+        if _is_struct(kind):
+            yield from _check_all(getattr(config, name), f"{path}.{name}" if path else name)
+
+
+# --- explain ---------------------------------------------------------------------------------
+
+
+def walk(
+    kind: type = Config, path: str = "", base: Any = None
+) -> Iterator[tuple[str, str, Any, str]]:
+    """(dotted path, type, default, explanation) of every setting, in the order of the tree."""
+    base = Config() if base is None else base
+    documents = _field_docs(kind)
+    types = _field_types(kind)
+    for name in sorted(types, key=lambda name: _is_struct(types[name])):
+        field_type = types[name]
+        dotted = f"{path}.{name}" if path else name
+        value = getattr(base, name)
+        if _is_struct(field_type):
+            yield from walk(field_type, dotted, value)
+        else:
+            yield dotted, _type_text(field_type), value, documents.get(name, "")
+
+
+def explain(may_change: Container[str] = ()) -> str:
+    """The text behind `--help`: every setting with its type, default and meaning.
+
+    may_change: settings of which it is said that a continued run may change them
+    """
+    lines, section = [], ""
+    for path, kind, default, text in walk():
+        head = path.rpartition(".")[0]
+        if head != section:
+            section = head
+            lines += ["", f"[{head}]"]
+        shown = ABSENT if default is None else msgspec.json.encode(default).decode()
+        lines.append(f"  {path} = {shown}   ({kind})")
+        text += " A continued run may change it." if path in may_change else ""
+        lines += textwrap.wrap(text, 92, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines).strip("\n")
+
+
+def differences(config: Config, other: Config | None = None) -> dict[str, tuple[Any, Any]]:
+    """Dotted path -> (value in `other`, value in `config`) where they differ; default: Config()."""
+    old = {path: value for path, _, value, _ in walk(base=other or Config())}
+    new = {path: value for path, _, value, _ in walk(base=config)}
+    return {path: (old[path], new[path]) for path in new if old[path] != new[path]}
+
+
+def to_toml(config: Config) -> str:
+    """The resolved config as a TOML file that `load` reads back to an equal Config."""
+    lines, section = [], ""
+    rows = sorted(walk(base=config), key=lambda row: row[0].rpartition(".")[0])
+    for path, _, value, _ in rows:
+        head, _, name = path.rpartition(".")
+        if value is None:
+            continue
+        if head != section:
+            section = head
+            lines += ["", f"[{head}]"]
+        lines.append(f"{name} = {_toml_value(value)}")
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return (
+            "{" + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+        )
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    # JSON and TOML write booleans, numbers and basic strings the same way.
+    return msgspec.json.encode(value).decode()
+
+
+# --- what the Structs say of themselves ---
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+@functools.cache
+def _field_types(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _type_text(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(f'"{choice}"' for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is None and kind is not None and isinstance(kind, type):
+        names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+        return names.get(kind, kind.__name__)
+    arguments = [a for a in typing.get_args(kind) if a is not type(None)]
+    if typing.get_origin(kind) is list:
+        inner = _type_text(arguments[0])
+        return f"list of {inner}s" if not inner.startswith("one of") else f"list, each {inner}"
+    if typing.get_origin(kind) is dict:
+        return "table of texts"
+    return " or ".join(map(_type_text, arguments))
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    """The string that follows each field in the source: the one place where it is explained."""
+    source = inspect.getsource(sys.modules[kind.__module__])
+    (definition,) = (
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == kind.__name__
+    )
+    documents = {}
+    for field, text in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            documents[field.target.id] = " ".join(ast.literal_eval(text.value).split())
+    return documents

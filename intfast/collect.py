@@ -1,0 +1,261 @@
+"""The stages that only generate: attempts, interventions with continuations, evaluation.
+
+Attempts and interventions ask their journal what is already there and draw what is missing, chunk
+by chunk. An evaluation is written once, at its end: one that was interrupted is drawn again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from intfast import intervene, parity
+from intfast.engine.protocol import derive_seed
+from intfast.evaluate import Evaluation, ProblemCounts, count_samples
+from intfast.records import Attempt, Continuation, Guided, Intervention, Problem
+from intfast.run import Parts
+from intfast.sample import Graded, Item, Start, chunks
+from intfast.state import interrupt
+from intfast.state.runfolder import Journal
+
+
+def draw_missing(
+    parts: Parts,
+    title: str,
+    todo: Sequence[Item],
+    size: Callable[[Item], int],
+    work: Callable[[list[Item], intervene.OnFinished], None],
+) -> None:
+    """Do the missing work of a stage in chunks of `rollout.chunk_samples`, under one bar."""
+    if not todo:
+        return
+    parity.before_generating(parts)
+    with interrupt.phase(title), parts.metrics.progress(title, sum(map(size, todo))) as advance:
+        for chunk in chunks(todo, parts.config.rollout.chunk_samples, size):
+            interrupt.check()
+            work(chunk, advance)
+
+
+# --- attempts ----------------------------------------------------------------------------------
+
+
+def attempts(parts: Parts) -> list[Attempt]:
+    """`attempts.samples` graded attempts of every training problem, from the base model."""
+    num = parts.config.attempts.samples
+    journal = parts.folder.journal("attempts", Attempt)
+    done = {(record.problem_id, record.sample) for record in journal.records}
+    todo = [
+        (problem, missing)
+        for problem in parts.problems
+        if (missing := [n for n in range(num) if (problem.id, n) not in done])
+    ]
+    if not todo:
+        return journal.records
+
+    def work(chunk: Any, advance: intervene.OnFinished) -> None:
+        journal.append(_attempt(parts, chunk, advance))
+
+    parts.hold("base")
+    draw_missing(parts, "attempts", todo, lambda item: len(item[1]), work)
+    grades = Counter(record.grade for record in journal.records)
+    line = "attempts: " + ", ".join(f"{count} {grade}" for grade, count in grades.most_common())
+    parts.metrics.row("attempts", 1, dict(grades), line)
+    return journal.records
+
+
+def _attempt(
+    parts: Parts, todo: Sequence[tuple[Problem, list[int]]], advance: intervene.OnFinished
+) -> list[Attempt]:
+    seed, solver = parts.config.seed, parts.solver
+    starts = [
+        Start(problem, [derive_seed(seed, "attempts", problem.id, n) for n in samples])
+        for problem, samples in todo
+    ]
+    graded_P_G = solver.solve(starts, parts.config.attempts.sampling, advance)
+    return [
+        solver.attempt(problem, sample, graded)
+        for (problem, samples), group in zip(todo, graded_P_G, strict=True)
+        for sample, graded in zip(samples, group, strict=True)
+    ]
+
+
+def select(parts: Parts, records: Sequence[Attempt]) -> list[Problem]:
+    """The problems that go on: all, or those that no attempt solved; at most `max_problems`."""
+    config = parts.config.attempts
+    solved = {record.problem_id for record in records if record.grade == "correct"}
+    unsolved = [problem for problem in parts.problems if problem.id not in solved]
+    if config.unsolved_only and not unsolved:
+        raise ValueError(
+            f"attempts.unsolved_only = true leaves none of {len(parts.problems)} problems: the "
+            "model solves all of them; bring harder problems, or set it to false"
+        )
+    return (unsolved if config.unsolved_only else parts.problems)[: config.max_problems]
+
+
+def wrong_attempts(
+    parts: Parts, selected: Sequence[Problem], records: Sequence[Attempt]
+) -> list[tuple[Problem, Attempt]]:
+    """The first `wrong_per_problem` wrong attempts of each selected problem with a reference."""
+    by_problem: dict[str, list[Attempt]] = defaultdict(list)
+    for record in records:
+        if record.grade == "wrong":
+            by_problem[record.problem_id].append(record)
+    return [
+        (problem, attempt)
+        for problem in selected
+        if problem.reference
+        for attempt in by_problem[problem.id][: parts.config.attempts.wrong_per_problem]
+    ]
+
+
+# --- interventions -----------------------------------------------------------------------------
+
+
+def interventions(
+    parts: Parts, wrong: Sequence[tuple[Problem, Attempt]]
+) -> tuple[list[Intervention], list[Continuation]]:
+    """Candidates with their final gate, and all continuations, for these wrong attempts."""
+    config, seed = parts.config.intervene, parts.config.seed
+    journal = parts.folder.journal("interventions", Intervention)
+    drawn = Counter((record.problem_id, record.attempt) for record in journal.records)
+    # An attempt whose candidates were cut off in the middle is verified again.
+    done = {key for key, count in drawn.items() if count == config.samples}
+    if len(done) < len(drawn):
+        journal.replace([r for r in journal.records if (r.problem_id, r.attempt) in done])
+    todo = [pair for pair in wrong if (pair[1].problem_id, pair[1].sample) not in done]
+
+    def propose(chunk: Any, advance: intervene.OnFinished) -> None:
+        journal.append(intervene.propose(parts.solver, chunk, config, seed, advance))
+
+    if todo:
+        parts.hold("base")
+        turns = config.samples + int(config.guided_solve)
+        draw_missing(parts, "verify and intervene", todo, lambda _: turns, propose)
+        gates = Counter(record.gate for record in journal.records)
+        line = "interventions: " + ", ".join(f"{n} {gate}" for gate, n in gates.most_common())
+        parts.metrics.row("verify", 1, dict(gates), line)
+
+    pairs = {(problem.id, attempt.sample): (problem, attempt) for problem, attempt in wrong}
+    passed = [
+        (*pairs[record.problem_id, record.attempt], record)
+        for record in journal.records
+        if record.gate in intervene.REACHED_CONTINUATION
+    ]
+    continuations = parts.folder.journal("continuations", Continuation)
+    if config.continuations:
+        _continue(parts, passed, continuations)
+    journal.replace(intervene.judge(journal.records, continuations.records, config))
+    return journal.records, continuations.records
+
+
+def _continue(
+    parts: Parts,
+    passed: Sequence[tuple[Problem, Attempt, Intervention]],
+    journal: Journal[Continuation],
+) -> None:
+    """Draw waves of continuations until the stop rule is met for every intervention."""
+    config, seed = parts.config.intervene, parts.config.seed
+
+    def work(chunk: Any, advance: intervene.OnFinished) -> None:
+        journal.append(
+            intervene.continue_from(parts.solver, chunk, config.continuation, seed, advance)
+        )
+
+    wave = 0
+    while todo := intervene.missing(parts.solver, passed, journal.records, config):
+        parts.hold("base")
+        # The earliest wave alone, so that an interrupted run keeps the order of its records.
+        first = min(item.samples[0] // config.wave for item in todo)
+        todo = [item for item in todo if item.samples[0] // config.wave == first]
+        wave += 1
+        title = f"continuations, wave {wave}"
+        draw_missing(parts, title, todo, lambda item: len(item.samples), work)
+        right = Counter(r.start for r in journal.records if r.grade == "correct")
+        drawn = Counter(record.start for record in journal.records)
+        line = ", ".join(f"{right[start]} of {n} right from {start}" for start, n in drawn.items())
+        values = {f"right_{s}": right[s] for s in drawn} | {f"drawn_{s}": drawn[s] for s in drawn}
+        parts.metrics.row("continue", wave, values, f"continuations: {line}")
+
+
+def generated_tokens(parts: Parts) -> dict[str, int]:
+    """Tokens that the model generated to make training data and choose problems, by journal.
+
+    Continuations from the error or the prefix alone, and evaluations, only measure: not counted.
+    """
+
+    def records(name: str, kind: type) -> list[Any]:
+        return parts.folder.journal(name, kind).records
+
+    return {
+        # An attempt is stored without the token that stopped it.
+        "attempts": sum(
+            len(record.token_ids) + (record.finish_reason == "stop")
+            for record in records("attempts", Attempt)
+        ),
+        "verify": sum(record.num_tokens for record in records("interventions", Intervention)),
+        "continue": sum(
+            len(record.token_ids)
+            for record in records("continuations", Continuation)
+            if record.start == "intervention"
+        ),
+        "guided": sum(len(record.token_ids) for record in records("guided", Guided)),
+    }
+
+
+def rl_tokens(parts: Parts, name: str) -> int:
+    """Tokens that an RL stage has generated so far: rollouts, and verifications of `credit`."""
+    rows = parts.metrics.rows(name)
+    return sum(row.get("sampled_tokens", 0) + row.get("verify_tokens", 0) for row in rows)
+
+
+# --- evaluation --------------------------------------------------------------------------------
+
+
+def evaluation(parts: Parts, name: str, step: int | None = None) -> Evaluation | None:
+    """Counts of the named weights on the test problems; None without test problems.
+
+    `step` marks an evaluation in the middle of RL, with the weights as they are. A stored
+    evaluation is not repeated.
+    """
+    if not parts.tests:
+        return None
+    key = name if step is None else f"{name}@{step}"
+    stored = parts.folder.read_json("evaluations.json") or {}
+    if key in stored:
+        return msgspec.convert(stored[key], Evaluation)
+    if step is None:
+        parts.hold(name)
+    config, seed = parts.config.evaluate, parts.config.seed
+    starts = [
+        Start(p, [derive_seed(seed, "evaluate", p.id, n) for n in range(config.samples)])
+        for p in parts.tests
+    ]
+    counted: list[ProblemCounts] = []
+
+    def work(chunk: Any, advance: intervene.OnFinished) -> None:
+        groups = parts.solver.solve(chunk, config.sampling, advance)
+        counted.extend(_count(s.problem, g) for s, g in zip(chunk, groups, strict=True))
+
+    draw_missing(parts, f"evaluate {key}", starts, lambda start: len(start.seeds), work)
+    result = Evaluation(name=key, seed=seed, problems=counted)
+    parts.folder.write_json("evaluations.json", stored | {key: result})
+    accuracy = result.summary(config.ks).accuracy
+    line = (
+        f"evaluation of {key}: accuracy {accuracy.value:.4f} [{accuracy.low:.4f}, "
+        f"{accuracy.high:.4f}] on {accuracy.num_problems} problems"
+    )
+    parts.metrics.row("evaluate", step or 0, {"of": key, "accuracy": accuracy.value}, line)
+    return result
+
+
+def _count(problem: Problem, group: Sequence[Graded]) -> ProblemCounts:
+    return count_samples(
+        problem.id,
+        [graded.grade.status for graded in group],
+        [graded.grade.reason for graded in group],
+        [graded.completion.finish_reason for graded in group],
+        [len(graded.completion.token_ids) for graded in group],
+    )

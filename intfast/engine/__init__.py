@@ -1,0 +1,1 @@
+"""The engines behind `protocol.Engine`: one module each, imported where chosen."""

@@ -1,0 +1,253 @@
+"""One call of the native engine's `generate`: which sample decodes in which row, and when it ends.
+
+Shapes as in records.py; R is rows of the cache, B those of a step, C columns of row state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from intfast.engine import sampler
+from intfast.engine.cache import BLOCK, KVCache, Prefill, Step, round_up
+from intfast.engine.protocol import Completion, OnFinished, Request
+from intfast.model.decoder import Decoder
+from intfast.state import interrupt
+
+# Tokens of one forward over prompts.
+PREFILL_TOKENS = 8192
+# Rows are given to waiting samples, or leave the batch, once this share of them is free.
+FREE_SHARE = 1 / 8
+
+# Integer state of a row, one column each: the next token to read and its position; the first and
+# the last position that give a new token; the noise stream; top-k; then the stop ids.
+_TOKEN, _POSITION, _FIRST, _LAST, _STREAM, _TOP_K, _STOPS = range(7)
+
+
+class _Group(NamedTuple):
+    """A prompt and its samples (request, sample) that wait for a row."""
+
+    prompt_ids: tuple[int, ...]
+    waiting: deque[tuple[int, int]]
+
+
+class _Row(NamedTuple):
+    """The sample that occupies a row."""
+
+    request: int
+    sample: int
+    born: int
+    """Number of the step that gives its first token."""
+    start: int
+    """Position of the last token of its prompt, the first that a step reads."""
+
+
+class Generation:
+    """Decodes all samples of some requests in the rows of a cache; used once."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        requests_P: Sequence[Request],
+        policy_version: int,
+        on_finished: OnFinished | None,
+    ) -> None:
+        """cache: wide enough for every request; its last row keeps a prompt for waiting samples."""
+        self.decoder, self.cache = decoder, cache
+        self.requests_P, self.policy_version = requests_P, policy_version
+        self.on_finished = on_finished
+        self.completions: dict[tuple[int, int], Completion] = {}
+        groups: dict[tuple[int, ...], _Group] = {}
+        for p, request in enumerate(requests_P):
+            prompt_ids = tuple(request.prompt_ids)
+            group = groups.setdefault(prompt_ids, _Group(prompt_ids, deque()))
+            group.waiting.extend((p, g) for g in range(len(request.seeds)))
+        self.groups = deque(group for group in groups.values() if group.waiting)
+        self.kept: _Group | None = None
+        """The group whose prompt is in the last row of the cache."""
+        self.rows: list[_Row | None] = [None] * (cache.num_rows - 1)
+        self.step_number = 0
+        self._allocate([r.sampling for r in requests_P if r.seeds])
+
+    def _allocate(self, samplings: list[Any]) -> None:
+        self.any_greedy = any(s.temperature == 0 for s in samplings)
+        self.any_limit = any(s.top_k or s.top_p < 1 for s in samplings)
+        self.num_stops = max(len(s.stop_ids) for s in samplings)
+        num_new = max(s.max_new_tokens for s in samplings)
+        # Steps are whole blocks of rows; the last block may have rows without a cache.
+        num_rows = round_up(len(self.rows), BLOCK)
+        device = self.cache.slots.device
+        idle = [0, 0, 0, -1, 0, 0] + [-1] * self.num_stops
+        self.idle_C1 = torch.tensor(idle, device=device)[:, None]
+        self.state_CR = self.idle_C1.repeat(1, num_rows)
+        self.active_R = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.temperature_R = torch.ones(num_rows, device=device)
+        self.top_p_R = torch.ones(num_rows, device=device, dtype=torch.float64)
+        self.token_RN = torch.zeros(num_rows, num_new, dtype=torch.int64, device=device)
+        self.logprob_RN = torch.zeros(num_rows, num_new, device=device)
+
+    def run(self) -> list[list[Completion]]:
+        """Completions_P_G of the requests."""
+        while self.groups or any(self.rows):
+            interrupt.check()
+            self._admit()
+            self._compact()
+            done_B = self._step()
+            ended = done_B.nonzero()[:, 0].tolist() if bool(done_B.any()) else []
+            self._end(ended)
+            self.step_number += 1
+        return [
+            [self.completions[p, g] for g in range(len(request.seeds))]
+            for p, request in enumerate(self.requests_P)
+        ]
+
+    def _step(self) -> Tensor:
+        """One token for every row; done_B says which samples end with it."""
+        rows = [r for r, row in enumerate(self.rows) if row]
+        num_rows = round_up(rows[-1] + 1, BLOCK)
+        last = self.step_number + max(self.rows[r].start - self.rows[r].born for r in rows)
+        state, active = self.state_CR[:, :num_rows], self.active_R[:num_rows]
+        position = state[_POSITION]
+        index = position - state[_FIRST]
+        attend = Step(self.cache, position[: len(self.rows)], last)
+        hidden_BD = self.decoder(state[_TOKEN], position, attend)
+        token, logprob = sampler.draw(
+            sampler.logits(hidden_BD, self.decoder.head_weight_VD),
+            sampler.uniform(state[_STREAM], index),
+            self.temperature_R[:num_rows],
+            (state[_TOP_K], self.top_p_R[:num_rows]) if self.any_limit else None,
+            self.any_greedy,
+        )
+        self.token_RN[:num_rows].scatter_(1, index[:, None], token[:, None])
+        self.logprob_RN[:num_rows].scatter_(1, index[:, None], logprob[:, None])
+        done_B = (position == state[_LAST]) | (state[_STOPS:] == token).any(0)
+        state[_TOKEN] = token
+        position += active
+        return done_B
+
+    def _admit(self) -> None:
+        """Give free rows to waiting samples, computing each new prompt once."""
+        free = [r for r, row in enumerate(self.rows) if row is None]
+        idle = len(free) == len(self.rows)
+        if not self.groups or not (idle or len(free) >= max(1, FREE_SHARE * len(self.rows))):
+            return
+        prompts: dict[int, list[tuple[tuple[int, ...], list[int]]]] = defaultdict(list)
+        new = []
+        while self.groups and free:
+            group = self.groups[0]
+            prompt_ids = group.prompt_ids
+            rows = free[: len(group.waiting)]
+            free = free[len(rows) :]
+            for r in rows:
+                p, g = group.waiting.popleft()
+                self.rows[r] = _Row(p, g, self.step_number, len(prompt_ids) - 1)
+            new += rows
+            # The last token of the prompt is left to the first step, which each sample needs.
+            if group is self.kept:
+                self.cache.copy([len(self.rows)] * len(rows), rows, len(prompt_ids) - 1)
+            elif len(prompt_ids) > 1:
+                self.kept = group if group.waiting else self.kept
+                spare = [len(self.rows)] if group.waiting else []
+                width = round_up(len(prompt_ids) - 1, BLOCK)
+                prompts[width].append((prompt_ids[:-1], rows + spare))
+            if not group.waiting:
+                self.groups.popleft()
+        for width, filled in prompts.items():
+            at_once = max(1, PREFILL_TOKENS // width)
+            for start in range(0, len(filled), at_once):
+                self._prefill(width, filled[start : start + at_once])
+        self._fill(new)
+
+    def _prefill(self, width: int, filled: list[tuple[tuple[int, ...], list[int]]]) -> None:
+        """One forward over prompts, each padded to `width`; its keys and values go to its rows."""
+        device = self.cache.slots.device
+        rows = [r for _, targets in filled for r in targets]
+        prompts = [i for i, (_, targets) in enumerate(filled) for _ in targets]
+        padded = [[*prompt_ids, *[0] * (width - len(prompt_ids))] for prompt_ids, _ in filled]
+        token_T = torch.tensor(padded, device=device).flatten()
+        position_T = torch.arange(width, device=device).repeat(len(filled))
+        # Nothing after the last layer's keys and values is used: compute it for one token.
+        nothing = torch.zeros(1, dtype=torch.int64, device=device)
+        self.decoder(token_T, position_T, Prefill(self.cache, width, rows, prompts), nothing)
+
+    def _fill(self, rows: list[int]) -> None:
+        """Write the state of samples that start."""
+        states, temperatures, top_ps, seeds = [], [], [], []
+        for r in rows:
+            row = self.rows[r]
+            request = self.requests_P[row.request]
+            s = request.sampling
+            stops = [*s.stop_ids, *[-1] * (self.num_stops - len(s.stop_ids))]
+            last = row.start + s.max_new_tokens - 1
+            states.append([request.prompt_ids[-1], row.start, row.start, last, 0, s.top_k, *stops])
+            temperatures.append(s.temperature)
+            top_ps.append(s.top_p)
+            seeds.append(request.seeds[row.sample])
+        device = self.state_CR.device
+        index = torch.tensor(rows, device=device)
+        self.state_CR[:, index] = torch.tensor(states, device=device).T
+        self.state_CR[_STREAM, index] = sampler.stream(torch.tensor(seeds, device=device))
+        self.temperature_R[index] = torch.tensor(temperatures, device=device).float()
+        self.top_p_R[index] = torch.tensor(top_ps, device=device).double()
+        self.active_R[index] = 1
+
+    def _clear(self, rows: Iterable[int]) -> None:
+        for r in rows:
+            self.rows[r] = None
+        index = torch.tensor(list(rows), device=self.state_CR.device)
+        self.state_CR[:, index] = self.idle_C1
+        self.active_R[index] = 0
+
+    def _compact(self) -> None:
+        """When nothing waits, move the last samples into free rows, so that steps get smaller."""
+        used = [r for r, row in enumerate(self.rows) if row]
+        num_rows = used[-1] + 1
+        if self.groups or len(used) > (1 - FREE_SHARE) * num_rows:
+            return
+        if round_up(len(used), BLOCK) == round_up(num_rows, BLOCK):
+            return
+        source = [r for r in used if r >= len(used)]
+        target = [r for r in range(len(used)) if self.rows[r] is None]
+        num_slots = max(self.step_number - self.rows[r].born + self.rows[r].start for r in source)
+        self.cache.copy(source, target, num_slots)
+        for x in (self.temperature_R, self.top_p_R, self.active_R, self.token_RN, self.logprob_RN):
+            x[target] = x[source]
+        self.state_CR[:, target] = self.state_CR[:, source]
+        for r, moved in zip(source, target, strict=True):
+            self.rows[moved] = self.rows[r]
+        self._clear(source)
+
+    def _end(self, ended: list[int]) -> None:
+        """Complete the samples that ended in this step."""
+        if not ended:
+            return
+        for r in ended:
+            row, completion = self.rows[r], self._complete(r)
+            self.completions[row.request, row.sample] = completion
+            if self.on_finished is not None:
+                self.on_finished(row.request, row.sample, completion)
+        self._clear(ended)
+
+    def _complete(self, r: int) -> Completion:
+        row = self.rows[r]
+        stop_ids = self.requests_P[row.request].sampling.stop_ids
+        count = self.step_number - row.born + 1
+        token_ids = self.token_RN[r, :count].tolist()
+        logprobs = self.logprob_RN[r, :count].tolist()
+        if not math.isfinite(sum(logprobs)):
+            raise RuntimeError(
+                f"requests[{row.request}]: the model's logits are not finite; "
+                "its weights or activations overflowed"
+            )
+        return Completion(
+            token_ids=token_ids,
+            logprobs=logprobs,
+            finish_reason="stop" if token_ids[-1] in stop_ids else "length",
+            policy_version=self.policy_version,
+        )

@@ -1,0 +1,49 @@
+"""The engine of a run and the decoder that it generates with, together: they share weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from intfast.config import Config
+from intfast.engine import memory
+from intfast.engine.native import NativeEngine
+from intfast.engine.protocol import Choice, Engine, pick_engine
+from intfast.model import weights
+from intfast.model.decoder import Decoder
+
+
+def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, Engine, Choice]:
+    """The decoder to train, with the weights in `folder`, and an engine that reads its parameters.
+
+    Raises ValueError for settings and RuntimeError for an environment that cannot work, before
+    weights are loaded.
+    """
+    rollout = config.rollout
+    choice = pick_engine(rollout.engine, device.type)
+    architecture = weights.check(folder)
+    longest = architecture.max_positions
+    if (rollout.context or 0) > longest:
+        raise ValueError(
+            f"rollout.context = {rollout.context} is more than the model's {longest} positions"
+        )
+    config = memory.settle(config, architecture, memory.target_of(config, device, choice.name))
+    if choice.name == "vllm":
+        from intfast.engine import vllm_start
+
+        engine = vllm_start.start(folder, config, device)
+        return engine.decoder, engine, choice
+    if not (config.weights.share and rollout.graphs):
+        raise ValueError(
+            "weights.share = false and rollout.graphs = false are for vLLM, and this run has the "
+            f"embedded engine ({choice.reason}), which has one copy of the weights and no graphs"
+        )
+    dtype = getattr(torch, config.model.dtype)
+    decoder, _ = weights.load(folder, dtype, device, config.model.kernels)
+    native = NativeEngine(
+        decoder,
+        max_rows=rollout.max_rows,
+        max_cache_bytes=int(config.rollout.cache_gib * memory.GIB),
+    )
+    return decoder, native, choice

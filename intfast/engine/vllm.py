@@ -1,0 +1,221 @@
+"""vLLM as an engine inside this process, reading the trainer's own parameters.
+
+`vllm_start.start` makes one. vLLM is imported in the files vllm*.py only, when this engine is
+chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from intfast.engine import requests, scoring, sharing
+from intfast.engine.protocol import Completion, OnFinished, PromptReuse, Request, Sampling
+from intfast.model.decoder import Decoder
+from intfast.state import interrupt
+
+# vLLM samples at this temperature when asked for one between 0 and it.
+LOWEST_TEMPERATURE = 0.01
+
+
+class VllmEngine:
+    """`protocol.Engine` on vLLM's engine loop; samples of one prompt share its prefix cache.
+
+    A greedy sample has log-probs of 0: it is drawn from a distribution of one token. On a CPU a
+    sample's log-probs depend on the batch by rounding, about 1e-6 nat in fp32.
+    """
+
+    def __init__(self, llm: Any, decoder: Decoder, link: sharing.Link, context: int) -> None:
+        """llm: a vllm.LLM; link: how updates of `decoder` reach its model."""
+        self.decoder = decoder
+        self.context = context
+        self.policy_version = 0
+        self.prompt_reuse = PromptReuse()
+        self._llm, self._link = llm, link
+        self._is_cuda = decoder.head_weight_VD.is_cuda
+        self._num_calls = 0
+        self._cache_is_empty = True
+        self._asleep = False
+
+    def generate(
+        self, requests_P: Sequence[Request], on_finished: OnFinished | None = None
+    ) -> list[list[Completion]]:
+        """See protocol.Engine. Raises ValueError, before any work, for bad requests."""
+        self._check(requests_P)
+        if self._asleep:
+            raise RuntimeError("the engine is asleep; call wake() before generate()")
+        self._link.check()
+        self._num_calls += 1
+        call = _Call(self, requests_P, on_finished)
+        try:
+            call.run(self._llm.llm_engine)
+        except BaseException:
+            # What is left would go on in the next call.
+            self._llm.llm_engine.abort_request(list(call.running))
+            raise
+        self._synchronise()
+        self._cache_is_empty = False
+        return [
+            [call.completions[p, g] for g in range(len(request.seeds))]
+            for p, request in enumerate(requests_P)
+        ]
+
+    def score(
+        self, sequences_P: Sequence[Sequence[int]], temperature: float = 1.0
+    ) -> list[list[float]]:
+        """See protocol.Engine; this is the decoder's forward pass, not vLLM's."""
+        return scoring.score(self.decoder, sequences_P, temperature)
+
+    def weights_changed(self) -> None:
+        """See protocol.Engine.
+
+        Raises RuntimeError when parameters are no longer vLLM's, or its cache could not be reset.
+        """
+        self._synchronise()
+        self._link.update()
+        self._reset_cache()
+        self.policy_version += 1
+
+    def sleep(self) -> None:
+        """Give the KV memory back; `score` works on, `generate` needs `wake()`."""
+        if self._asleep:
+            return
+        self._synchronise()
+        if self._is_cuda:
+            self._llm.sleep(level=1)
+        else:
+            self._llm.collective_rpc("release_kv")
+        self._asleep = True
+
+    def wake(self) -> None:
+        """Take the KV memory again, empty."""
+        if not self._asleep:
+            return
+        if self._is_cuda:
+            self._llm.wake_up()
+        else:
+            self._llm.collective_rpc("restore_kv")
+        self._reset_cache()
+        self._asleep = False
+
+    def _synchronise(self) -> None:
+        """vLLM works asynchronously, on tensors that the trainer writes."""
+        if self._is_cuda:
+            torch.cuda.synchronize()
+
+    def _reset_cache(self) -> None:
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError(
+                "vLLM's prefix cache could not be reset: a request still holds blocks of it; "
+                "update weights only between calls of generate()"
+            )
+        self._cache_is_empty = True
+
+    def _check(self, requests_P: Sequence[Request]) -> None:
+        limits = requests.Limits(self.decoder.config.vocab_size, self.context)
+        requests.check(requests_P, limits)
+        for i, request in enumerate(requests_P):
+            if 0 < request.sampling.temperature < LOWEST_TEMPERATURE:
+                raise ValueError(
+                    f"requests[{i}]: vLLM samples at a temperature of 0 or >= "
+                    f"{LOWEST_TEMPERATURE}, got {request.sampling.temperature}"
+                )
+
+
+class _Call:
+    """One call of `generate`: requests go in together, completions come out as they end."""
+
+    def __init__(
+        self, engine: VllmEngine, requests_P: Sequence[Request], on_finished: OnFinished | None
+    ) -> None:
+        self.engine, self.requests_P, self.on_finished = engine, requests_P, on_finished
+        self.first = ""
+        """vLLM's id of the sample that is computed first."""
+        self.completions: dict[tuple[int, int], Completion] = {}
+        self.running: dict[str, tuple[int, int]] = {}
+        """vLLM's id -> (request, sample), in the order in which they were added."""
+
+    def run(self, loop: Any) -> None:
+        """Add all samples, then step until all have ended.
+
+        Prompts with the same beginning are neighbours, so that the later finds it in the cache.
+        """
+        order = sorted(range(len(self.requests_P)), key=lambda p: [*self.requests_P[p].prompt_ids])
+        for p in order:
+            request = self.requests_P[p]
+            prompt = {"prompt_token_ids": list(request.prompt_ids)}
+            for g, seed in enumerate(request.seeds):
+                name = f"{self.engine._num_calls}/{p}/{g}"
+                self.running[name] = p, g
+                loop.add_request(name, prompt, _parameters(request.sampling, seed))
+        self.first = next(iter(self.running), "")
+        while self.running:
+            interrupt.check()
+            for output in loop.step():
+                if output.finished and output.request_id in self.running:
+                    self._take(output)
+
+    def _take(self, output: Any) -> None:
+        """Complete a sample that has ended."""
+        p, g = self.running.pop(output.request_id)
+        sample = output.outputs[0]
+        token_ids, logprobs = list(sample.token_ids), list(sample.logprobs.logprobs)
+        self._count(output)
+        completion = self._complete(p, token_ids, logprobs, sample.finish_reason)
+        self.completions[p, g] = completion
+        if self.on_finished is not None:
+            self.on_finished(p, g, completion)
+
+    def _count(self, output: Any) -> None:
+        """Raises RuntimeError when the first sample after a reset reused a part of its prompt."""
+        num_reused = output.num_cached_tokens or 0
+        if num_reused and output.request_id == self.first and self.engine._cache_is_empty:
+            raise RuntimeError(
+                f"vLLM took {num_reused} prompt tokens from a prefix cache that should be empty: "
+                "they were computed with older weights; please report this version of vLLM"
+            )
+        asked, reused = self.engine.prompt_reuse
+        self.engine.prompt_reuse = PromptReuse(
+            asked + len(output.prompt_token_ids), reused + num_reused
+        )
+
+    def _complete(
+        self, p: int, token_ids: list[int], logprobs: list[float], reason: str
+    ) -> Completion:
+        if not math.isfinite(sum(logprobs)):
+            raise RuntimeError(
+                f"requests[{p}]: the model's logits are not finite; "
+                "its weights or activations overflowed"
+            )
+        if reason not in ("stop", "length"):
+            raise RuntimeError(f"requests[{p}]: vLLM ended a sample with {reason!r}")
+        greedy = self.requests_P[p].sampling.temperature == 0
+        return Completion(
+            token_ids=token_ids,
+            logprobs=[0.0] * len(token_ids) if greedy else logprobs,
+            finish_reason=reason,
+            policy_version=self.engine.policy_version,
+        )
+
+
+def _parameters(sampling: Sampling, seed: int) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        stop_token_ids=list(sampling.stop_ids),
+        seed=seed,
+        # The sampled token's, under the distribution it was drawn from.
+        logprobs=0,
+        flat_logprobs=True,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )

@@ -1,0 +1,147 @@
+"""Starting vLLM in this process: checks before anything is loaded, then engine, then decoder.
+
+vLLM loads the checkpoint and the decoder adopts its tensors (sharing.py), so an optimizer step is a
+weight update of the engine.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from intfast.config import Config
+from intfast.engine import hygiene, sharing
+from intfast.engine.cache import bytes_per_slot
+from intfast.engine.protocol import pick_engine
+from intfast.engine.vllm import VllmEngine
+from intfast.model import weights
+from intfast.model.decoder import ModelConfig
+
+GIB = 2**30
+# Tokens of a block of the prefix cache on a CPU; the default, 128, is more than short prompts have.
+CPU_BLOCK = 32
+# Engines live as long as the process: deleting one frees the weights that the trainer trains and
+# destroys the process group.
+_ALIVE: list[Any] = []
+
+
+def start(folder: Path, config: Config, device: torch.device) -> VllmEngine:
+    """An engine on the checkpoint in `folder`; its `decoder` is what to train.
+
+    Everything that can be checked without loading vLLM is checked first: ValueError names the
+    setting, RuntimeError what is missing in the environment.
+    """
+    pick_engine("vllm", device.type)
+    architecture = weights.check(folder)
+    context = config.rollout.context or architecture.max_positions
+    _check_architecture(architecture)
+    _check_cache(architecture, context, config)
+    dtype = getattr(torch, config.model.dtype)
+    with hygiene.preserved(_environment(device)):
+        llm = _launch(folder, config, context, device)
+    _ALIVE.append(llm)
+    [module] = llm.apply_model(lambda module: module)
+    kernels = config.model.kernels
+    if config.weights.share:
+        decoder = sharing.adopt(module, architecture, dtype, kernels)
+        link: sharing.Link = sharing.Shared(decoder, module)
+    else:
+        decoder, _ = weights.load(folder, dtype, device, kernels)
+        link = sharing.Copied(decoder, module)
+    return VllmEngine(llm, decoder, link, context)
+
+
+def _check_architecture(architecture: ModelConfig) -> None:
+    if len(set(architecture.windows)) > 1:
+        raise ValueError(
+            "the model has sliding windows in some layers only, which is not supported with "
+            'rollout.engine = "vllm"; use rollout.engine = "native"'
+        )
+
+
+def _check_cache(architecture: ModelConfig, context: int, config: Config) -> None:
+    """Raise ValueError unless the cache holds a longest sample; memory.py checks the rest."""
+    slot_bytes = bytes_per_slot(architecture, getattr(torch, config.model.dtype))
+    needed = (context + CPU_BLOCK) * slot_bytes
+    if needed > config.rollout.cache_gib * GIB:
+        raise ValueError(
+            f"rollout.cache_gib = {config.rollout.cache_gib} holds no sample of {context} tokens, "
+            f"which takes {needed / GIB:.2f} GiB; raise it, or lower rollout.context"
+        )
+
+
+def _environment(device: torch.device) -> dict[str, str]:
+    """What vLLM reads when it is imported and started."""
+    found = {
+        # The engine and the model live in this process.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # The process group of one process listens on the loopback interface, and nowhere else.
+        "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    }
+    if device.type == "cpu":
+        # One helper for log-probs would be compiled on first use, which takes 5 to 15 s.
+        found["TORCHDYNAMO_DISABLE"] = "1"
+    return found
+
+
+def _launch(folder: Path, config: Config, context: int, device: torch.device) -> Any:
+    """A vllm.LLM in this process."""
+    import vllm
+
+    options: dict[str, Any] = {}
+    rollout = config.rollout
+    if config.model.dtype == "bfloat16":
+        # The loss takes its logits in fp32; on one side only it would widen the gap.
+        options["hf_overrides"] = {"head_dtype": "float32"}
+    if device.type == "cpu":
+        _keep_weights_plain()
+        options |= {"enforce_eager": True, "block_size": CPU_BLOCK}
+    else:
+        free, total = torch.cuda.mem_get_info(device)
+        # Only checked against what is free: the cache has an explicit size.
+        options["gpu_memory_utilization"] = min(0.5, 0.9 * free / total)
+        options["enable_sleep_mode"] = rollout.sleep
+        options["enforce_eager"] = not rollout.graphs
+        if rollout.graphs:
+            # Graphs without torch.compile: they hold the addresses of weights, which stay.
+            options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    return vllm.LLM(
+        model=str(folder),
+        skip_tokenizer_init=True,
+        load_format="safetensors",
+        use_tqdm_on_load=False,
+        generation_config="vllm",
+        dtype=config.model.dtype,
+        seed=0,
+        max_model_len=context,
+        max_num_seqs=rollout.max_rows,
+        kv_cache_memory_bytes=int(rollout.cache_gib * GIB),
+        enable_prefix_caching=True,
+        logprobs_mode="processed_logprobs",
+        worker_cls="intfast.engine.vllm_worker.SharingWorker",
+        disable_log_stats=True,
+        **options,
+    )
+
+
+def _keep_weights_plain() -> None:
+    """vLLM's CPU backend packs linear weights into a private layout; let it use them as they are.
+
+    Costs 13 to 19 % of its speed, and is what lets the trainer write them.
+    """
+    from vllm.model_executor.layers import utils
+
+    def plain(layer: nn.Module, remove_weight: bool) -> None:
+        layer.cpu_linear = nn.functional.linear
+
+    utils.dispatch_cpu_unquantized_gemm = plain

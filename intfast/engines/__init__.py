@@ -1,1 +1,0 @@
-"""The engines behind `intfast.rollout.Engine`: one module each, imported where chosen."""

@@ -1,0 +1,290 @@
+"""Submissions -> Grades, with every comparison that needs a parser in a process that can be killed.
+
+The reasons and what they count as are tabulated in answers.py. `python -m intfast.study regrade
+FILE` grades stored rows again without generating anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+from intfast.grading.answers import MATHEMATICS, Reason, Status, bare, compare_quickly, extract
+from intfast.records import Record
+from intfast.state import interrupt
+
+WORKER = Path(__file__).with_name("worker.py")
+WORKER_START_S = 120.0
+WORKER_MEMORY_BYTES = 2 << 30
+MAX_CACHED = 100_000
+
+_READY = b"R"
+_VERDICTS = {
+    b"C": Reason.CORRECT,
+    b"W": Reason.WRONG,
+    b"U": Reason.UNPARSEABLE,
+    b"G": Reason.GOLD_UNPARSEABLE,
+    # Refused unread; the worker ends.
+    b"u": Reason.UNPARSEABLE,
+    b"g": Reason.GOLD_UNPARSEABLE,
+    b"": Reason.CRASH,
+}
+_LAST_WORDS = (b"u", b"g", b"")
+
+
+class Grade(Record):
+    """Example: Grade(status="wrong", reason="no_answer")."""
+
+    status: Status
+    reason: Reason
+
+
+class Submission(NamedTuple):
+    """One text to grade against one gold answer. `finish_reason` is that of the completion."""
+
+    gold: str
+    text: str
+    finish_reason: str = "stop"
+
+
+class _Worker:
+    """One child process: starting, then idle or busy with one job until its deadline."""
+
+    def __init__(self, timeout_s: float) -> None:
+        limits = [str(int(timeout_s) + 2), str(WORKER_MEMORY_BYTES)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(WORKER), *limits],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_worker_environment(),
+            bufsize=0,
+            start_new_session=True,
+        )
+        self.verdict_fd = self.process.stdout.fileno()
+        self.timeout_s = timeout_s
+        self.job: tuple[str, str] | None = None
+        self.ready = False
+        self.deadline = time.monotonic() + WORKER_START_S
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.job is None
+
+    @property
+    def is_spent(self) -> bool:
+        """Idle, yet dead or with more to say: whatever it says now would be taken for a verdict."""
+        return self.idle and bool(wait([self.verdict_fd], 0))
+
+    def give(self, job: tuple[str, str]) -> None:
+        """Start one (gold, answer) comparison; a dead worker shows when its verdict is read."""
+        self.job = job
+        self.deadline = time.monotonic() + self.timeout_s
+        line = json.dumps(job).encode() + b"\n"
+        try:
+            self.process.stdin.write(line)
+        except BrokenPipeError:
+            self.process.kill()
+
+    def read(self) -> bytes:
+        """The verdict byte, b"" when the process has died. A first READY ends the start."""
+        byte = os.read(self.verdict_fd, 2)
+        if self.ready:
+            return byte if byte in _VERDICTS else b""
+        if byte != _READY:
+            message = self.process.stderr.read(4000).decode(errors="replace").strip()
+            raise RuntimeError(f"a grading worker did not start; its last words:\n{message}")
+        self.process.stderr.close()
+        self.ready = True
+        return byte
+
+    def close(self) -> None:
+        """End the process group now and reap it. A worker holds nothing worth saving."""
+        # Until it is reaped, its id is that of its group, which may hold more than itself.
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            stream.close()
+
+
+def _worker_environment() -> dict[str, str]:
+    """Nothing of the parent's but where Python finds its modules."""
+    return {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        # With gmpy2 one big-number call cannot be interrupted, and verdicts would depend on it.
+        "SYMPY_GROUND_TYPES": "python",
+    }
+
+
+class Grader:
+    """Grades submissions; use as a context manager, from one thread.
+
+    Workers start when the first comparison needs one, and are killed and replaced when it passes
+    `timeout_s`. Verdicts are cached per (gold, extracted answer).
+    """
+
+    def __init__(self, mode: str = "boxed", workers: int = 2, timeout_s: float = 10.0) -> None:
+        extract("", mode)
+        if workers < 1 or timeout_s <= 0:
+            raise ValueError(
+                f"a grader needs workers >= 1 and timeout_s > 0, got {workers} and {timeout_s}"
+            )
+        self.mode = mode
+        self.num_workers = workers
+        self.timeout_s = timeout_s
+        self._workers: list[_Worker] = []
+        self._cache: dict[tuple[str, str], Reason] = {}
+        self._queue: deque[tuple[str, str]] = deque()
+        self._begun: dict[tuple[str, str], Reason | None] = {}
+        """Jobs in the queue or with a worker, and verdicts that nobody has asked for yet."""
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers."""
+        while self._workers:
+            self._workers.pop().close()
+        self._queue.clear()
+        self._begun.clear()
+
+    def grade_many(
+        self, submissions: Iterable[Submission | tuple[str, str] | tuple[str, str, str]]
+    ) -> list[Grade]:
+        """One Grade per (gold, text[, finish_reason]), in order.
+
+        Raises RuntimeError when a worker cannot be started.
+        """
+        rows = [Submission(*submission) for submission in submissions]
+        answers = [self._answer(row) for row in rows]
+        reasons = [
+            self._without_worker(row, answer) for row, answer in zip(rows, answers, strict=True)
+        ]
+        jobs = {
+            (row.gold, answer): None
+            for row, answer, reason in zip(rows, answers, reasons, strict=True)
+            if reason is None
+        }
+        verdicts = self._judge(list(jobs))
+        final = [
+            verdicts[row.gold, answer] if reason is None else reason
+            for row, answer, reason in zip(rows, answers, reasons, strict=True)
+        ]
+        return [Grade(status=reason.status, reason=reason) for reason in final]
+
+    def start(self, submission: Submission) -> None:
+        """Begin a comparison and return at once; `grade_many` of the same submission ends it.
+
+        What this process compares itself is left to `grade_many`.
+        """
+        answer = self._answer(submission)
+        if self._without_worker(submission, answer) is None:
+            self._begin([(submission.gold, answer)])
+        self._advance(0.0)
+
+    def check_golds(self, golds: Sequence[str]) -> list[bool]:
+        """Whether each gold answer can be graded against, so that no rollout is spent on it."""
+        if self.mode not in MATHEMATICS:
+            return [bool(gold.split()) for gold in golds]
+        # An answer that differs from the gold without being decidable by arithmetic.
+        quick = [compare_quickly(gold, r"\text{?}") for gold in golds]
+        verdicts = self._judge([(g, g) for g, r in zip(golds, quick, strict=True) if r is None])
+        return [
+            (verdicts[g, g] if r is None else r).status is not Status.UNSCORED
+            for g, r in zip(golds, quick, strict=True)
+        ]
+
+    def _answer(self, row: Submission) -> str | None:
+        answer = extract(row.text, self.mode)
+        if answer is None or self.mode not in MATHEMATICS:
+            return answer
+        # The parser reads "7 apples" and refuses "7 marbles", by a list of its own.
+        return bare(row.gold, answer)
+
+    def _without_worker(self, row: Submission, answer: str | None) -> Reason | None:
+        if answer is None:
+            return Reason.TRUNCATED if row.finish_reason == "length" else Reason.NO_ANSWER
+        if self.mode in MATHEMATICS:
+            return compare_quickly(row.gold, answer)
+        return Reason.CORRECT if answer == " ".join(row.gold.split()) else Reason.WRONG
+
+    def _judge(self, jobs: list[tuple[str, str]]) -> dict[tuple[str, str], Reason]:
+        """Verdicts of the jobs, from the cache or from workers."""
+        verdicts = {job: self._cache[job] for job in jobs if job in self._cache}
+        self._begin(jobs)
+        missing = {job for job in jobs if job not in verdicts}
+        while any(self._begun[job] is None for job in missing):
+            interrupt.check()
+            # Not longer than a request to stop may wait.
+            self._advance(1.0)
+        verdicts |= {job: self._begun.pop(job) for job in missing}
+        if len(self._cache) + len(verdicts) > MAX_CACHED:
+            self._cache.clear()
+        self._cache.update((j, r) for j, r in verdicts.items() if r is not Reason.CRASH)
+        return verdicts
+
+    def _begin(self, jobs: list[tuple[str, str]]) -> None:
+        new = [job for job in jobs if job not in self._cache and job not in self._begun]
+        self._begun.update(dict.fromkeys(new))
+        self._queue.extend(new)
+
+    def _advance(self, patience_s: float) -> None:
+        """Give jobs to idle workers and take the verdicts that come within so many seconds."""
+        try:
+            for worker in [worker for worker in self._workers if worker.is_spent]:
+                self._remove(worker)
+            busy = sum(not worker.idle for worker in self._workers)
+            for _ in range(len(self._workers), min(self.num_workers, busy + len(self._queue))):
+                self._workers.append(_Worker(self.timeout_s))
+            for worker in self._workers:
+                if worker.idle and self._queue:
+                    worker.give(self._queue.popleft())
+            self._begun.update(self._collect(patience_s))
+        except BaseException:
+            # A verdict still on its way must never be read as that of a later job.
+            self.close()
+            raise
+
+    def _collect(self, patience_s: float) -> Iterator[tuple[tuple[str, str], Reason]]:
+        """Wait for the next verdicts or the next deadline; dead and late workers are removed."""
+        waiting = [worker for worker in self._workers if not worker.idle]
+        if not waiting:
+            return
+        next_deadline = min(worker.deadline for worker in waiting)
+        patience_s = min(patience_s, max(0.0, next_deadline - time.monotonic()))
+        ready_fds = wait([worker.verdict_fd for worker in waiting], patience_s)
+        now = time.monotonic()
+        for worker in waiting:
+            job = worker.job
+            if worker.verdict_fd in ready_fds:
+                verdict = worker.read()
+                worker.job = None
+                if verdict in _LAST_WORDS:
+                    self._remove(worker)
+                if job is not None:
+                    yield job, _VERDICTS[verdict]
+            elif now >= worker.deadline:
+                self._remove(worker)
+                if job is None:
+                    raise RuntimeError(f"a grading worker did not start in {WORKER_START_S} s")
+                yield job, Reason.TIMEOUT
+
+    def _remove(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.close()

@@ -1,0 +1,1 @@
+"""The methods beside InT, one file each: what they add to data, credit or objective."""

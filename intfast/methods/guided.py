@@ -1,0 +1,156 @@
+"""Solutions sampled with the reference in view: for the rivals of interventions.
+
+Reflections (a wrong attempt is rewritten), rationales (STaR: solve along the reference) and hints
+(continue the beginning of the reference). Each is recorded in guided.jsonl and drawn once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from intfast.collect import draw_missing
+from intfast.config import SamplingConfig
+from intfast.engine.protocol import derive_seed
+from intfast.intervene import OnFinished
+from intfast.leak import leaks
+from intfast.records import Attempt, Guided, Problem
+from intfast.run import Parts
+from intfast.sample import Start
+
+
+class Ask(NamedTuple):
+    """Samples to draw from one guided prompt; the fields are those of records.Guided."""
+
+    kind: str
+    problem: Problem
+    prompt_ids: list[int]
+    samples: list[int]
+    attempt: int = -1
+    share: float = 0.0
+
+
+def reflections(parts: Parts, wrong: Sequence[tuple[Problem, Attempt]]) -> list[Guided]:
+    """One rewrite of each wrong attempt, right or not, in the order of the attempts."""
+    style = parts.solver.style
+    asks = [
+        Ask("reflection", problem, style.reflect(problem, attempt.text), [0], attempt.sample)
+        for problem, attempt in wrong
+    ]
+    return _draw(parts, "reflections", asks, parts.config.intervene.sampling)
+
+
+def rationales(parts: Parts, problems: Sequence[Problem]) -> list[Guided]:
+    """`sft.samples` solutions along the reference of each problem that has one."""
+    samples = list(range(parts.config.sft.samples))
+    asks = [
+        Ask("star", problem, parts.solver.style.rationalise(problem), samples)
+        for problem in problems
+        if problem.reference
+    ]
+    return _draw(parts, "rationales", asks, parts.config.intervene.sampling)
+
+
+def hints(parts: Parts, problems: Sequence[Problem]) -> dict[str, list[int]]:
+    """Problem id -> prompt ids of the problem with the beginning of its reference.
+
+    "shortest": the shares are tried in rising order until one of `hint_samples` samples is right;
+    a problem that none unlocks keeps the shortest. Left out: problems without a reference, and
+    those for which every beginning gives the answer away or leaves no room.
+    """
+    config = parts.config.rl
+    pending = [problem for problem in problems if problem.reference]
+    if config.hint == "off":
+        return {}
+    if config.hint == "fixed":
+        return {a.problem.id: a.prompt_ids for a in _hinted(parts, pending, config.hint_shares[0])}
+    chosen: dict[str, list[int]] = {}
+    for share in config.hint_shares:
+        asks = _hinted(parts, pending, share)
+        drawn = _draw(parts, f"hints of {share:.0%}", asks, config.sampling)
+        solved = {record.problem_id for record in drawn if record.grade == "correct"}
+        for ask in asks:
+            if ask.problem.id in solved or ask.problem.id not in chosen:
+                chosen[ask.problem.id] = ask.prompt_ids
+        pending = [problem for problem in pending if problem.id not in solved]
+    return chosen
+
+
+def _hinted(parts: Parts, problems: Sequence[Problem], share: float) -> list[Ask]:
+    """The problems with so much of their reference, where that is a hint and fits."""
+    config = parts.config.rl
+    asks = []
+    for problem in problems:
+        text = beginning(problem.reference or "", share)
+        prompt = parts.solver.style.hint(problem, text)
+        if not leaks(text, problem.answer) and parts.solver.fits(len(prompt), config.sampling):
+            asks.append(Ask("hint", problem, prompt, list(range(config.hint_samples)), share=share))
+    return asks
+
+
+def beginning(text: str, share: float) -> str:
+    """The first whole words of a text, as many as fit into this share of its characters."""
+    end = 0
+    for word in re.finditer(r"\S+", text):
+        if word.end() > share * len(text):
+            break
+        end = word.end()
+    return text[:end]
+
+
+def _draw(parts: Parts, title: str, asks: Sequence[Ask], sampling: SamplingConfig) -> list[Guided]:
+    """The records of these asks, in their order; what the journal lacks is drawn."""
+    journal = parts.folder.journal("guided", Guided)
+    done = {_key(record): record for record in journal.records}
+    fitting = [ask for ask in asks if parts.solver.fits(len(ask.prompt_ids), sampling)]
+    todo = [
+        ask._replace(samples=missing)
+        for ask in fitting
+        if (missing := [n for n in ask.samples if (*_name(ask), n) not in done])
+    ]
+
+    def work(chunk: list[Ask], advance: OnFinished) -> None:
+        seed = parts.config.seed
+        starts = [
+            Start(a.problem, [derive_seed(seed, *_name(a), n) for n in a.samples], (), a.prompt_ids)
+            for a in chunk
+        ]
+        graded_P_G = parts.solver.solve(starts, sampling, advance)
+        journal.append(
+            Guided(
+                kind=ask.kind,
+                problem_id=ask.problem.id,
+                sample=sample,
+                attempt=ask.attempt,
+                share=ask.share,
+                token_ids=graded.completion.token_ids,
+                text=graded.text,
+                finish_reason=graded.completion.finish_reason,
+                grade=graded.grade.status,
+                reason=graded.grade.reason,
+            )
+            for ask, group in zip(chunk, graded_P_G, strict=True)
+            for sample, graded in zip(ask.samples, group, strict=True)
+        )
+
+    if todo:
+        parts.hold("base")
+        draw_missing(parts, title, todo, lambda ask: len(ask.samples), work)
+        done = {_key(record): record for record in journal.records}
+    found = [done[key] for a in asks for n in a.samples if (key := (*_name(a), n)) in done]
+    if todo:
+        right = sum(record.grade == "correct" for record in found)
+        too_long = len(asks) - len(fitting)
+        values = {"right": right, "drawn": len(found), "too_long": too_long}
+        line = f"{title}: {right} of {len(found)} right; {too_long} prompts leave no room"
+        parts.metrics.row("guided", 1, values, line)
+    return found
+
+
+def _name(ask: Ask) -> tuple[str, str, int, float]:
+    return ask.kind, ask.problem.id, ask.attempt, ask.share
+
+
+def _key(record: Guided) -> tuple[str, str, int, float, int]:
+    return record.kind, record.problem_id, record.attempt, record.share, record.sample

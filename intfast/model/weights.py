@@ -1,0 +1,292 @@
+"""A Hugging Face folder to parameters and back.
+
+`slices` is the one map between the two layouts: Hugging Face keeps q, k, v, gate and up apart, the
+decoder keeps them fused. Reading copies each tensor of the file straight into its rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from intfast.model import folder as model_folder
+from intfast.model.decoder import Decoder, ModelConfig
+from intfast.state import files, interrupt, tensorfile
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# What is copied to an exported folder besides the weights, where the source has it.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+class Rows(NamedTuple):
+    """Where one Hugging Face tensor lives: rows [start, stop) of a parameter."""
+
+    parameter: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+
+def slices(config: ModelConfig) -> dict[str, Rows]:
+    """Hugging Face tensor name -> its rows in the decoder's parameters, for every tensor."""
+    query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    ffn = config.intermediate_size
+    fused = {
+        "qkv_proj": (("q_proj", query), ("k_proj", kv), ("v_proj", kv)),
+        "gate_up_proj": (("gate_proj", ffn), ("up_proj", ffn)),
+    }
+    found: dict[str, Rows] = {}
+    for name, parameter in Decoder(config, device="meta").named_parameters():
+        rows, *rest = parameter.shape
+        owner = name.split(".")[-2]
+        start = 0
+        for part, num_rows in fused.get(owner, ((owner, rows),)):
+            key = name.replace(f".{owner}.", f".{part}.")
+            found[key] = Rows(name, start, start + num_rows, (num_rows, *rest))
+            start += num_rows
+        assert start == rows, name
+    return found
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """A local folder for a folder or a hub id ("Qwen/Qwen3-0.6B"), downloading the latter."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)):
+        raise ValueError(
+            f"model {str(path)!r}: expected a folder with config.json and *.safetensors, or a hub "
+            "id such as Qwen/Qwen3-0.6B; there is no such folder"
+        )
+    from huggingface_hub import snapshot_download
+
+    # No pickles and no code: weights come from safetensors, the model from intfast.model.decoder.
+    allowed = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=allowed, ignore_patterns="*/*"))
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"model {path}: no such folder, and the hub did not deliver it "
+            f"({type(error).__name__}: {error}). On a machine with access run "
+            f"'hf download {path} --local-dir FOLDER' and give FOLDER as the model"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed config.json of a model folder."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder}: expected a model folder, found no config.json in it")
+    return model_folder.read_object(file)
+
+
+def load(
+    path: str | os.PathLike[str],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    kernels: Literal["torch", "liger"] = "torch",
+) -> tuple[Decoder, dict[str, Any]]:
+    """The decoder of a Hugging Face folder or hub id, and the content of its config.json.
+
+    Names, shapes and files are checked before memory is taken. Raises ValueError for anything
+    that is wrong with the folder, RuntimeError when a hub id cannot be downloaded.
+    """
+    folder = resolve(path)
+    config = check(folder)
+    decoder = Decoder(config, dtype, device, kernels)
+    load_into(decoder, folder)
+    return decoder, read_config(folder)
+
+
+def check(folder: Path) -> ModelConfig:
+    """The architecture of a model folder whose files fit it; reads no weights.
+
+    Raises ValueError for anything that is wrong with the folder.
+    """
+    model_folder.check(folder)
+    config = ModelConfig.from_hf(read_config(folder))
+    _check_headers(folder, _weight_files(folder), slices(config), config.tied)
+    model_folder.check_vocabulary(folder, config.vocab_size)
+    return config
+
+
+def load_into(decoder: Decoder, folder: Path) -> None:
+    """Read the weights of a folder that `load` has checked into the parameters, in place."""
+    expected = slices(decoder.config)
+    parameters = dict(decoder.named_parameters())
+    second_head_VD = None
+    with torch.no_grad():
+        for name, tensor in _tensors(_weight_files(folder)):
+            interrupt.check()
+            if name in expected:
+                place = expected[name]
+                parameters[place.parameter][place.start : place.stop].copy_(tensor)
+            elif name == "lm_head.weight":
+                second_head_VD = tensor
+    if second_head_VD is not None:
+        _check_tied(folder, second_head_VD, decoder.head_weight_VD)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        shards = model_folder.shard_names(folder / INDEX)
+        if absent := [name for name in shards if not (folder / name).is_file()]:
+            raise ValueError(f"{folder}: {INDEX} names files that are missing: {absent}")
+        return [folder / name for name in shards]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if pickles := sorted(p.name for pattern in ("*.bin", "*.pt*") for p in folder.glob(pattern)):
+        raise ValueError(
+            f"{folder}: only pickle weights ({pickles[0]}), which can run code when they are read. "
+            "Convert them where you trust them: AutoModelForCausalLM.from_pretrained(FOLDER)"
+            ".save_pretrained(NEW_FOLDER), and give NEW_FOLDER"
+        )
+    raise ValueError(f"{folder}: no weights; expected {SINGLE} or {INDEX}")
+
+
+def _open(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file}: truncated or damaged safetensors file ({error}); download it again"
+        ) from error
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    for file in files:
+        with _open(file) as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                yield name, opened.get_tensor(name)
+
+
+def _check_headers(
+    folder: Path, files: list[Path], expected: Mapping[str, Rows], tied: bool
+) -> None:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with _open(file) as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                header = opened.get_slice(name)
+                shapes[name] = tuple(header.get_shape())
+                if header.get_dtype() not in DTYPES:
+                    raise ValueError(
+                        f"{file}: {name} has dtype {header.get_dtype()}; supported: "
+                        f"{', '.join(DTYPES)} (no quantised weights)"
+                    )
+    missing = sorted(expected.keys() - shapes.keys())
+    unexpected = sorted(
+        name
+        for name in shapes.keys() - expected.keys()
+        # Old checkpoints store the rotary frequencies, which follow from the config.
+        if not name.endswith("rotary_emb.inv_freq") and not (tied and name == "lm_head.weight")
+    )
+    if missing or unexpected:
+        raise ValueError(
+            f"{folder}: the weights do not fit config.json; missing: {_some(missing)}; "
+            f"unexpected: {_some(unexpected)}"
+        )
+    for name, place in expected.items():
+        if shapes[name] != place.shape:
+            raise ValueError(
+                f"{folder}: {name}: expected shape {place.shape} from config.json, "
+                f"got {shapes[name]}"
+            )
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) + more) or "none"
+
+
+def _check_tied(folder: Path, head_VD: Tensor, embedding_VD: Tensor) -> None:
+    if not torch.equal(head_VD.to(embedding_VD), embedding_VD):
+        raise ValueError(
+            f"{folder}: config.json ties lm_head to the embedding (tie_word_embeddings), but the "
+            "weights hold a different lm_head.weight; set tie_word_embeddings to false"
+        )
+
+
+def save(
+    decoder: Decoder,
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    out_dir: str | os.PathLike[str],
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+) -> Path:
+    """Write `decoder` as a Hugging Face folder in the dtype of its parameters.
+
+    source    the folder (or hub id) it came from: config.json, generation config and tokenizer
+              files are taken from there; or the content of a config.json
+    out_dir   must not exist, or be empty; appears only when complete
+    """
+    out = Path(out_dir)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: exists and is not an empty folder; remove it or choose another")
+    folder = None if isinstance(source, Mapping) else resolve(source)
+    hf = dict(source) if folder is None else read_config(folder)
+    if ModelConfig.from_hf(hf) != decoder.config:
+        raise ValueError("save: source is the config of another model than the decoder's")
+    hf.pop("torch_dtype", None)
+    hf["dtype"] = str(decoder.head_weight_VD.dtype).removeprefix("torch.")
+    aside = out.with_name(f".{out.name}.part")
+    files.remove(aside)
+    files.make_folder(aside)
+    try:
+        files.write(aside / "config.json", [json.dumps(hf, indent=2).encode() + b"\n"])
+        for name in COMPANIONS if folder is not None else ():
+            if (folder / name).is_file():
+                files.write(aside / name, [(folder / name).read_bytes()])
+        _write_weights(decoder, aside, max_shard_bytes)
+        files.publish(aside, out)
+    except BaseException:
+        files.remove(aside)
+        raise
+    return out
+
+
+def _write_weights(decoder: Decoder, folder: Path, max_shard_bytes: int) -> None:
+    parameters = dict(decoder.named_parameters())
+    tensors = {
+        name: parameters[place.parameter].detach()[place.start : place.stop]
+        for name, place in slices(decoder.config).items()
+    }
+    shards: list[list[str]] = [[]]
+    room = max_shard_bytes
+    for name, tensor in tensors.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= tensor.nbytes
+    weight_map = {}
+    for i, names in enumerate(shards, 1):
+        file = SINGLE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        content = {name: tensors[name] for name in names}
+        tensorfile.write(folder / file, content, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(names, file))
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        files.write(folder / INDEX, [json.dumps(index, indent=2).encode() + b"\n"])

@@ -1,0 +1,199 @@
+"""Problems, or partial answers, in; graded completions out.
+
+Attempts, continuations, rollouts and evaluations are all this: prompt ids, perhaps the beginning
+of an answer, seeds; then the engine completes and the grader reads the whole answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, TypeVar
+
+from intfast.config import SamplingConfig
+from intfast.engine.protocol import Completion, Engine, OnFinished, Request, Sampling, check_output
+from intfast.grading.grader import Grade, Grader, Submission
+from intfast.prompts import Style, decode
+from intfast.records import Attempt, Problem
+
+Item = TypeVar("Item")
+MIN_ROOM = 1024
+"""Tokens that must be left for a completion, where the limit is not lower."""
+
+
+class Start(NamedTuple):
+    """What to complete: a problem, the ids of its answer so far, one seed per sample.
+
+    `prompt_ids` stand in for the solve prompt of the problem where they are given.
+    """
+
+    problem: Problem
+    seeds: Sequence[int]
+    answer_ids: Sequence[int] = ()
+    prompt_ids: Sequence[int] | None = None
+
+
+class Graded(NamedTuple):
+    """One completion with its text (without the stop token) and its grade.
+
+    `text` is that of the completion alone; the grade is that of the whole answer.
+    """
+
+    completion: Completion
+    text: str
+    grade: Grade
+
+
+def fits(context: int, num_tokens: int, sampling: SamplingConfig) -> bool:
+    """Whether a prompt of so many tokens leaves room to answer in a context of so many."""
+    return context - num_tokens >= min(sampling.max_new_tokens, MIN_ROOM)
+
+
+class Solver:
+    """An engine, a prompt style and a grader, put together."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        style: Style,
+        grader: Grader,
+        context: int,
+        phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+        watch: Callable[[Sequence[Grade]], None] = lambda grades: None,
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.style = style
+        self.grader = grader
+        self.context = context
+        """Longest sequence of the model, in tokens."""
+        self.phase = phase
+        """Counts the seconds inside under a name; metrics.Metrics.phase."""
+        self.watch = watch
+        """Is told of every grade, and may stop the run; grading.watch.GradeWatch.add."""
+        self._prompts: dict[str, list[int]] = {}
+
+    def prompt(self, problem: Problem) -> list[int]:
+        """The solve prompt of a problem, rendered once; the trainer uses the same ids."""
+        if problem.id not in self._prompts:
+            self._prompts[problem.id] = self.style.solve(problem)
+        return self._prompts[problem.id]
+
+    def start_prompt(self, start: Start) -> Sequence[int]:
+        """The prompt ids of a start: its own, or the solve prompt of its problem."""
+        return self.prompt(start.problem) if start.prompt_ids is None else start.prompt_ids
+
+    def fits(self, num_tokens: int, sampling: SamplingConfig) -> bool:
+        """Whether a prompt of so many tokens leaves room to answer: it is never cut."""
+        return fits(self.context, num_tokens, sampling)
+
+    def request(
+        self, prompt_ids: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig
+    ) -> Request:
+        """An engine request that ends where an answer of this prompt style ends.
+
+        A completion is bounded by `max_new_tokens` and by the context; both give "length".
+        """
+        return Request(
+            prompt_ids=prompt_ids,
+            seeds=seeds,
+            sampling=Sampling(
+                max_new_tokens=min(sampling.max_new_tokens, self.context - len(prompt_ids)),
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                stop_ids=self.style.stop_ids,
+            ),
+        )
+
+    def text(self, completion: Completion, answer_ids: Sequence[int] = ()) -> str:
+        """The text of an answer's beginning and its completion, without the stop token."""
+        return decode(self.tokenizer, [*answer_ids, *self.without_stop(completion)])
+
+    def without_stop(self, completion: Completion) -> list[int]:
+        """The token ids of a completion, without the token that stopped it."""
+        ids = completion.token_ids
+        return ids[:-1] if ids and ids[-1] in self.style.stop_ids else ids
+
+    def attempt(self, problem: Problem, sample: int, graded: Graded) -> Attempt:
+        """The record of a graded completion of the bare problem."""
+        return Attempt(
+            problem_id=problem.id,
+            sample=sample,
+            prompt_ids=self.prompt(problem),
+            token_ids=self.without_stop(graded.completion),
+            text=graded.text,
+            finish_reason=graded.completion.finish_reason,
+            grade=graded.grade.status,
+            reason=graded.grade.reason,
+            policy_version=graded.completion.policy_version,
+        )
+
+    def complete(
+        self,
+        requests_P: Sequence[Request],
+        on_finished: Callable[[int, int], None] | None = None,
+        ended: OnFinished | None = None,
+    ) -> list[list[Completion]]:
+        """Completions_P_G of the requests, ungraded.
+
+        on_finished  gets (samples, tokens) to add to a progress bar
+        ended        gets every completion while others are still generated
+        """
+        if not requests_P:
+            return []
+
+        def report(request: int, sample: int, completion: Completion) -> None:
+            if ended is not None:
+                ended(request, sample, completion)
+            if on_finished is not None:
+                on_finished(1, len(completion.token_ids))
+
+        with self.phase("generate"):
+            completions_P_G = self.engine.generate(requests_P, report)
+        check_output(requests_P, completions_P_G)
+        return completions_P_G
+
+    def solve(
+        self,
+        starts_P: Sequence[Start],
+        sampling: SamplingConfig,
+        on_finished: Callable[[int, int], None] | None = None,
+    ) -> list[list[Graded]]:
+        """Graded completions_P_G of each start, one per seed, in order.
+
+        Answers that need a grading worker are with it while other samples are still generated.
+        """
+        requests = [
+            self.request([*self.start_prompt(s), *s.answer_ids], s.seeds, sampling)
+            for s in starts_P
+        ]
+        answers: dict[tuple[int, int], Submission] = {}
+
+        def grade_ahead(p: int, g: int, completion: Completion) -> None:
+            start = starts_P[p]
+            text = self.text(completion, start.answer_ids)
+            answers[p, g] = Submission(start.problem.answer, text, completion.finish_reason)
+            self.grader.start(answers[p, g])
+
+        completions_P_G = self.complete(requests, on_finished, grade_ahead)
+        with self.phase("grade"):
+            graded = self.grader.grade_many(answers[place] for place in sorted(answers))
+        self.watch(graded)
+        grades = iter(graded)
+        return [[Graded(c, self.text(c), next(grades)) for c in group] for group in completions_P_G]
+
+
+def chunks(items: Sequence[Item], limit: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """The items in order, in lists whose sizes add up to at most `limit` (or of one item)."""
+    chunk: list[Item] = []
+    total = 0
+    for item in items:
+        if chunk and total + size(item) > limit:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(item)
+        total += size(item)
+    if chunk:
+        yield chunk

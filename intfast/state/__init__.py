@@ -1,0 +1,1 @@
+"""What keeps a run honest on a disk: durable files, journals, checkpoints, stops, metrics."""

@@ -1,0 +1,152 @@
+"""Checkpoints: a folder per step, written aside and renamed; safetensors and JSON, no pickle.
+
+manifest.json is written last and holds the size and digest of every other file, the step, and a
+digest of itself. The newest checkpoint that agrees with its manifest wins; a damaged one is named
+and passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors.torch import load_file
+from torch import Tensor
+
+from intfast.state import files, tensorfile
+
+KEEP_LAST = 2
+"""Checkpoints kept per stage."""
+FORMAT = 1
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    bytes: int
+    sha256: str
+
+
+class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    step: int
+    files: dict[str, _File]
+    sha256: str = ""
+    """Of this manifest's JSON with an empty digest."""
+
+    def digest(self) -> str:
+        bare = msgspec.json.encode(msgspec.structs.replace(self, sha256=""))
+        return hashlib.sha256(bare).hexdigest()
+
+
+def save(stage: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Write `stage/step-000020` with these tensors and this JSON state; returns the folder.
+
+    Then all but the newest KEEP_LAST whole ones are removed. Raises ValueError when a tensor holds
+    a non-finite number: such a state is never saved; RuntimeError when the disk refuses.
+    """
+    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"checkpoint of step {step}: expected finite tensors, got nan or inf in "
+            f"{', '.join(bad[:5])}; lower the learning rate, or continue from the last checkpoint"
+        )
+    folder = stage / f"step-{step:06d}"
+    aside = stage / f".{folder.name}.part"
+    files.remove(aside)
+    files.make_folder(aside)
+    written = {
+        TENSORS: tensorfile.write(aside / TENSORS, tensors),
+        STATE: files.write(aside / STATE, [msgspec.json.encode(dict(state))]),
+    }
+    entries = {name: _File(*entry) for name, entry in written.items()}
+    manifest = _Manifest(format=FORMAT, step=step, files=entries)
+    manifest = msgspec.structs.replace(manifest, sha256=manifest.digest())
+    files.write(aside / MANIFEST, [msgspec.json.encode(manifest)])
+    files.publish(aside, folder)
+    prune(stage, step)
+    return folder
+
+
+def newest(stage: Path, warn: Callable[[str], None]) -> Path | None:
+    """The folder of the newest whole checkpoint of a stage, or None; damaged ones are named."""
+    for _, folder in _folders(stage):
+        fault = verify(folder)
+        if not fault:
+            return folder
+        warn(f"checkpoint {folder} is damaged ({fault}); trying the one before")
+    return None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON state of a whole checkpoint."""
+    return msgspec.json.decode((folder / STATE).read_bytes())
+
+
+def latest(
+    stage: Path, warn: Callable[[str], None]
+) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """(step, tensors, state) of the newest whole checkpoint of a stage, or None."""
+    folder = newest(stage, warn)
+    if folder is None:
+        return None
+    return int(folder.name[5:]), load_file(folder / TENSORS), read_state(folder)
+
+
+def verify(folder: Path) -> str:
+    """What is wrong with a checkpoint folder; empty when every byte is as it was written."""
+    manifest = _read_manifest(folder)
+    if isinstance(manifest, str):
+        return manifest
+    for name, expected in manifest.files.items():
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
+                return f"{name} has another digest"
+    return ""
+
+
+def _read_manifest(folder: Path) -> _Manifest | str:
+    """The manifest of a folder that has its files in the right sizes, else what is wrong."""
+    if not (folder / MANIFEST).is_file():
+        return f"no {MANIFEST}"
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return f"{MANIFEST} is not a manifest"
+    if manifest.digest() != manifest.sha256:
+        return f"{MANIFEST} has another digest"
+    if manifest.format != FORMAT:
+        return f"{MANIFEST} has format {manifest.format}, this version reads {FORMAT}"
+    if f"step-{manifest.step:06d}" != folder.name or set(manifest.files) != {TENSORS, STATE}:
+        return f"{MANIFEST} is of another checkpoint"
+    for name, expected in manifest.files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (folder / name).stat().st_size != expected.bytes:
+            return f"{name} has another size"
+    return manifest
+
+
+def _folders(stage: Path) -> Iterator[tuple[int, Path]]:
+    """(step, folder) of what is named like a checkpoint, newest first."""
+    found = [(re.fullmatch(r"step-(\d{6,})", path.name), path) for path in stage.glob("step-*")]
+    yield from sorted(((int(m[1]), path) for m, path in found if m), reverse=True)
+
+
+def prune(stage: Path, step: int) -> None:
+    """Remove what is neither the whole checkpoint of this step nor one of those before it.
+
+    Later steps are damaged, or this run would have continued from them.
+    """
+    num_kept = 0
+    for found, folder in _folders(stage):
+        whole = found <= step and not isinstance(_read_manifest(folder), str)
+        if whole and num_kept < KEEP_LAST:
+            num_kept += 1
+        else:
+            files.retire(folder)
+    for leftover in stage.glob(".step-*"):
+        files.remove(leftover)

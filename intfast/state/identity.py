@@ -1,0 +1,86 @@
+"""What a run was started with, so that it is never continued with something else in silence."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from intfast.model import weights
+
+WHOLE_BYTES = 64 << 20
+"""Files up to this size are hashed whole."""
+BLOCKS, BLOCK_BYTES = 64, 1 << 16
+"""Of larger ones the size, and so many blocks, evenly spaced, the first and the last included."""
+DECISIVE = ("engine", "model_files", "tokenizer_files", "train", "test")
+"""Entries of the manifest that must not change while a run continues."""
+
+
+def model_files(folder: Path) -> dict[str, dict[str, str]]:
+    """{"model_files": {name: digest}, "tokenizer_files": {...}} of a model folder.
+
+    A trained or converted model differs from another in every block; a single damaged byte of a
+    large file can pass unseen.
+    """
+    names = {"model_files": [path.name for path in folder.glob("*.safetensors")] + ["config.json"]}
+    names["tokenizer_files"] = [
+        name for name in weights.COMPANIONS if name != "generation_config.json"
+    ]
+    return {
+        kind: {n: _digest(folder / n) for n in sorted(found) if (folder / n).is_file()}
+        for kind, found in names.items()
+    }
+
+
+def _digest(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= WHOLE_BYTES:
+            digest.update(file.read())
+        else:
+            for block in range(BLOCKS):
+                file.seek(block * (size - BLOCK_BYTES) // (BLOCKS - 1))
+                digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()[:32]
+
+
+def check_unchanged(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Raise ValueError naming what differs between a run's manifest and this start of it."""
+    if stored is None:
+        return
+    rows = [
+        f"\n  {name}: was {was}, is {found}"
+        for entry in DECISIVE
+        for name, was, found in _differences(entry, stored.get(entry), now.get(entry))
+    ]
+    if rows:
+        raise ValueError(
+            "this run was started with other inputs than those there are now; differing:"
+            + "".join(rows)
+            + "\nbring them back to continue it, or use another run=FOLDER"
+        )
+
+
+def _differences(entry: str, was: Any, found: Any) -> list[tuple[str, Any, Any]]:
+    if not isinstance(was, Mapping) or not isinstance(found, Mapping):
+        return [] if was == found else [(entry, was, found)]
+    names = sorted({*was, *found})
+    return [
+        (f"{entry} {name}", was.get(name, "absent"), found.get(name, "absent"))
+        for name in names
+        if was.get(name) != found.get(name)
+    ]
+
+
+def other_versions(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """What of the software and hardware differs; empty where nothing does."""
+    if stored is None:
+        return ""
+    keys = ("intfast", "commit", "python", "packages", "device", "threads")
+    return ", ".join(
+        f"{name} was {was}, is {found}"
+        for key in keys
+        for name, was, found in _differences(key, stored.get(key), now.get(key))
+    )

@@ -1,0 +1,186 @@
+"""One JSONL row a step, one console line, one progress bar a long phase, seconds per phase."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from intfast.safe_text import shown
+from intfast.state import interrupt, oom
+from intfast.state.runfolder import Journal
+
+Row = dict[str, Any]
+PLAIN_EVERY_S = 30.0
+"""Seconds between progress lines where there is no terminal."""
+
+
+PLAIN_WIDTH = 120
+"""Columns of the tables where there is no terminal to ask."""
+
+
+def make_console() -> Console:
+    """A console as wide as its terminal, or wide enough for the tables in a log file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def say(console: Console, text: object) -> None:
+    """Print a text as it is, but for hidden characters and secrets; brackets are not markup."""
+    console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
+
+
+class Metrics:
+    """The metrics journal of a run and its console.
+
+    Phases add up seconds until the next row, which carries them as `seconds_<phase>`; so the rows
+    of a run, summed, say where its time went, across interruptions too.
+    """
+
+    def __init__(
+        self,
+        journal: Journal[Row],
+        console: Console | None = None,
+        last_write: float | None = None,
+    ) -> None:
+        """last_write: of the process that this one continues, in Unix seconds."""
+        self.journal = journal
+        self._last_write = last_write
+        self.console = console or make_console()
+        self.listeners: list[Callable[[Row], None]] = []
+        """Called with every row after it is on the disk; they must not raise or wait."""
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._carried: list[Callable[[], Row]] = []
+
+    def carry(self, take: Callable[[], Row]) -> None:
+        """Let every row hold what `take` returns when it is written."""
+        self._carried.append(take)
+
+    def row(self, stage: str, step: int, values: Row, line: str = "") -> None:
+        """Write one row; print `line` where given."""
+        seconds = {f"seconds_{name}": round(value, 3) for name, value in self._seconds.items()}
+        self._seconds.clear()
+        carried = {key: value for take in self._carried for key, value in take().items()}
+        about = {"stage": stage, "step": step}
+        self._write(about | values | carried | seconds | self._restart())
+        if line:
+            self.say(line)
+
+    def aside(self, stage: str, step: int, values: Row) -> None:
+        """Write one row in the middle of another stage, to which the seconds still belong."""
+        self._write({"stage": stage, "step": step} | values)
+
+    def _write(self, row: Row) -> None:
+        self.journal.append([row])
+        for listener in self.listeners:
+            listener(row)
+
+    def _restart(self) -> Row:
+        """In the first row of a continued run: what the interruption cost until this row."""
+        if self._last_write is None:
+            return {}
+        found = {
+            "since_start_s": round(interrupt.seconds_up(), 3),
+            "since_last_write_s": round(time.time() - self._last_write, 3),
+        }
+        self._last_write = None
+        self.say(
+            f"continued: first new result {found['since_start_s']:.1f} s after this start, "
+            f"{found['since_last_write_s']:.1f} s after the last write of the process before"
+        )
+        return found
+
+    def rows(self, stage: str) -> list[Row]:
+        """The rows of a stage so far."""
+        return [row for row in self.journal.records if row["stage"] == stage]
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop rows of steps that an interrupted run did, but did not save."""
+        kept = [r for r in self.journal.records if r["stage"] != stage or r["step"] <= step]
+        if len(kept) < len(self.journal.records):
+            self.journal.replace(kept)
+
+    def seconds(self) -> dict[str, dict[str, float]]:
+        """Stage -> phase -> seconds, over all rows."""
+        total: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for row in self.journal.records:
+            for name, value in row.items():
+                if name.startswith("seconds_"):
+                    total[row["stage"]][name.removeprefix("seconds_")] += value
+        return {stage: dict(phases) for stage, phases in total.items()}
+
+    def say(self, text: str) -> None:
+        """Print one line, see the function `say`."""
+        say(self.console, text)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the seconds inside under `name`."""
+        start = time.perf_counter()
+        try:
+            with oom.explained(name), interrupt.phase(name):
+                yield
+        finally:
+            self._seconds[name] += time.perf_counter() - start
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int, int], None]]:
+        """A bar over `total` samples; `advance(num_finished, num_tokens)` adds to it.
+
+        Without a terminal: a line at most every PLAIN_EVERY_S seconds.
+        """
+        if self.console.is_terminal:
+            with Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            ) as bar:
+                task = bar.add_task(title, total=total, rate="")
+                counter = _Counter(total)
+
+                def advance(num_finished: int, num_tokens: int) -> None:
+                    counter.add(num_finished, num_tokens)
+                    bar.update(task, advance=num_finished, rate=counter.rate())
+
+                yield advance
+            return
+        counter = _Counter(total)
+
+        def advance(num_finished: int, num_tokens: int) -> None:
+            counter.add(num_finished, num_tokens)
+            if counter.is_due():
+                self.say(f"{title}: {counter.finished}/{total}, {counter.rate()}")
+
+        yield advance
+
+
+class _Counter:
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.finished = 0
+        self.tokens = 0
+        self.start = self.last = time.perf_counter()
+
+    def add(self, num_finished: int, num_tokens: int) -> None:
+        interrupt.beat()
+        self.finished += num_finished
+        self.tokens += num_tokens
+
+    def rate(self) -> str:
+        return f"{self.tokens / max(1e-9, time.perf_counter() - self.start):,.0f} tokens/s"
+
+    def is_due(self) -> bool:
+        now = time.perf_counter()
+        if now - self.last < PLAIN_EVERY_S:
+            return False
+        self.last = now
+        return True

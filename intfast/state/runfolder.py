@@ -1,0 +1,155 @@
+"""The run folder: one writer, append-only journals that survive a torn line, atomic JSON files.
+
+Everything a run did can be read from its folder. Stages ask their journal what is already there
+and compute only what is missing, so the same command continues an interrupted run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from intfast import cli
+from intfast.config import Config
+from intfast.state import files
+
+T = TypeVar("T")
+MAY_CHANGE = {
+    "run",
+    *("watchdog_s", "metrics.trackers", "metrics.project", "metrics.example_logprobs"),
+    "parity.every",
+    "parity.threshold",
+    "model.memory_gib",
+    "model.activation_checkpointing",
+    "rollout.cache_gib",
+    "rollout.max_rows",
+    "rollout.sleep",
+    "batch.max_tokens",
+    "grade.workers",
+}
+"""Settings that have no part in what a run computes, on a CPU but for `batch.max_tokens` to the
+last bit: what a run that was moved, out of memory, or stopped by a check, may be continued with."""
+
+
+class Journal(Generic[T]):
+    """A JSONL file of records of one type, append-only.
+
+    Opening reads what is there; a last line without its line end (a write that was cut off) is
+    removed. A damaged line elsewhere raises ValueError with file and line number.
+    """
+
+    def __init__(self, path: Path, kind: type[T]) -> None:
+        self.path = path
+        self.kind = kind
+        self.records: list[T] = []
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                self.records.append(msgspec.json.decode(line, type=kind))
+            except msgspec.DecodeError as error:
+                raise ValueError(
+                    f"{path}:{number} is no {kind.__name__} record ({error}); "
+                    "restore the file, or delete it to repeat its stage"
+                ) from error
+
+    def append(self, records: Iterable[T]) -> None:
+        """Add records; they are on the disk when this returns."""
+        records = list(records)
+        if not records:
+            return
+        data = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+        files.append(self.path, data)
+        self.records += records
+
+    def replace(self, records: Iterable[T]) -> None:
+        """Put these records in place of all, atomically."""
+        self.records = list(records)
+        data = b"".join(msgspec.json.encode(record) + b"\n" for record in self.records)
+        files.write_atomic(self.path, data)
+
+
+class RunFolder:
+    """The folder of one run, locked against a second writer while open.
+
+    Raises ValueError when the folder holds a run of another config (the differing keys are
+    listed), or RuntimeError when another process is writing to it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.path = Path(config.run)
+        files.make_folder(self.path)
+        last_write = _last_write(self.path)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RuntimeError(
+                f"another process is writing to {self.path}; wait for it, or use another run=FOLDER"
+            ) from error
+        self.changed: dict[str, tuple[Any, Any]] = {}
+        """Settings with another value than before: key -> (old, new)."""
+        try:
+            self.resumed = self._keep_config(config)
+        except BaseException:
+            self._lock.close()
+            raise
+        # Records that a comparison put here are no run yet.
+        self.last_write = last_write if self.resumed else None
+        """When a process before this one last wrote a file here, in Unix seconds; None: never."""
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.close()
+
+    def journal(self, name: str, kind: type[T]) -> Journal[T]:
+        """The journal `name`.jsonl of this run."""
+        return Journal(self.path / f"{name}.jsonl", kind)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run, atomically."""
+        write_json(self.path / name, value)
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file of the run, or None where it does not exist."""
+        path = self.path / name
+        return msgspec.json.decode(path.read_bytes()) if path.exists() else None
+
+    def _keep_config(self, config: Config) -> bool:
+        """Store the resolved config, or compare with the stored one; whether one was there."""
+        path = self.path / "config.toml"
+        if path.exists():
+            stored = cli.load(path)
+            changed = cli.differences(config, stored)
+            self.changed = {k: v for k, v in changed.items() if k in MAY_CHANGE}
+            if changed := {k: v for k, v in changed.items() if k not in MAY_CHANGE}:
+                rows = "".join(f"\n  {k}: was {a!r}, is {b!r}" for k, (a, b) in changed.items())
+                raise ValueError(
+                    f"{self.path} holds a run with another config; differing keys:{rows}\n"
+                    "use another run=FOLDER, or the old values to continue it"
+                )
+            if self.changed:
+                files.write_atomic(path, cli.to_toml(config).encode())
+            return True
+        files.write_atomic(path, cli.to_toml(config).encode())
+        return False
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value, msgspec Structs included, as an indented JSON file, atomically."""
+    files.write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def _last_write(folder: Path) -> float | None:
+    times = [path.stat().st_mtime for path in folder.rglob("*") if path.is_file()]
+    return max(times, default=None)

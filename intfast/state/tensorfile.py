@@ -1,0 +1,56 @@
+"""Safetensors files, written as a stream: one tensor in host memory at a time, hashed on the way.
+
+The format: 8 bytes of header length, a JSON header, the tensors' bytes in the header's order
+(https://github.com/huggingface/safetensors, "Format"). Wide types come first, as its own writer
+does, so that every tensor is aligned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from intfast.state import files
+
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> files.Written:
+    """Write and sync a safetensors file; its size and digest."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    return files.write(path, _pieces({name: tensors[name] for name in names}, metadata))
+
+
+def _pieces(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+) -> Iterator[bytes | memoryview]:
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for tensor in tensors.values():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        yield memoryview(flat.view(torch.uint8).numpy())

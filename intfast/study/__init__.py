@@ -1,0 +1,1 @@
+"""Looking at runs: tables, pages, comparisons, ablations. Nothing below imports it."""

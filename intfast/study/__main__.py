@@ -1,0 +1,29 @@
+"""Looking at runs: python -m intfast.study report|compare|ablate|regrade ..."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "report": "run folders -> one HTML page",
+    "compare": "several arms from one config, in one table",
+    "ablate": "the SFT stage's ablations on a finished run",
+    "regrade": "stored rows, graded again",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit code of the command."""
+    if arguments and arguments[0] in COMMANDS:
+        return importlib.import_module(f"intfast.study.{arguments[0]}").main(arguments[1:])
+    rows = "".join(f"\n  {name:8} {what}" for name, what in COMMANDS.items())
+    usage = f"usage: python -m intfast.study COMMAND ...\n{rows}\n\nCOMMAND --help explains one."
+    asked = bool({"--help", "-h"} & set(arguments))
+    print(usage, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

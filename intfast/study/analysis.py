@@ -1,0 +1,270 @@
+"""The paper's other tables, on any run: likelihoods, entropy, pass@k curves, and RL curves.
+
+Written to `analysis.json` at the end of a run. Only reads weights and records: no result depends on
+it. Every text is scored as it stands in training: prompt before it, token by token, temperature 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from rich.table import Table
+
+from intfast import forward, intervene
+from intfast.batch import pack
+from intfast.evaluate import Estimate, Evaluation, bootstrap
+from intfast.kernels.linear_logprob import linear_logprob
+from intfast.prompts import encode
+from intfast.records import Attempt, Continuation, Example, Intervention, Problem
+from intfast.run import Parts
+from intfast.study.summary import Found
+
+CURVES = (
+    "reward",
+    "zero_advantage",
+    "all_wrong",
+    "all_right",
+    "length",
+    "truncated",
+    "entropy_sampled",
+    "entropy_mean",
+    "sampled_tokens",
+)
+
+
+class TextMeasure(NamedTuple):
+    """Of one text: its tokens, and per token the mean of -log-prob and of the entropy, in nats."""
+
+    num_tokens: int
+    nll: float
+    entropy: float
+
+
+def write(parts: Parts, found: Found, supervised: str) -> dict[str, Any]:
+    """Print the tables and write analysis.json; texts are scored by "base" and by `supervised`.
+
+    An interrupted run scores again: it takes one forward over `analysis.texts` texts of each kind.
+    """
+    names = ["base"] if supervised == "base" else ["base", supervised]
+    result = {
+        "texts": _texts(parts, found, names) if parts.config.analysis.texts else {},
+        "pass_at_k": pass_curves(parts),
+        "rl_curves": rl_curves(parts),
+    }
+    parts.folder.write_json("analysis.json", result)
+    say(parts, result)
+    return result
+
+
+# --- texts -------------------------------------------------------------------------------------
+
+
+def sources(parts: Parts, found: Found) -> dict[str, list[Example]]:
+    """Texts by kind, as Examples whose weight marks the tokens that are measured.
+
+    The kinds "intervention, ..." measure the replacement step alone, given problem and prefix:
+    "kept" ones unlocked their problem, "held out" ones did too but stay out of the SFT set
+    (`sft.held_out`), "unsolved" ones never led to an answer.
+    """
+    problems = {problem.id: problem for problem in found.selected}
+    by_id = {record.id: record for record in found.interventions}
+    share = parts.config.sft.held_out
+
+    def attempts(grade: str) -> list[Attempt]:
+        return [r for r in found.attempts if r.grade == grade and r.problem_id in problems]
+
+    def gate(name: str, held: bool | None = None) -> list[Intervention]:
+        passed = [record for record in found.interventions if record.gate == name]
+        is_held = [intervene.is_held_out(record.problem_id, share) for record in passed]
+        return [r for r, h in zip(passed, is_held, strict=True) if held is None or h == held]
+
+    def target(record: Intervention) -> list[int]:
+        return [*record.prefix_ids, *record.intervention_ids]
+
+    right = [r for r in found.continuations if (r.start, r.grade) == ("intervention", "correct")]
+    guided = [record for record in found.interventions if record.guided]
+    references = [problem for problem in found.selected if problem.reference]
+    tokenizer = parts.solver.tokenizer
+    # kind: records, the answer before the measured tokens, the measured tokens
+    kinds: dict[str, tuple[Sequence[Any], Any, Any]] = {
+        "attempt, wrong": (attempts("wrong"), _nothing, _sampled),
+        "attempt, right": (attempts("correct"), _nothing, _sampled),
+        "reference": (references, _nothing, lambda r: encode(tokenizer, r.reference)),
+        "guided solution": (guided, _nothing, lambda r: encode(tokenizer, r.guided)),
+        "prefix + intervention": (gate("kept"), _nothing, target),
+        "continuation, right": (right, lambda r: target(by_id[r.intervention_id]), _sampled),
+        "intervention, kept": (gate("kept", False), _prefix, _step),
+        "intervention, held out": (gate("kept", True), _prefix, _step),
+        "intervention, unsolved": (gate("unsolved"), _prefix, _step),
+    }
+    made = {}
+    for kind, (records, before, ids) in kinds.items():
+        chosen = _spread(parts, records)
+        keys = [r.id if isinstance(r, Problem) else r.problem_id for r in chosen]
+        rows = zip(keys, chosen, strict=True)
+        examples = [_example(parts, problems[key], before(r), ids(r)) for key, r in rows]
+        made[kind] = [example for example in examples if any(example.weights)]
+    made["SFT example"] = _spread(parts, found.examples)
+    return {kind: examples for kind, examples in made.items() if examples}
+
+
+def _example(parts: Parts, problem: Problem, before: list[int], ids: list[int]) -> Example:
+    head = [*parts.solver.prompt(problem), *before]
+    weights = [0.0] * len(head) + [1.0] * len(ids)
+    return Example(token_ids=[*head, *ids], weights=weights, problem_id=problem.id)
+
+
+def _nothing(record: Any) -> list[int]:
+    return []
+
+
+def _sampled(record: Attempt | Continuation) -> list[int]:
+    return record.token_ids
+
+
+def _prefix(record: Intervention) -> list[int]:
+    return record.prefix_ids
+
+
+def _step(record: Intervention) -> list[int]:
+    return record.intervention_ids
+
+
+def _spread(parts: Parts, records: Sequence[Any]) -> list[Any]:
+    """At most `analysis.texts` of the records, evenly spread over them."""
+    num = min(len(records), parts.config.analysis.texts)
+    return [records[place * len(records) // num] for place in range(num)]
+
+
+def _texts(parts: Parts, found: Found, names: Sequence[str]) -> dict[str, Any]:
+    """Kind -> counts, and per weights the mean over texts of NLL, likelihood and entropy."""
+    made = sources(parts, found)
+    measured: dict[str, dict[str, list[TextMeasure]]] = {kind: {} for kind in made}
+    for name in names:
+        parts.hold(name)
+        with parts.metrics.phase("score"):
+            for kind, examples in made.items():
+                measured[kind][name] = measure(parts, examples)
+    parts.metrics.row("analysis", 1, {"texts": sum(map(len, made.values()))})
+    seed = parts.config.seed
+    table: dict[str, Any] = {}
+    for kind, by_name in measured.items():
+        texts = by_name[names[0]]
+        table[kind] = {
+            "texts": len(texts),
+            "tokens": sum(text.num_tokens for text in texts),
+            "of": {
+                name: {
+                    "nll": (nll := _mean([text.nll for text in texts], seed)),
+                    "likelihood": math.exp(-nll.value),
+                    "entropy": _mean([text.entropy for text in texts], seed),
+                }
+                for name, texts in by_name.items()
+            },
+        }
+    return table
+
+
+@torch.no_grad()
+def measure(parts: Parts, examples: Sequence[Example]) -> list[TextMeasure]:
+    """What the weights in the decoder make of the weighted tokens of each Example."""
+    sums = [[0.0, 0.0, 0.0] for _ in examples]
+    config = msgspec.structs.replace(parts.config.batch, too_long="alone")
+    for batch in pack(examples, config).batches:
+        batch = batch.to(parts.device)
+        hidden_ND = forward.hidden_states(parts.decoder, batch, parts.device)
+        logprob_N, entropy_N = linear_logprob(
+            hidden_ND, parts.decoder.head_weight_VD, batch.target_N
+        )
+        rows = zip(batch.sequence_N.tolist(), logprob_N.tolist(), entropy_N.tolist(), strict=True)
+        for sequence, logprob, entropy in rows:
+            total = sums[batch.examples_S[sequence]]
+            for place, value in enumerate((1.0, -logprob, entropy)):
+                total[place] += value
+    return [TextMeasure(int(num), nll / num, entropy / num) for num, nll, entropy in sums]
+
+
+def _mean(values: Sequence[float], seed: int) -> Estimate:
+    low, high = bootstrap(values, seed)
+    return Estimate(
+        value=math.fsum(values) / len(values), low=low, high=high, num_problems=len(values)
+    )
+
+
+# --- curves ------------------------------------------------------------------------------------
+
+
+def pass_curves(parts: Parts) -> dict[str, dict[int, Estimate]]:
+    """Stored evaluation -> k -> unbiased pass@k, for k = 1, 2, 4, ... and all samples."""
+    stored = parts.folder.read_json("evaluations.json") or {}
+    samples = parts.config.evaluate.samples
+    ks = sorted({2**power for power in range(samples.bit_length())} | {samples})
+    found = {}
+    for name, value in stored.items():
+        evaluation = msgspec.convert(value, Evaluation)
+        most = max((problem.scored for problem in evaluation.problems), default=0)
+        found[name] = evaluation.summary([k for k in ks if k <= most]).pass_at_k
+    return found
+
+
+def rl_curves(parts: Parts) -> dict[str, dict[str, list[float | None]]]:
+    """Stage -> figure -> its value at each RL step; None where a step had no update."""
+    stages = {row["stage"] for row in parts.metrics.journal.records if "zero_advantage" in row}
+    return {
+        stage: {
+            key: [row.get(key) for row in parts.metrics.rows(stage)] for key in ("step", *CURVES)
+        }
+        for stage in sorted(stages)
+    }
+
+
+# --- console -----------------------------------------------------------------------------------
+
+
+def say(parts: Parts, result: dict[str, Any]) -> None:
+    """The tables, as compact as they get."""
+    if result["texts"]:
+        parts.metrics.console.print(_text_table(result["texts"]))
+    if result["pass_at_k"]:
+        parts.metrics.console.print(_pass_table(result["pass_at_k"]))
+
+
+def _text_table(texts: dict[str, Any]) -> Table:
+    names = list(next(iter(texts.values()))["of"])
+    table = Table(
+        title="Texts under the weights: per-token means in nats, mean over texts; p = exp(-NLL)",
+        title_justify="left",
+    )
+    table.add_column("text")
+    for column in ("texts", "tokens", *(f"NLL, {n}" for n in names)):
+        table.add_column(column, justify="right")
+    for name in names:
+        table.add_column(f"p, {name}", justify="right")
+        table.add_column(f"entropy, {name}", justify="right")
+    for kind, row in texts.items():
+        cells = [f"{row['texts']}", f"{row['tokens']:,}"]
+        cells += [_nats(row["of"][name]["nll"]) for name in names]
+        for name in names:
+            figures = row["of"][name]
+            cells += [f"{figures['likelihood']:.3f}", f"{figures['entropy'].value:.3f}"]
+        table.add_row(kind, *cells)
+    return table
+
+
+def _nats(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _pass_table(curves: dict[str, dict[int, Estimate]]) -> Table:
+    table = Table(title="pass@k % on the held-out problems (unbiased)", title_justify="left")
+    table.add_column("weights")
+    ks = sorted({k for curve in curves.values() for k in curve})
+    for k in ks:
+        table.add_column(f"k = {k}", justify="right")
+    for name, curve in curves.items():
+        table.add_row(name, *(f"{100 * curve[k].value:.1f}" if k in curve else "" for k in ks))
+    return table

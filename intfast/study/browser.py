@@ -1,0 +1,209 @@
+"""The interventions of a run folder as plain data for the page: texts, steps, chips, tokens.
+
+A page must open at once and fit into an e-mail, so its texts have budgets in bytes. What does not
+fit is left out whole, by a fixed rule, and counted; the journals have everything.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intfast import cli, intervene
+from intfast.prompts import split_steps
+from intfast.records import Attempt, Continuation, Example, Intervention, Problem, TokenLogprobs
+from intfast.study.page_data import read_rows
+
+ITEM_BYTES = 24_000_000
+"""Texts of candidates in one page: problems, references, attempts, replies."""
+CONTINUATION_BYTES = 4_000_000
+"""Texts of continuations in one page."""
+TOKENS = 100_000
+"""Tokens with their colours in one page; a token takes about 40 bytes."""
+MARKS = {"correct": "c", "wrong": "w", "unscored": "u"}
+
+
+def browse(folder: Path) -> dict[str, Any]:
+    """The candidates with all that belongs to them, other SFT examples, and what was left out."""
+    separator = cli.load(folder / "config.toml").prompt.separator
+    candidates = read_rows(folder, "interventions", Intervention)
+    examples = read_rows(folder, "examples", Example)
+    scored = read_rows(folder, "example_logprobs", TokenLogprobs)
+    fitting = [row for row in _within_tokens(scored) if row.example < len(examples)]
+    others = [row for row in fitting if examples[row.example].kind != "intervention"]
+    with_others = {examples[row.example].problem_id for row in others}
+    wanted = {record.problem_id for record in candidates} | with_others
+    problems = {p.id: p for p in read_rows(folder, "problems", Problem) if p.id in wanted}
+    pairs = {(record.problem_id, record.attempt) for record in candidates}
+    attempts = {
+        (record.problem_id, record.sample): record
+        for record in read_rows(folder, "attempts", Attempt)
+        if (record.problem_id, record.sample) in pairs
+    }
+    kept = _within_budget(candidates, problems, attempts)
+    shown = {record.problem_id for record in kept}
+    chips, num_texts = _chips(folder, {record.id for record in kept})
+    tokens = _tokens(examples, fitting, kept, attempts)
+    return {
+        "scored": len(scored),
+        "trained": [_trained(examples[row.example], row) for row in others],
+        "examples": [_streams(row, _begin(row)) for row in others],
+        "left_out": {
+            "examples": len(scored) - len(fitting),
+            "candidates": len(candidates) - len(kept),
+            "texts": sum(len(g) for starts in chips.values() for g, _ in starts.values())
+            - num_texts,
+        },
+        "problems": {
+            key: [problem.problem, problem.answer, problem.reference or ""]
+            for key, problem in problems.items()
+            if key in shown | with_others
+        },
+        "attempts": {
+            f"{problem_id}/{sample}": [split_steps(record.text, separator), record.reason]
+            for (problem_id, sample), record in attempts.items()
+            if problem_id in shown
+        },
+        "items": [
+            _item(record, chips.get(record.id, {}), tokens.get(record.id)) for record in kept
+        ],
+    }
+
+
+def _item(record: Intervention, chips: dict[str, Any], tokens: Any) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "problem": record.problem_id,
+        "attempt": record.attempt,
+        "sample": record.sample,
+        "gate": record.gate,
+        "reason": record.reason,
+        "location": record.location,
+        "content": record.content,
+        "reply": record.reply,
+        "guided": record.guided,
+        "num_tokens": record.num_tokens,
+        "chips": chips,
+        "tokens": tokens,
+    }
+
+
+def _within_budget(
+    candidates: Sequence[Intervention],
+    problems: Mapping[str, Problem],
+    attempts: Mapping[tuple[str, int], Attempt],
+) -> list[Intervention]:
+    """The candidates whose texts fit, in their order: those that got furthest are taken first."""
+    furthest = {gate: -place for place, gate in enumerate(intervene.GATES)}
+    room = ITEM_BYTES
+    seen: set[Any] = set()
+    kept: set[str] = set()
+    for record in sorted(candidates, key=lambda record: furthest[record.gate]):
+        pair = (record.problem_id, record.attempt)
+        size = len(record.reply) + len(record.guided) + len(record.content) + 400
+        if pair in attempts and pair not in seen:
+            size += len(attempts[pair].text)
+        if record.problem_id in problems and record.problem_id not in seen:
+            problem = problems[record.problem_id]
+            size += len(problem.problem) + len(problem.reference or "")
+        if size > room:
+            continue
+        room -= size
+        seen |= {pair, record.problem_id}
+        kept.add(record.id)
+    return [record for record in candidates if record.id in kept]
+
+
+def _chips(folder: Path, wanted: set[str]) -> tuple[dict[str, dict[str, Any]], int]:
+    """Intervention id -> start -> (one mark per sample, {place: text}), and how many texts.
+
+    The first right and the first wrong one of each start come first, then the others in order.
+    """
+    drawn: dict[str, dict[str, list[Continuation]]] = defaultdict(lambda: defaultdict(list))
+    for record in read_rows(folder, "continuations", Continuation):
+        if record.intervention_id in wanted:
+            drawn[record.intervention_id][record.start].append(record)
+    chips: dict[str, dict[str, Any]] = defaultdict(dict)
+    first, rest = [], []
+    for key, starts in drawn.items():
+        for start, records in starts.items():
+            records.sort(key=lambda record: record.sample)
+            texts: dict[int, str] = {}
+            chips[key][start] = ("".join(MARKS[record.grade] for record in records), texts)
+            seen: set[str] = set()
+            for place, record in enumerate(records):
+                (rest if record.grade in seen else first).append((texts, place, record.text))
+                seen.add(record.grade)
+    return chips, _fill([*first, *rest])
+
+
+def _fill(entries: Iterable[tuple[dict[int, str], int, str]]) -> int:
+    """Put texts into their tables until the budget is used; returns how many went in."""
+    room, count = CONTINUATION_BYTES, 0
+    for texts, place, text in entries:
+        if len(text) <= room:
+            texts[place] = text
+            room -= len(text)
+            count += 1
+    return count
+
+
+def _tokens(
+    examples: Sequence[Example],
+    scored: Sequence[TokenLogprobs],
+    candidates: Sequence[Intervention],
+    attempts: Mapping[tuple[str, int], Attempt],
+) -> dict[str, Any]:
+    """Intervention id -> [pieces, weights, log-probs before, after] of its scored SFT example.
+
+    An Example does not name its intervention; the same ids behind the same prompt are it.
+    """
+    by_problem: dict[str, list[tuple[list[int], TokenLogprobs]]] = defaultdict(list)
+    for row in scored:
+        example = examples[row.example]
+        by_problem[example.problem_id].append((example.token_ids, row))
+    found = {}
+    for record in candidates:
+        attempt = attempts.get((record.problem_id, record.attempt))
+        if attempt is None or not record.intervention_ids:
+            continue
+        begin = len(attempt.prompt_ids)
+        ids = [*attempt.prompt_ids, *record.prefix_ids, *record.intervention_ids]
+        for token_ids, row in by_problem[record.problem_id]:
+            if token_ids[: len(ids)] == ids:
+                found[record.id] = _streams(row, begin)
+                break
+    return found
+
+
+def _within_tokens(scored: Sequence[TokenLogprobs]) -> list[TokenLogprobs]:
+    """The first examples whose tokens fit, in their order."""
+    room, kept = TOKENS, []
+    for row in scored:
+        if len(row.pieces) <= room:
+            room -= len(row.pieces)
+            kept.append(row)
+    return kept
+
+
+def _begin(row: TokenLogprobs) -> int:
+    """Where the prompt ends, for targets that carry loss from their first token."""
+    return next((place for place, weight in enumerate(row.weights) if weight), len(row.weights))
+
+
+def _trained(example: Example, row: TokenLogprobs) -> list[Any]:
+    """[problem, kind, loss tokens, mean log-prob before, after]."""
+    pairs = [(a, b) for a, b in zip(row.base, row.trained, strict=True) if None not in (a, b)]
+    means = [sum(values) / len(pairs) for values in zip(*pairs, strict=True)] or [None, None]
+    return [example.problem_id, example.kind, len(pairs), *map(_round, means)]
+
+
+def _streams(row: TokenLogprobs, begin: int) -> list[list[Any]]:
+    streams = (row.pieces, row.weights, row.base, row.trained)
+    return [[_round(v) for v in stream[begin:]] for stream in streams]
+
+
+def _round(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value

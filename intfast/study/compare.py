@@ -1,0 +1,327 @@
+"""Several arms from one base model and one set of problems, in one table.
+
+python -m intfast.compare CONFIG.toml [arms=rl,int_rl] [seeds=0,1,2] [key.sub=value ...] [--dry-run]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from intfast import cli
+from intfast.config import Config
+from intfast.safe_text import shown
+from intfast.state.command import exit_code
+from intfast.study import arms
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+USAGE = """\
+usage: python -m intfast.compare CONFIG.toml [arms=NAME,...] [seeds=N,...] [equal_tokens=BOOL]
+                                 [key.sub=value ...] [ARM:key.sub=value ...] [--dry-run]
+
+Runs arms over the same trainer, problems and base model and writes one table: compare.md,
+compare.json and the page report.html in the folder `run`, where every arm and seed has an ordinary
+run folder. Attempts and interventions are drawn once per seed. The same command continues.
+
+  arms=          which rows; default: all but rft_rl, star_rl and prefix_rl
+  seeds=         one repetition each; default: the seed of the config
+  equal_tokens=  true: RL of the other arms goes on until they have generated as many tokens as
+                 int_rl, data collection included; false: equal steps only; default: true where
+                 int_rl is among the arms and rl.optim.schedule is constant
+  ARM:key=value  a setting of sft or rl for one arm alone; int:sft.epochs=8 is for int and int_rl
+  --dry-run      print the arms, their settings and the most that they can generate
+  --help         this text, and `python -m intfast.train --help` for every setting
+
+Arms:
+"""
+
+FIXED = ("sft.data", "rl.steps", "rl.until_tokens", "rl.from_base", "rl.evaluate_every")
+"""Settings, and those that begin with rl.hint or rl.problems, that make the arms and the table."""
+
+
+class Plan(NamedTuple):
+    """What was asked for."""
+
+    path: str
+    words: list[str]
+    names: list[str]
+    seeds: list[int]
+    equal_tokens: bool
+    own: dict[str, list[str]]
+    """Arm, without "_rl" -> its own settings."""
+
+    def config(self, name: str, seed: int, until_tokens: int | None = None) -> Config:
+        """The config of the run of an arm; its folder lies in that of the comparison."""
+        root = cli.load(self.path, self.words).run
+        own = self.own.get(arms.family(name), [])
+        words = [*self.words, *arms.ARMS[name].settings, *own, f"seed={seed}"]
+        if until_tokens:
+            words.append(f"rl.until_tokens={until_tokens}")
+        try:
+            return cli.load(self.path, [*words, f"run={root}/seed-{seed}/{name}"])
+        except ValueError as error:
+            raise ValueError(f"arm {name}: {error}") from error
+
+    def goes_on(self, name: str) -> bool:
+        """Whether RL of this run goes on behind `rl.steps`, for equal tokens."""
+        return self.equal_tokens and name != arms.OURS and name.endswith("rl")
+
+    @property
+    def root(self) -> Path:
+        """The folder of the comparison."""
+        return Path(cli.load(self.path, self.words).run)
+
+
+def read_plan(words: Sequence[str]) -> Plan:
+    """The plan of a command line; raises ValueError for what the user can change."""
+    own = {"arms": ",".join(arms.DEFAULT), "seeds": "", "equal_tokens": ""}
+    rest, of_arms = [], []
+    for word in words[1:]:
+        key, _, value = word.partition("=")
+        if key in own:
+            own[key] = value
+        elif ":" in key:
+            of_arms.append(word)
+        else:
+            rest.append(word)
+    config = cli.load(words[0], rest)
+    names = arms.check([name for name in own["arms"].split(",") if name])
+    seeds = own["seeds"] or str(config.seed)
+    if not all(part.strip().isdigit() for part in seeds.split(",")):
+        raise ValueError(f"seeds= expects whole numbers separated by commas, got {seeds!r}")
+    if own["equal_tokens"] not in ("true", "false", ""):
+        raise ValueError(f"equal_tokens= expects true or false, got {own['equal_tokens']!r}")
+    if config.data.test is None:
+        raise ValueError("a comparison needs held-out problems: set data.test")
+    if not config.rl.steps and (bad := [n for n in names if n.endswith("rl")]):
+        raise ValueError(f"rl.steps = 0, but arms {', '.join(bad)} need RL; leave them out")
+    if not config.sft.epochs and (bad := [n for n in names if arms.needs_sft(n)]):
+        raise ValueError(f"sft.epochs = 0, but arms {', '.join(bad)} need SFT; leave them out")
+    if config.rl.problems == "unlocked" and (bad := [n for n in names if n.endswith("rl")]):
+        raise ValueError(
+            'rl.problems = "unlocked" would train every arm on the problems that InT unlocked, and '
+            f"charge it for InT's search ({', '.join(bad)}); set rl.problems=selected"
+        )
+    can_extend = arms.OURS in names and config.rl.optim.schedule == "constant"
+    if own["equal_tokens"] == "true" and not can_extend:
+        raise ValueError(
+            "equal_tokens=true needs int_rl among the arms and rl.optim.schedule = constant; add "
+            "what is missing, or leave equal_tokens out"
+        )
+    plan = Plan(
+        path=words[0],
+        words=rest,
+        names=names,
+        seeds=list(dict.fromkeys(int(part) for part in seeds.split(","))),
+        equal_tokens=own["equal_tokens"] != "false" and can_extend,
+        own=_own_settings(of_arms, names),
+    )
+    for name in arms.runs(names):
+        arm = plan.config(name, plan.seeds[0], 1 if plan.goes_on(name) else None)
+        if arms.needs_sft(name) and not arm.sft.epochs:
+            raise ValueError(f"arm {name}: sft.epochs = 0, but the arm needs SFT")
+    return plan
+
+
+def _own_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """The words of single arms, ARM:key=value, by arm; raises ValueError for what cannot be."""
+    known = {arms.family(name) for name in names if name != "base"}
+    found: dict[str, list[str]] = {}
+    for word in words:
+        name, _, setting = word.partition(":")
+        if arms.family(name) not in known:
+            others = ", ".join(name for name in names if name != "base")
+            raise ValueError(f"{word}: no arm {name} here; arms are {others}")
+        if not setting.startswith(("sft.", "rl.")):
+            # The collection is shared, and evaluations are compared.
+            raise ValueError(f"{word}: expected a setting of sft or rl for one arm, got {setting}")
+        key = setting.partition("=")[0]
+        if key in FIXED or key.startswith(("rl.hint", "rl.problems")):
+            raise ValueError(
+                f"{word}: {key} tells the arms apart or is the same for all; leave it out, or, "
+                f"where no arm sets it, give {setting} for all of them"
+            )
+        found.setdefault(arms.family(name), []).append(setting)
+    return found
+
+
+def run(plan: Plan, console: Console) -> dict[str, Any]:
+    """Run what is missing; write compare.json, compare.md and report.html; return the first."""
+    from intfast.study import compare_table, report
+
+    start = time.perf_counter()
+    names = arms.runs(plan.names)
+    configs = {seed: {name: plan.config(name, seed) for name in names} for seed in plan.seeds}
+    for seed, rows in configs.items():
+        # Where ours had no example there were no tokens to equal.
+        open_end = not (plan.root / f"seed-{seed}" / arms.OURS / "skipped.json").exists()
+        for name, config in rows.items():
+            _check_stored(config, open_end and plan.goes_on(name))
+    sources = {s: _collect(plan, s, list(rows.values()), console) for s, rows in configs.items()}
+    until: dict[int, int | None] = dict.fromkeys(plan.seeds)
+    # Arm by arm: what is stopped early has all seeds of the first arms.
+    for place, name in enumerate(names, 1):
+        for seed in plan.seeds:
+            where = f"== arm {place} of {len(names)}, seed {seed}: {name}"
+            console.print(shown(where), markup=False, highlight=False)
+            config = configs[seed][name]
+            if until[seed] and config.rl.steps:
+                config = plan.config(name, seed, until[seed])
+            _run_arm(config, sources[seed], console)
+            if name == arms.OURS and plan.equal_tokens:
+                until[seed] = _generated(Path(config.run))
+    found = compare_table.build(plan.root, plan.names, plan.seeds, plan.own, plan.equal_tokens)
+    found["seconds_last_process"] = time.perf_counter() - start
+    compare_table.write(plan.root, found, console)
+    page = report.write([plan.root], plan.root / "report.html")
+    console.print(shown(f"to look at it: {page}"), markup=False, highlight=False)
+    return found
+
+
+def _collect(plan: Plan, seed: int, configs: Sequence[Config], console: Console) -> Path:
+    """Draw what several arms share: the base evaluation, attempts, interventions."""
+    from intfast import collect, train
+    from intfast.run import build
+
+    # The same for any choice of arms, so that arms can be added later.
+    name = "rl" if plan.config("base", seed).rl.steps else "int"
+    folder = plan.root / f"seed-{seed}" / "collection"
+    config = cli.load(
+        plan.path,
+        [*plan.words, *arms.ARMS[name].settings, f"seed={seed}", f"run={folder}"],
+    )
+    done = configs and all(_is_done(Path(arm.run)) for arm in configs)
+    if done and (folder / "evaluations.json").exists():
+        return folder
+    with build(config, console) as parts:
+        collect.evaluation(parts, "base")
+        train.gather(parts, configs)
+    return folder
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / "summary.json").exists() or (folder / "skipped.json").exists()
+
+
+def _check_stored(config: Config, goes_on: bool) -> None:
+    """Raise ValueError, before any work, where a folder holds an arm with other settings."""
+    from intfast.state.runfolder import MAY_CHANGE
+
+    stored = Path(config.run) / "config.toml"
+    if not stored.exists():
+        return
+    before = cli.load(stored)
+    changed = cli.differences(config, before)
+    # How many tokens are as many as ours is known only behind ours.
+    changed.pop("rl.until_tokens", None)
+    rows = [
+        f"{key}: was {a!r}, is {b!r}" for key, (a, b) in changed.items() if key not in MAY_CHANGE
+    ]
+    if goes_on != (before.rl.until_tokens is not None):
+        was, now = ("ended at rl.steps", "goes on") if goes_on else ("went on", "ends at rl.steps")
+        rows.append(f"its RL {was}; with these arms and equal_tokens it {now}")
+    if rows:
+        raise ValueError(
+            f"{config.run} holds an arm with other settings:\n  "
+            + "\n  ".join(rows)
+            + "\nuse another run=FOLDER"
+        )
+
+
+def _run_arm(config: Config, source: Path, console: Console) -> None:
+    """Run one arm, unless it is done; an arm without a single example is recorded as such."""
+    from intfast import learn
+    from intfast.state.runfolder import write_json
+    from intfast.train import run as train
+
+    folder = Path(config.run)
+    if _is_done(folder):
+        console.print(shown(f"{folder} is done"), markup=False)
+        return
+    _share(source, folder, config)
+    try:
+        train(config, console)
+    except learn.NoExamples as error:
+        console.print(shown(f"{folder}: {error}"), markup=False)
+        write_json(folder / "skipped.json", {"reason": str(error)})
+
+
+def _share(source: Path, folder: Path, config: Config) -> None:
+    """Give a new run folder the records that it would draw itself, from the shared ones."""
+    from intfast.state.files import write_atomic
+
+    names = ["evaluations.json"]
+    names += ["attempts.jsonl"] if config.needs_attempts else []
+    if config.needs_interventions:
+        names += ["interventions.jsonl", "continuations.jsonl"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (source / name).exists() and not (folder / name).exists():
+            write_atomic(folder / name, (source / name).read_bytes())
+
+
+def _generated(folder: Path) -> int | None:
+    """Tokens that a finished arm generated; None where it had nothing to learn from."""
+    import msgspec
+
+    summary = folder / "summary.json"
+    if not summary.exists():
+        return None
+    return sum(msgspec.json.decode(summary.read_bytes())["generated_tokens"].values())
+
+
+# --- dry run -----------------------------------------------------------------------------------
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print every arm with its settings and the most that it can generate; generate nothing."""
+    from intfast.model import weights
+    from intfast.plan import most_tokens
+    from intfast.run import load_data
+
+    def say(text: str) -> None:
+        console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
+
+    seed = plan.seeds[0]
+    configs = {name: plan.config(name, seed) for name in arms.runs(plan.names)}
+    base = plan.config("base", seed)
+    weights.check(weights.resolve(base.model.path))
+    num = max((len(load_data(config, console)[0]) for config in configs.values()), default=0)
+    for name, config in configs.items():
+        rows = [row for row in plan.names if arms.run_of(row, plan.names) == name]
+        say(f"\n{name} (rows: {', '.join(rows)})")
+        for key, (old, new) in cli.differences(config, base).items():
+            if key != "run":
+                say(f"  {key} = {new!r} (was {old!r})")
+        tokens = most_tokens(config, num)
+        parts = ", ".join(f"{what} {count:,}" for what, count in tokens.items())
+        say(f"  generates at most {sum(tokens.values()):,} tokens ({parts})")
+        if plan.goes_on(name):
+            say(f"  RL goes on until it has generated as many tokens as {arms.OURS}")
+    say(f"\n{len(configs)} runs x {len(plan.seeds)} seeds; attempts, interventions once per seed")
+    say("Nothing was generated, trained or written.")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit code, as `intfast.train` does."""
+    if "--help" in arguments or "-h" in arguments:
+        rows = (f"  {name:15} {arm.label}" for name, arm in arms.ARMS.items())
+        print(USAGE + "\n".join(rows))
+        return 0
+    words = [word for word in arguments if word != "--dry-run"]
+    if not words or "=" in words[0]:
+        print(USAGE.split("\n\n")[0] + "\n\n--help explains more.", file=sys.stderr)
+        return 2
+
+    def work() -> None:
+        plan = read_plan(words)
+        from intfast.state.metrics import make_console
+
+        (show if "--dry-run" in arguments else run)(plan, make_console())
+
+    return exit_code(work, "the same command continues this comparison")

@@ -1,0 +1,154 @@
+"""Stored rows graded again: what the grader of today says of the records of a run."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from intfast import cli
+from intfast.grading.grader import Grader, Submission
+from intfast.prompts import split_steps
+from intfast.records import Attempt, Intervention, Problem
+from intfast.safe_text import shown
+from intfast.state.command import exit_code
+
+MAX_SHOWN = 20
+"""Changed rows that a report lists."""
+
+
+class Row(msgspec.Struct):
+    """What is read of a stored row; it may have any other field."""
+
+    text: str
+    answer: str | None = None
+    problem_id: str = ""
+    intervention_id: str = ""
+    start: str = ""
+    finish_reason: str = "stop"
+    grade: str = ""
+    reason: str = ""
+
+
+def read_jsonl(path: Path, kind: type) -> list[Any]:
+    """Decoded lines. Raises ValueError without a file, or with every line that is not a `kind`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    rows, faults = [], []
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            rows.append(msgspec.json.decode(line, type=kind))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            faults.append(f"{path}:{number}: {error}")
+    if faults:
+        more = [f"and {len(faults) - MAX_SHOWN} more"] if len(faults) > MAX_SHOWN else []
+        raise ValueError("\n".join([*faults[:MAX_SHOWN], *more]))
+    return rows
+
+
+def mode_of(path: Path) -> str:
+    """The grading mode of the run whose folder holds the file; "boxed" outside a run folder."""
+    config = path.with_name("config.toml")
+    return cli.load(config).grade.mode if config.is_file() else "boxed"
+
+
+def report(path: Path, grader: Grader, problems: Path | None = None) -> str:
+    """Counts per reason of the rows of a JSONL file, and the rows whose verdict changed.
+
+    A row has `text` and either `answer` or the `problem_id` of a problem in `problems`
+    (default: problems.jsonl beside the file). The rows of continuations.jsonl are read behind the
+    partial answer that they continue, as the run did.
+    Raises ValueError for rows that cannot be read or belong to no problem.
+    """
+    if path.name == "interventions.jsonl":
+        raise ValueError(
+            f"{path} holds no answers; expected attempts.jsonl, continuations.jsonl, or rows with "
+            "`text` and `answer`"
+        )
+    rows: list[Row] = read_jsonl(path, Row)
+    golds = _golds(path, rows, problems)
+    begun = _begun(path) if any(row.intervention_id for row in rows) else {}
+    grades = grader.grade_many(
+        Submission(
+            golds[row.problem_id] if row.answer is None else row.answer,
+            begun.get((row.intervention_id, row.start), "") + row.text,
+            row.finish_reason,
+        )
+        for row in rows
+    )
+    counts = Counter(grade.reason.value for grade in grades)
+    lines = [f"{len(rows)} rows", *(f"{n:8d}  {reason}" for reason, n in counts.most_common())]
+    changed = [
+        f"{path}:{number}: was {row.grade} ({row.reason or 'no reason stored'}), "
+        f"is {grade.status} ({grade.reason})"
+        for number, (row, grade) in enumerate(zip(rows, grades, strict=True), 1)
+        if row.grade and row.grade != grade.status
+    ]
+    lines.append(f"{len(changed)} rows with another verdict than the stored one")
+    more = len(changed) - MAX_SHOWN
+    return "\n".join(lines + changed[:MAX_SHOWN] + ([f"and {more} more"] if more > 0 else []))
+
+
+def _golds(path: Path, rows: list[Row], named: Path | None) -> dict[str, str]:
+    wanted = {row.problem_id for row in rows if row.answer is None}
+    if not wanted:
+        return {}
+    problems = named or path.with_name("problems.jsonl")
+    if named is None and not problems.is_file():
+        raise ValueError(f"{path} has rows without `answer`; name its problems: --problems")
+    golds = {problem.id: problem.answer for problem in read_jsonl(problems, Problem)}
+    if missing := wanted - golds.keys():
+        raise ValueError(f"{problems} lacks problem {min(missing)!r} ({len(missing)} in all)")
+    return golds
+
+
+def _begun(path: Path) -> Mapping[tuple[str, str], str]:
+    """(intervention id, start) -> the text of the partial answer that was continued."""
+    names = ("config.toml", "attempts.jsonl", "interventions.jsonl")
+    config, attempts, interventions = (path.with_name(name) for name in names)
+    if missing := [str(f) for f in (config, attempts, interventions) if not f.is_file()]:
+        raise ValueError(f"{path}: where its rows begin is in {', '.join(missing)}; not found")
+    prompt = cli.load(config).prompt
+    # The words of the compact style are tokens; texts of tokens are joined by a space.
+    between = " " if prompt.style == "compact" else ""
+    texts = {(a.problem_id, a.sample): a.text for a in read_jsonl(attempts, Attempt)}
+    begun = {}
+    for record in read_jsonl(interventions, Intervention):
+        if not record.location:
+            continue
+        attempt = (record.problem_id, record.attempt)
+        if attempt not in texts:
+            raise ValueError(f"{attempts} lacks attempt {attempt}, which {interventions} names")
+        steps = split_steps(texts[attempt], prompt.separator)
+        before = "".join(steps[: record.location - 1])
+        begun[record.id, "prefix"] = before + between
+        begun[record.id, "error"] = "".join(steps[: record.location]) + between
+        begun[record.id, "intervention"] = before + record.content + between
+    return begun
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Grade the stored rows of a file again (attempts.jsonl, continuations.jsonl, or your own with
+    `text` and `answer`); prints counts per reason and the verdicts that changed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m intfast.study regrade", description=main.__doc__
+    )
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--problems", type=Path, help="default: problems.jsonl beside FILE")
+    parser.add_argument("--mode", help='default: as in config.toml beside FILE, else "boxed"')
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--timeout-s", type=float, default=10.0)
+    options = parser.parse_args(arguments)
+
+    def work() -> None:
+        mode = options.mode or mode_of(options.file)
+        with Grader(mode, options.workers, options.timeout_s) as grader:
+            print(shown(report(options.file, grader, options.problems)))
+
+    return exit_code(work, "nothing was graded")

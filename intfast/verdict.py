@@ -1,0 +1,101 @@
+"""The verdict of a reply, read as hostile input.
+
+The attempt under verification was sampled by a model and may hold anything: our tags, a ready-made
+verdict, the marks of a chat turn. What is quoted is made harmless, and a verdict counts only inside
+tags that carry a mark which does not occur in the attempt, so that an echo of it says nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from intfast.records import Record
+from intfast.safe_text import hidden_characters
+
+TAGS = ("attempt", "location", "intervention", "problem", "reference")
+# Between the letters of a disguised tag: white space and characters without a width.
+_INVISIBLE = (
+    r"[\s\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]*"
+)
+_NAMES = "|".join(_INVISIBLE.join(tag) for tag in TAGS)
+_OUR_TAGS = re.compile(rf"[<\uff1c\ufe64](?={_INVISIBLE}/?{_INVISIBLE}(?:{_NAMES}))", re.IGNORECASE)
+
+
+class Verdict(Record):
+    """What a verification says: the first wrong step (from 1) and the step to put in its place.
+
+    `reason` is empty for a usable verdict; otherwise it is the gate that drops it: "no_error" (the
+    reply finds nothing wrong), "unparsed" (not in the asked form), "conflict" (several verdicts
+    that differ), "bad_location", or "unsafe_text" (characters or tokens that must not be trained).
+    """
+
+    location: int = 0
+    content: str = ""
+    reason: str = ""
+
+
+def mark_of(text: str) -> str:
+    """Eight hexadecimal digits that do not occur in a text; the same text gives the same mark."""
+    for salt in range(len(text) + 1):
+        mark = hashlib.blake2b(f"{salt} {text}".encode(errors="replace"), digest_size=4).hexdigest()
+        if mark not in text:
+            return mark
+    raise AssertionError("a text of n characters has fewer than n + 1 substrings of eight")
+
+
+def neutralise(text: str) -> str:
+    """The text with our own tags made harmless, in disguise too: "</attempt>" -> "< /attempt>"."""
+    return _OUR_TAGS.sub(lambda match: match[0] + " ", text)
+
+
+def has_tags(text: str) -> bool:
+    """Whether a text holds one of our tags, in disguise too."""
+    return _OUR_TAGS.search(text) is not None
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """The texts that a transformers tokenizer reads as control tokens, longest first."""
+    added = tokenizer.added_tokens_decoder.values()
+    texts = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+    return sorted((text for text in texts if len(text) > 1), key=lambda text: (-len(text), text))
+
+
+def break_tokens(text: str, tokens: Iterable[str]) -> str:
+    """The text with control tokens broken by a space, so that it cannot end or forge a turn."""
+    for token in tokens:
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def read(reply: str, mark: str, num_steps: int, tokens: Iterable[str] = ()) -> Verdict:
+    """The verdict of a reply whose tags must carry `mark`.
+
+    All well-formed blocks must say the same, since nothing tells which of two is meant; a marked
+    tag outside them makes the reply unreadable. `tokens` are control tokens that must not occur
+    in the replacement.
+    """
+    block = re.compile(
+        rf"<location-{mark}>[ \t\n]*([^<>]*?)[ \t\n]*</location-{mark}>\s*"
+        rf"(?:<intervention-{mark}>(.*?)</intervention-{mark}>)?",
+        re.DOTALL,
+    )
+    found = {(place, content.strip()) for place, content in block.findall(reply)}
+    rest = block.sub("", reply)
+    if not found or f"location-{mark}" in rest or f"intervention-{mark}" in rest:
+        return Verdict(reason="unparsed")
+    if len(found) > 1:
+        return Verdict(reason="conflict")
+    ((place, content),) = found
+    if place.lower() == "none":
+        return Verdict(reason="unparsed" if content else "no_error")
+    if not re.fullmatch(r"[0-9]{1,6}", place) or not content or has_tags(content):
+        return Verdict(reason="unparsed")
+    location = int(place)
+    if not 1 <= location <= num_steps:
+        return Verdict(location=location, content=content, reason="bad_location")
+    if hidden_characters(content) or any(token in content for token in tokens):
+        return Verdict(location=location, content=content, reason="unsafe_text")
+    return Verdict(location=location, content=content)
