@@ -24,7 +24,7 @@ from intfast.engine.protocol import Request, Sampling
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.model import weights
 from intfast.model.decoder import Decoder, PackedAttention
-from intfast.model.folder import load_tokenizer
+from intfast.model.folder import COMPANIONS, load_tokenizer
 from intfast.parity import compare
 from intfast.prompts import ChatStyle, encode
 from intfast.records import Problem
@@ -96,7 +96,7 @@ def export(decoder: Decoder, args: argparse.Namespace) -> dict[str, int]:
         before, after = (model.state_dict() for model in pair)
         same_files = all(
             (saved / name).read_bytes() == (Path(args.model) / name).read_bytes()
-            for name in weights.COMPANIONS
+            for name in COMPANIONS
             if (Path(args.model) / name).is_file()
         )
     differ = [name for name in before if not torch.equal(before[name], after[name])]

@@ -8,18 +8,53 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from intfast import intervene, parity
+from intfast.config import Config
 from intfast.engine.protocol import derive_seed
 from intfast.evaluate import Evaluation, ProblemCounts, count_samples
-from intfast.records import Attempt, Continuation, Guided, Intervention, Problem
+from intfast.records import Attempt, Continuation, Example, Guided, Intervention, Problem
 from intfast.run import Parts
 from intfast.sample import Graded, Item, Start, chunks
 from intfast.state import interrupt
 from intfast.state.runfolder import Journal
+
+
+@dataclass
+class Found:
+    """What the stages before training brought to light."""
+
+    selected: list[Problem]
+    attempts: list[Attempt] = field(default_factory=list)
+    wrong: list[tuple[Problem, Attempt]] = field(default_factory=list)
+    interventions: list[Intervention] = field(default_factory=list)
+    continuations: list[Continuation] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    supervised: str = "base"
+    """The weights after SFT, where RL starts."""
+
+    def rl_problems(self, which: str) -> list[Problem]:
+        """The problems of RL: all selected ones, or those with a kept intervention."""
+        if which == "selected":
+            return self.selected
+        unlocked = {r.problem_id for r in self.interventions if r.gate == "kept"}
+        return [problem for problem in self.selected if problem.id in unlocked]
+
+
+def gather(parts: Parts, configs: Sequence[Config]) -> Found:
+    """What the training data and the choice of problems of these configs need."""
+    found = Found(selected=parts.problems[: parts.config.attempts.max_problems])
+    if any(config.needs_attempts for config in configs):
+        found.attempts = attempts(parts)
+        found.selected = select(parts, found.attempts)
+        found.wrong = wrong_attempts(parts, found.selected, found.attempts)
+    if any(config.needs_interventions for config in configs):
+        found.interventions, found.continuations = interventions(parts, found.wrong)
+    return found
 
 
 def draw_missing(

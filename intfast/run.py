@@ -23,6 +23,7 @@ from intfast.engine.protocol import Choice, Engine
 from intfast.engine.start import start
 from intfast.grading.grader import Grader
 from intfast.grading.watch import GradeWatch
+from intfast.model import folder as model_folder
 from intfast.model import weights
 from intfast.model.decoder import Decoder
 from intfast.model.folder import load_tokenizer
@@ -259,7 +260,7 @@ def manifest(parts: Parts, choice: Choice) -> dict[str, Any]:
         "seed": parts.config.seed,
         "model": str(parts.config.model.path),
         "num_parameters": sum(p.numel() for p in parts.decoder.parameters()),
-        **identity.model_files(parts.model_path),
+        **identity.digests(parts.model_path, model_folder.files(parts.model_path)),
         "train": {"problems": len(parts.problems), "hash": data.fingerprint(parts.problems)},
         "test": {"problems": len(parts.tests), "hash": data.fingerprint(parts.tests)},
     }

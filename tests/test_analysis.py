@@ -11,12 +11,12 @@ import torch
 from small_run import Quiet
 
 from intfast import cli, intervene
+from intfast.collect import Found
 from intfast.model.decoder import PackedAttention
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.run import build
 from intfast.settings.numerics import AnalysisConfig
 from intfast.study import ablate, analysis
-from intfast.study.summary import Found
 from intfast.train import run
 
 ROOT = Path(__file__).parents[1]

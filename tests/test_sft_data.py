@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from small_run import TOKENIZER, Quiet, Script
 
+from intfast.collect import Found
 from intfast.config import Config, PromptConfig
 from intfast.grading.grader import Grader
 from intfast.methods import guided, sft_data
@@ -14,7 +15,6 @@ from intfast.records import Attempt, Example, Guided, Problem
 from intfast.sample import Solver
 from intfast.state.metrics import Metrics
 from intfast.state.runfolder import Journal
-from intfast.study.summary import Found
 
 END = TOKENIZER.eos_token_id
 BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"

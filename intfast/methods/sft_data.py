@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from intfast import intervene, limits
+from intfast.collect import Found
 from intfast.methods import guided
 from intfast.prompts import encode
 from intfast.records import Attempt, Example, Guided, Problem
 from intfast.run import Parts
-from intfast.study.summary import Found
 
 STAGES = {"intervention": "int"}
 """`sft.data` -> the name of the weights, where it is not the same."""

@@ -7,6 +7,19 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 1 << 28
+# What is copied to an exported folder besides the weights, where the source has it.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 def check(folder: Path) -> None:
@@ -23,6 +36,14 @@ def check(folder: Path) -> None:
             raise ValueError(
                 f"{file} is a link to {file.resolve()}, outside the model folder; copy the file"
             )
+
+
+def files(folder: Path) -> dict[str, list[str]]:
+    """The names of the files that make a model, and of those that make its tokenizer."""
+    return {
+        "model_files": [path.name for path in folder.glob("*.safetensors")] + ["config.json"],
+        "tokenizer_files": [name for name in COMPANIONS if name != "generation_config.json"],
+    }
 
 
 def is_own_file(folder: Path, name: str) -> bool:

@@ -23,19 +23,6 @@ from intfast.state import files, interrupt, tensorfile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# What is copied to an exported folder besides the weights, where the source has it.
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -255,7 +242,7 @@ def save(
     files.make_folder(aside)
     try:
         files.write(aside / "config.json", [json.dumps(hf, indent=2).encode() + b"\n"])
-        for name in COMPANIONS if folder is not None else ():
+        for name in model_folder.COMPANIONS if folder is not None else ():
             if (folder / name).is_file():
                 files.write(aside / name, [(folder / name).read_bytes()])
         _write_weights(decoder, aside, max_shard_bytes)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from intfast.model import weights
 
 WHOLE_BYTES = 64 << 20
 """Files up to this size are hashed whole."""
@@ -17,16 +15,12 @@ DECISIVE = ("engine", "model_files", "tokenizer_files", "train", "test")
 """Entries of the manifest that must not change while a run continues."""
 
 
-def model_files(folder: Path) -> dict[str, dict[str, str]]:
-    """{"model_files": {name: digest}, "tokenizer_files": {...}} of a model folder.
+def digests(folder: Path, names: Mapping[str, Iterable[str]]) -> dict[str, dict[str, str]]:
+    """{kind: {name: digest}} of those files of a folder that exist.
 
     A trained or converted model differs from another in every block; a single damaged byte of a
     large file can pass unseen.
     """
-    names = {"model_files": [path.name for path in folder.glob("*.safetensors")] + ["config.json"]}
-    names["tokenizer_files"] = [
-        name for name in weights.COMPANIONS if name != "generation_config.json"
-    ]
     return {
         kind: {n: _digest(folder / n) for n in sorted(found) if (folder / n).is_file()}
         for kind, found in names.items()

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from intfast import cli, train
+from intfast import cli
 from intfast.config import Config
 from intfast.state import files
 from intfast.state.command import exit_code
@@ -54,6 +54,8 @@ def ablate(
 
     Raises ValueError where the run lacks what SFT needs, or settings cannot work or are not open.
     """
+    from intfast.study import finish
+
     from intfast.state.metrics import make_console
 
     console = console or make_console()
@@ -76,7 +78,7 @@ def ablate(
         if evaluated:
             _copy_base_evaluation(evaluated, target)
         evaluated = target
-        summary = train.run(config, console)
+        summary = finish.run(config, console)
         rows[name] = {
             "run": str(target),
             "settings": changes,

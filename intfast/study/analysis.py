@@ -16,12 +16,12 @@ from rich.table import Table
 
 from intfast import forward, intervene
 from intfast.batch import pack
+from intfast.collect import Found
 from intfast.evaluate import Estimate, Evaluation, bootstrap
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.prompts import encode
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.run import Parts
-from intfast.study.summary import Found
 
 CURVES = (
     "reward",

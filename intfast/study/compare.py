@@ -185,7 +185,7 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
 
 def _collect(plan: Plan, seed: int, configs: Sequence[Config], console: Console) -> Path:
     """Draw what several arms share: the base evaluation, attempts, interventions."""
-    from intfast import collect, train
+    from intfast import collect
     from intfast.run import build
 
     # The same for any choice of arms, so that arms can be added later.
@@ -200,7 +200,7 @@ def _collect(plan: Plan, seed: int, configs: Sequence[Config], console: Console)
         return folder
     with build(config, console) as parts:
         collect.evaluation(parts, "base")
-        train.gather(parts, configs)
+        collect.gather(parts, configs)
     return folder
 
 
@@ -237,7 +237,7 @@ def _run_arm(config: Config, source: Path, console: Console) -> None:
     """Run one arm, unless it is done; an arm without a single example is recorded as such."""
     from intfast import learn
     from intfast.state.runfolder import write_json
-    from intfast.train import run as train
+    from intfast.study import finish
 
     folder = Path(config.run)
     if _is_done(folder):
@@ -245,7 +245,7 @@ def _run_arm(config: Config, source: Path, console: Console) -> None:
         return
     _share(source, folder, config)
     try:
-        train(config, console)
+        finish.run(config, console)
     except learn.NoExamples as error:
         console.print(shown(f"{folder}: {error}"), markup=False)
         write_json(folder / "skipped.json", {"reason": str(error)})

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from rich.table import Table
 
 from intfast import collect, intervene
+from intfast.collect import Found
 from intfast.evaluate import Estimate, Evaluation, bootstrap, compare, coverage
-from intfast.model import weights
-from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.run import Parts
 
 ARMS = {
@@ -37,25 +35,6 @@ STARTS = {
     "error": "prefix + wrong step",
     "prefix": "prefix alone",
 }
-
-
-@dataclass
-class Found:
-    """What the stages before training brought to light."""
-
-    selected: list[Problem]
-    attempts: list[Attempt] = field(default_factory=list)
-    wrong: list[tuple[Problem, Attempt]] = field(default_factory=list)
-    interventions: list[Intervention] = field(default_factory=list)
-    continuations: list[Continuation] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
-
-    def rl_problems(self, which: str) -> list[Problem]:
-        """The problems of RL: all selected ones, or those with a kept intervention."""
-        if which == "selected":
-            return self.selected
-        unlocked = {r.problem_id for r in self.interventions if r.gate == "kept"}
-        return [problem for problem in self.selected if problem.id in unlocked]
 
 
 def intervention_figures(parts: Parts, found: Found) -> dict[str, Any]:
@@ -147,15 +126,6 @@ def say_intervention(parts: Parts, found: Found) -> None:
         + (f" at {cost:,.0f} generated tokens each" if cost else "")
         + f"; {figures['examples']} examples with {figures['loss_tokens']} loss tokens"
     )
-
-
-def export(parts: Parts, name: str) -> None:
-    """Write the named weights as a Hugging Face folder, `export/` in the run folder."""
-    target = parts.folder.path / "export"
-    if not target.exists():  # it appears only when complete
-        parts.hold(name)
-        weights.save(parts.decoder, parts.model_path, target)
-    parts.metrics.say(f"exported {ARMS.get(name, name)} to {target}")
 
 
 def write(parts: Parts, found: Found, seconds: float) -> dict[str, Any]:
