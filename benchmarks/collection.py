@@ -20,7 +20,7 @@ from intfast import cli, collect, intervene, learn
 from intfast.config import Config, InterveneConfig
 from intfast.evaluate import Estimate, bootstrap
 from intfast.records import Continuation, Intervention
-from intfast.run import Parts, build, manifest
+from intfast.run import Run, build, manifest
 from intfast.state.metrics import make_console
 from intfast.waves import Tried, waves
 
@@ -72,10 +72,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     setting: dict[str, Any] = {"rules": RULES}
     for seed in range(args.seed, args.seed + args.num_seeds):
         path = Path(args.runs) / f"seed-{seed}"
-        with build(load(args, seed, path), make_console()) as parts:
-            setting |= manifest(parts)
+        with build(load(args, seed, path), make_console()) as run:
+            setting |= manifest(run)
             figures["seeds"].append(seed)
-            _run_seed(parts, figures, () if args.no_sft else TRAINED)
+            _run_seed(run, figures, () if args.no_sft else TRAINED)
     figures["pooled"] = {name: pool(rows) for name, rows in figures["rules"].items()}
     figures["sft_pooled"] = {name: _pool_sft(rows) for name, rows in figures["sft"].items()}
     print(table(figures))
@@ -90,20 +90,20 @@ def load(args: argparse.Namespace, seed: int, path: Path) -> Config:
     return cli.load(Path(args.config), [*words, *args.set])
 
 
-def _run_seed(parts: Parts, figures: dict[str, Any], trained: Sequence[str]) -> None:
-    attempts = collect.attempts(parts)
-    selected = collect.select(parts, attempts)
-    wrong = collect.wrong_attempts(parts, selected, attempts)
-    candidates, continuations = collect.interventions(parts, wrong)
+def _run_seed(run: Run, figures: dict[str, Any], trained: Sequence[str]) -> None:
+    attempts = collect.attempts(run)
+    selected = collect.select(run, attempts)
+    wrong = collect.wrong_attempts(run, selected, attempts)
+    candidates, continuations = collect.interventions(run, wrong)
     verified = sum(record.num_tokens for record in candidates)
     for name, changes in RULES.items():
-        rule = msgspec.structs.replace(parts.config.intervene, **changes)
+        rule = msgspec.structs.replace(run.config.intervene, **changes)
         drawn = replay(candidates, continuations, rule)
         figures["rules"][name].append(
             count(drawn) | {"problems": len(selected), "verify_tokens": verified}
         )
         if name in trained:
-            figures["sft"][name].append(_train(parts, name, candidates, drawn, rule))
+            figures["sft"][name].append(_train(run, name, candidates, drawn, rule))
     known = oracle(candidates, continuations)
     figures["rules"]["(who knew which problems unlock)"].append(
         count(known) | {"problems": len(selected), "verify_tokens": verified}
@@ -150,21 +150,21 @@ def count(drawn: Sequence[Continuation]) -> dict[str, int]:
 
 
 def _train(
-    parts: Parts,
+    run: Run,
     name: str,
     candidates: Sequence[Intervention],
     drawn: Sequence[Continuation],
     rule: InterveneConfig,
 ) -> dict[str, Any]:
     """SFT on what the rule kept, and its accuracy on the held-out problems."""
-    problems = {problem.id: problem for problem in parts.problems}
+    problems = {problem.id: problem for problem in run.problems}
     judged = intervene.judge(candidates, drawn, rule)
-    examples = intervene.build_examples(parts.solver, problems, judged, drawn, parts.config.sft)
+    examples = intervene.build_examples(run.sampler, problems, judged, drawn, run.config.sft)
     stage = name.replace(" ", "-").replace(",", "")
-    learn.sft(parts, stage, examples)
-    found = collect.evaluation(parts, stage)
+    learn.sft(run, stage, examples)
+    found = collect.evaluation(run, stage)
     assert found is not None
-    summary = found.summary(parts.config.evaluate.ks)
+    summary = found.summary(run.config.evaluate.ks)
     return {
         "examples": len(examples),
         "accuracy": summary.accuracy,

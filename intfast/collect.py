@@ -18,7 +18,7 @@ from intfast.config import Config
 from intfast.engine.protocol import derive_seed
 from intfast.evaluate import Evaluation, ProblemCounts, count_samples
 from intfast.records import Attempt, Continuation, Example, Guided, Intervention, Problem
-from intfast.run import Parts
+from intfast.run import Run
 from intfast.sample import Graded, Item, Start, chunks
 from intfast.state import interrupt
 from intfast.state.runfolder import Journal
@@ -45,20 +45,20 @@ class Found:
         return [problem for problem in self.selected if problem.id in unlocked]
 
 
-def gather(parts: Parts, configs: Sequence[Config]) -> Found:
+def gather(run: Run, configs: Sequence[Config]) -> Found:
     """What the training data and the choice of problems of these configs need."""
-    found = Found(selected=parts.problems[: parts.config.attempts.max_problems])
+    found = Found(selected=run.problems[: run.config.attempts.max_problems])
     if any(config.needs_attempts for config in configs):
-        found.attempts = attempts(parts)
-        found.selected = select(parts, found.attempts)
-        found.wrong = wrong_attempts(parts, found.selected, found.attempts)
+        found.attempts = attempts(run)
+        found.selected = select(run, found.attempts)
+        found.wrong = wrong_attempts(run, found.selected, found.attempts)
     if any(config.needs_interventions for config in configs):
-        found.interventions, found.continuations = interventions(parts, found.wrong)
+        found.interventions, found.continuations = interventions(run, found.wrong)
     return found
 
 
 def draw_missing(
-    parts: Parts,
+    run: Run,
     title: str,
     todo: Sequence[Item],
     size: Callable[[Item], int],
@@ -67,9 +67,9 @@ def draw_missing(
     """Do the missing work of a stage in chunks of `rollout.chunk_samples`, under one bar."""
     if not todo:
         return
-    parity.before_generating(parts)
-    with interrupt.phase(title), parts.metrics.progress(title, sum(map(size, todo))) as advance:
-        for chunk in chunks(todo, parts.config.rollout.chunk_samples, size):
+    parity.before_generating(run)
+    with interrupt.phase(title), run.metrics.progress(title, sum(map(size, todo))) as advance:
+        for chunk in chunks(todo, run.config.rollout.chunk_samples, size):
             interrupt.check()
             work(chunk, advance)
 
@@ -77,61 +77,61 @@ def draw_missing(
 # --- attempts ----------------------------------------------------------------------------------
 
 
-def attempts(parts: Parts) -> list[Attempt]:
+def attempts(run: Run) -> list[Attempt]:
     """`attempts.samples` graded attempts of every training problem, from the base model."""
-    num = parts.config.attempts.samples
-    journal = parts.folder.journal("attempts", Attempt)
+    num = run.config.attempts.samples
+    journal = run.folder.journal("attempts", Attempt)
     done = {(record.problem_id, record.sample) for record in journal.records}
     todo = [
         (problem, missing)
-        for problem in parts.problems
+        for problem in run.problems
         if (missing := [n for n in range(num) if (problem.id, n) not in done])
     ]
     if not todo:
         return journal.records
 
     def work(chunk: Any, advance: intervene.OnFinished) -> None:
-        journal.append(_attempt(parts, chunk, advance))
+        journal.append(_attempt(run, chunk, advance))
 
-    parts.hold("base")
-    draw_missing(parts, "attempts", todo, lambda item: len(item[1]), work)
+    run.hold("base")
+    draw_missing(run, "attempts", todo, lambda item: len(item[1]), work)
     grades = Counter(record.grade for record in journal.records)
     line = "attempts: " + ", ".join(f"{count} {grade}" for grade, count in grades.most_common())
-    parts.metrics.row("attempts", 1, dict(grades), line)
+    run.metrics.row("attempts", 1, dict(grades), line)
     return journal.records
 
 
 def _attempt(
-    parts: Parts, todo: Sequence[tuple[Problem, list[int]]], advance: intervene.OnFinished
+    run: Run, todo: Sequence[tuple[Problem, list[int]]], advance: intervene.OnFinished
 ) -> list[Attempt]:
-    seed, solver = parts.config.seed, parts.solver
+    seed, sampler = run.config.seed, run.sampler
     starts = [
         Start(problem, [derive_seed(seed, "attempts", problem.id, n) for n in samples])
         for problem, samples in todo
     ]
-    graded_P_G = solver.solve(starts, parts.config.attempts.sampling, advance)
+    graded_P_G = sampler.sample(starts, run.config.attempts.sampling, advance)
     return [
-        solver.attempt(problem, sample, graded)
+        sampler.attempt(problem, sample, graded)
         for (problem, samples), group in zip(todo, graded_P_G, strict=True)
         for sample, graded in zip(samples, group, strict=True)
     ]
 
 
-def select(parts: Parts, records: Sequence[Attempt]) -> list[Problem]:
+def select(run: Run, records: Sequence[Attempt]) -> list[Problem]:
     """The problems that go on: all, or those that no attempt solved; at most `max_problems`."""
-    config = parts.config.attempts
+    config = run.config.attempts
     solved = {record.problem_id for record in records if record.grade == "correct"}
-    unsolved = [problem for problem in parts.problems if problem.id not in solved]
+    unsolved = [problem for problem in run.problems if problem.id not in solved]
     if config.unsolved_only and not unsolved:
         raise ValueError(
-            f"attempts.unsolved_only = true leaves none of {len(parts.problems)} problems: the "
+            f"attempts.unsolved_only = true leaves none of {len(run.problems)} problems: the "
             "model solves all of them; bring harder problems, or set it to false"
         )
-    return (unsolved if config.unsolved_only else parts.problems)[: config.max_problems]
+    return (unsolved if config.unsolved_only else run.problems)[: config.max_problems]
 
 
 def wrong_attempts(
-    parts: Parts, selected: Sequence[Problem], records: Sequence[Attempt]
+    run: Run, selected: Sequence[Problem], records: Sequence[Attempt]
 ) -> list[tuple[Problem, Attempt]]:
     """The first `wrong_per_problem` wrong attempts of each selected problem with a reference."""
     by_problem: dict[str, list[Attempt]] = defaultdict(list)
@@ -142,7 +142,7 @@ def wrong_attempts(
         (problem, attempt)
         for problem in selected
         if problem.reference
-        for attempt in by_problem[problem.id][: parts.config.attempts.wrong_per_problem]
+        for attempt in by_problem[problem.id][: run.config.attempts.wrong_per_problem]
     ]
 
 
@@ -150,11 +150,11 @@ def wrong_attempts(
 
 
 def interventions(
-    parts: Parts, wrong: Sequence[tuple[Problem, Attempt]]
+    run: Run, wrong: Sequence[tuple[Problem, Attempt]]
 ) -> tuple[list[Intervention], list[Continuation]]:
     """Candidates with their final gate, and all continuations, for these wrong attempts."""
-    config, seed = parts.config.intervene, parts.config.seed
-    journal = parts.folder.journal("interventions", Intervention)
+    config, seed = run.config.intervene, run.config.seed
+    journal = run.folder.journal("interventions", Intervention)
     drawn = Counter((record.problem_id, record.attempt) for record in journal.records)
     # An attempt whose candidates were cut off in the middle is verified again.
     done = {key for key, count in drawn.items() if count == config.samples}
@@ -163,15 +163,15 @@ def interventions(
     todo = [pair for pair in wrong if (pair[1].problem_id, pair[1].sample) not in done]
 
     def propose(chunk: Any, advance: intervene.OnFinished) -> None:
-        journal.append(intervene.propose(parts.solver, chunk, config, seed, advance))
+        journal.append(intervene.propose(run.sampler, chunk, config, seed, advance))
 
     if todo:
-        parts.hold("base")
+        run.hold("base")
         turns = config.samples + int(config.guided_solve)
-        draw_missing(parts, "verify and intervene", todo, lambda _: turns, propose)
+        draw_missing(run, "verify and intervene", todo, lambda _: turns, propose)
         gates = Counter(record.gate for record in journal.records)
         line = "interventions: " + ", ".join(f"{n} {gate}" for gate, n in gates.most_common())
-        parts.metrics.row("verify", 1, dict(gates), line)
+        run.metrics.row("verify", 1, dict(gates), line)
 
     pairs = {(problem.id, attempt.sample): (problem, attempt) for problem, attempt in wrong}
     passed = [
@@ -179,50 +179,50 @@ def interventions(
         for record in journal.records
         if record.gate in intervene.REACHED_CONTINUATION
     ]
-    continuations = parts.folder.journal("continuations", Continuation)
+    continuations = run.folder.journal("continuations", Continuation)
     if config.continuations:
-        _continue(parts, passed, continuations)
+        _continue(run, passed, continuations)
     journal.replace(intervene.judge(journal.records, continuations.records, config))
     return journal.records, continuations.records
 
 
 def _continue(
-    parts: Parts,
+    run: Run,
     passed: Sequence[tuple[Problem, Attempt, Intervention]],
     journal: Journal[Continuation],
 ) -> None:
     """Draw waves of continuations until the stop rule is met for every intervention."""
-    config, seed = parts.config.intervene, parts.config.seed
+    config, seed = run.config.intervene, run.config.seed
 
     def work(chunk: Any, advance: intervene.OnFinished) -> None:
         journal.append(
-            intervene.continue_from(parts.solver, chunk, config.continuation, seed, advance)
+            intervene.continue_from(run.sampler, chunk, config.continuation, seed, advance)
         )
 
     wave = 0
-    while todo := intervene.missing(parts.solver, passed, journal.records, config):
-        parts.hold("base")
+    while todo := intervene.missing(run.sampler, passed, journal.records, config):
+        run.hold("base")
         # The earliest wave alone, so that an interrupted run keeps the order of its records.
         first = min(item.samples[0] // config.wave for item in todo)
         todo = [item for item in todo if item.samples[0] // config.wave == first]
         wave += 1
         title = f"continuations, wave {wave}"
-        draw_missing(parts, title, todo, lambda item: len(item.samples), work)
+        draw_missing(run, title, todo, lambda item: len(item.samples), work)
         right = Counter(r.start for r in journal.records if r.grade == "correct")
         drawn = Counter(record.start for record in journal.records)
         line = ", ".join(f"{right[start]} of {n} right from {start}" for start, n in drawn.items())
         values = {f"right_{s}": right[s] for s in drawn} | {f"drawn_{s}": drawn[s] for s in drawn}
-        parts.metrics.row("continue", wave, values, f"continuations: {line}")
+        run.metrics.row("continue", wave, values, f"continuations: {line}")
 
 
-def generated_tokens(parts: Parts) -> dict[str, int]:
+def generated_tokens(run: Run) -> dict[str, int]:
     """Tokens that the model generated to make training data and choose problems, by journal.
 
     Continuations from the error or the prefix alone, and evaluations, only measure: not counted.
     """
 
     def records(name: str, kind: type) -> list[Any]:
-        return parts.folder.journal(name, kind).records
+        return run.folder.journal(name, kind).records
 
     return {
         # An attempt is stored without the token that stopped it.
@@ -240,49 +240,49 @@ def generated_tokens(parts: Parts) -> dict[str, int]:
     }
 
 
-def rl_tokens(parts: Parts, name: str) -> int:
+def rl_tokens(run: Run, name: str) -> int:
     """Tokens that an RL stage has generated so far: rollouts, and verifications of `credit`."""
-    rows = parts.metrics.rows(name)
+    rows = run.metrics.rows(name)
     return sum(row.get("sampled_tokens", 0) + row.get("verify_tokens", 0) for row in rows)
 
 
 # --- evaluation --------------------------------------------------------------------------------
 
 
-def evaluation(parts: Parts, name: str, step: int | None = None) -> Evaluation | None:
+def evaluation(run: Run, name: str, step: int | None = None) -> Evaluation | None:
     """Counts of the named weights on the test problems; None without test problems.
 
     `step` marks an evaluation in the middle of RL, with the weights as they are. A stored
     evaluation is not repeated.
     """
-    if not parts.tests:
+    if not run.tests:
         return None
     key = name if step is None else f"{name}@{step}"
-    stored = parts.folder.read_json("evaluations.json") or {}
+    stored = run.folder.read_json("evaluations.json") or {}
     if key in stored:
         return msgspec.convert(stored[key], Evaluation)
     if step is None:
-        parts.hold(name)
-    config, seed = parts.config.evaluate, parts.config.seed
+        run.hold(name)
+    config, seed = run.config.evaluate, run.config.seed
     starts = [
         Start(p, [derive_seed(seed, "evaluate", p.id, n) for n in range(config.samples)])
-        for p in parts.tests
+        for p in run.tests
     ]
     counted: list[ProblemCounts] = []
 
     def work(chunk: Any, advance: intervene.OnFinished) -> None:
-        groups = parts.solver.solve(chunk, config.sampling, advance)
+        groups = run.sampler.sample(chunk, config.sampling, advance)
         counted.extend(_count(s.problem, g) for s, g in zip(chunk, groups, strict=True))
 
-    draw_missing(parts, f"evaluate {key}", starts, lambda start: len(start.seeds), work)
+    draw_missing(run, f"evaluate {key}", starts, lambda start: len(start.seeds), work)
     result = Evaluation(name=key, seed=seed, problems=counted)
-    parts.folder.write_json("evaluations.json", stored | {key: result})
+    run.folder.write_json("evaluations.json", stored | {key: result})
     accuracy = result.summary(config.ks).accuracy
     line = (
         f"evaluation of {key}: accuracy {accuracy.value:.4f} [{accuracy.low:.4f}, "
         f"{accuracy.high:.4f}] on {accuracy.num_problems} problems"
     )
-    parts.metrics.row("evaluate", step or 0, {"of": key, "accuracy": accuracy.value}, line)
+    run.metrics.row("evaluate", step or 0, {"of": key, "accuracy": accuracy.value}, line)
     return result
 
 

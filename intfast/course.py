@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from intfast.model.optim import Optimizer
-from intfast.run import Parts
+from intfast.run import Run
 from intfast.settings.numerics import OptimConfig
 from intfast.state import checkpoint, interrupt
 
@@ -19,10 +19,10 @@ class Course:
     """
 
     def __init__(
-        self, parts: Parts, name: str, start: str, config: OptimConfig, total_updates: int
+        self, run: Run, name: str, start: str, config: OptimConfig, total_updates: int
     ) -> None:
         """name: what the weights are called in the end; total_updates: for the schedule."""
-        self.parts = parts
+        self.run = run
         self.name = name
         self.start = start
         self.config = config
@@ -33,22 +33,20 @@ class Course:
         """What the stage keeps besides weights and moments; plain JSON."""
 
     def __enter__(self) -> Course:
-        parts = self.parts
-        found = checkpoint.latest(parts.stage_folder(self.name), parts.metrics.say)
+        run = self.run
+        found = checkpoint.latest(run.stage_folder(self.name), run.metrics.say)
         if found is None:
-            parts.hold(self.start)
+            run.hold(self.start)
         else:
-            parts.restore(found[1])
-        parts.changed(f"{self.name} in training")
-        self.optimizer = Optimizer(
-            parts.decoder.named_parameters(), self.config, self.total_updates
-        )
+            run.restore(found[1])
+        run.changed(f"{self.name} in training")
+        self.optimizer = Optimizer(run.decoder.named_parameters(), self.config, self.total_updates)
         if found is not None:
             self.step, tensors, state = found
             self.optimizer.load_state_tensors(_under("optim.", tensors), state.pop("optim"))
             self.saved, self.state = self.step, state
-            parts.metrics.say(f"{self.name}: continues after step {self.step}")
-        parts.metrics.forget_after(self.name, self.step)
+            run.metrics.say(f"{self.name}: continues after step {self.step}")
+        run.metrics.forget_after(self.name, self.step)
         return self
 
     def finished_step(self, *, save: bool, **state: Any) -> None:
@@ -65,10 +63,10 @@ class Course:
     def save(self) -> None:
         """Write a checkpoint of the last finished step."""
         tensors, counters = self.optimizer.state_tensors()
-        model = {f"model.{key}": p for key, p in self.parts.decoder.named_parameters()}
+        model = {f"model.{key}": p for key, p in self.run.decoder.named_parameters()}
         optim = {f"optim.{key}": tensor for key, tensor in tensors.items()}
-        folder = self.parts.stage_folder(self.name)
-        with self.parts.metrics.phase("save"):
+        folder = self.run.stage_folder(self.name)
+        with self.run.metrics.phase("save"):
             checkpoint.save(folder, self.step, model | optim, self.state | {"optim": counters})
         self.saved = self.step
 
@@ -82,15 +80,15 @@ class Course:
             if self.saved < self.step:
                 self.save()
             kept = f"step {self.saved} is saved" if self.saved else "no step was finished"
-            self.parts.metrics.say(f"{self.name}: stopped; {kept}")
+            self.run.metrics.say(f"{self.name}: stopped; {kept}")
         self.optimizer.close()
         if kind is None:
-            self.parts.changed(self.name)
+            self.run.changed(self.name)
 
 
-def finished(parts: Parts, name: str) -> bool:
+def finished(run: Run, name: str) -> bool:
     """Whether a training stage is done: its last checkpoint says so."""
-    folder = checkpoint.newest(parts.stage_folder(name), parts.metrics.say)
+    folder = checkpoint.newest(run.stage_folder(name), run.metrics.say)
     if folder is None or not checkpoint.read_state(folder)["finished"]:
         return False
     # The last save may have been killed before it removed the checkpoints that it replaced.

@@ -7,11 +7,11 @@ import torch
 from intfast import forward
 from intfast.batch import Packed
 from intfast.model.optim import Optimizer
-from intfast.run import Parts
+from intfast.run import Run
 
 
 def first_non_finite(
-    parts: Parts,
+    run: Run,
     optimizer: Optimizer,
     packed: Packed,
     divisor: float,
@@ -22,10 +22,10 @@ def first_non_finite(
     The update itself looks at one number, the gradient norm; this runs only when that is not
     finite, changes no weight, and leaves no gradient.
     """
-    stage = parts.holds.removesuffix(" in training")
+    stage = run.holds.removesuffix(" in training")
     for index, batch in enumerate(packed.batches):
-        batch = batch.to(parts.device)
-        hidden_ND = forward.hidden_states(parts.decoder, batch, parts.device)
+        batch = batch.to(run.device)
+        hidden_ND = forward.hidden_states(run.decoder, batch, run.device)
         loss_sum, _ = loss_of(hidden_ND, batch, index)
         bad = "the hidden states" if not _finite(hidden_ND) else ""
         bad = bad or ("the loss" if not _finite(loss_sum) else "")

@@ -17,7 +17,7 @@ from intfast.evaluate import Estimate, bootstrap, coverage
 from intfast.leak import leaks
 from intfast.prompts import cut, encode
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
-from intfast.sample import Solver, Start
+from intfast.sample import Sampler, Start
 from intfast.waves import Tried, next_wave
 
 GATES = {
@@ -43,7 +43,7 @@ OnFinished = Callable[[int, int], None]
 
 
 def propose(
-    solver: Solver,
+    sampler: Sampler,
     wrong: Sequence[tuple[Problem, Attempt]],
     config: InterveneConfig,
     seed: int,
@@ -54,11 +54,11 @@ def propose(
     Two turns of the same model: a guided solution along the reference (where the prompt style has
     that turn), then the verification, which names the first wrong step and writes its replacement.
     """
-    guided = _guided_solutions(solver, wrong, config, seed, on_finished)
+    guided = _guided_solutions(sampler, wrong, config, seed, on_finished)
     requests, asked, out = [], [], []
     for (problem, attempt), (text, num_guided) in zip(wrong, guided, strict=True):
-        steps = solver.style.split(attempt.text)
-        prompt = solver.style.verify(problem, steps, text)
+        steps = sampler.style.split(attempt.text)
+        prompt = sampler.style.verify(problem, steps, text)
         drafts = [
             Intervention(
                 id=f"{problem.id}/{attempt.sample}/{sample}",
@@ -72,20 +72,20 @@ def propose(
             )
             for sample in range(config.samples)
         ]
-        if solver.fits(len(prompt), config.sampling):
+        if sampler.fits(len(prompt), config.sampling):
             seeds = [derive_seed(seed, "verify", draft.id) for draft in drafts]
-            requests.append(solver.request(prompt, seeds, config.sampling))
+            requests.append(sampler.request(prompt, seeds, config.sampling))
             asked.append((problem, attempt, steps, drafts))
         else:
             out += drafts
-    replies = solver.complete(requests, on_finished)
+    replies = sampler.complete(requests, on_finished)
     for (problem, attempt, steps, drafts), completions in zip(asked, replies, strict=True):
         has_passed = False
         for draft, completion in zip(drafts, completions, strict=True):
-            reply = solver.text(completion)
-            found = _read_reply(solver, reply, steps, attempt)
+            reply = sampler.text(completion)
+            found = _read_reply(sampler, reply, steps, attempt)
             if found["gate"] == "passed":
-                found["gate"] = _gate(solver, problem, attempt, found, config)
+                found["gate"] = _gate(sampler, problem, attempt, found, config)
             if found["gate"] == "passed" and has_passed:
                 found["gate"] = "duplicate"
             has_passed = has_passed or found["gate"] == "passed"
@@ -95,7 +95,7 @@ def propose(
 
 
 def _guided_solutions(
-    solver: Solver,
+    sampler: Sampler,
     wrong: Sequence[tuple[Problem, Attempt]],
     config: InterveneConfig,
     seed: int,
@@ -104,39 +104,39 @@ def _guided_solutions(
     """(text, number of tokens) of one guided solution per attempt; ("", 0) where there is none."""
     requests: dict[int, Any] = {}
     for row, (problem, attempt) in enumerate(wrong):
-        prompt = solver.style.guided(problem) if config.guided_solve else None
-        if prompt is not None and solver.fits(len(prompt), config.sampling):
+        prompt = sampler.style.guided(problem) if config.guided_solve else None
+        if prompt is not None and sampler.fits(len(prompt), config.sampling):
             seeds = [derive_seed(seed, "guided", problem.id, attempt.sample)]
-            requests[row] = solver.request(prompt, seeds, config.sampling)
+            requests[row] = sampler.request(prompt, seeds, config.sampling)
     found = [("", 0)] * len(wrong)
-    groups = solver.complete(list(requests.values()), on_finished)
+    groups = sampler.complete(list(requests.values()), on_finished)
     for row, (completion,) in zip(requests, groups, strict=True):
-        found[row] = (solver.text(completion), len(completion.token_ids))
+        found[row] = (sampler.text(completion), len(completion.token_ids))
     return found
 
 
 def _read_reply(
-    solver: Solver, reply: str, steps: Sequence[str], attempt: Attempt
+    sampler: Sampler, reply: str, steps: Sequence[str], attempt: Attempt
 ) -> dict[str, Any]:
     """The fields that a reply gives an Intervention: gate, location, content, the two id lists.
 
     The prefix is the attempt's own sampled ids; only the replacement is tokenised, once.
     """
-    verdict = solver.style.read(reply, steps)
+    verdict = sampler.style.read(reply, steps)
     found = {"gate": verdict.reason, "location": verdict.location, "content": verdict.content}
     if verdict.reason:
         return found
     end = sum(len(step) for step in steps[: verdict.location - 1])
-    num_kept, between = cut(solver.tokenizer, attempt.token_ids, attempt.text, end)
+    num_kept, between = cut(sampler.tokenizer, attempt.token_ids, attempt.text, end)
     return found | {
         "gate": "passed",
         "prefix_ids": attempt.token_ids[:num_kept],
-        "intervention_ids": encode(solver.tokenizer, between + verdict.content),
+        "intervention_ids": encode(sampler.tokenizer, between + verdict.content),
     }
 
 
 def _gate(
-    solver: Solver,
+    sampler: Sampler,
     problem: Problem,
     attempt: Attempt,
     found: Mapping[str, Any],
@@ -145,11 +145,11 @@ def _gate(
     """The gate at which a well-formed replacement is dropped, or "passed"."""
     if len(found["intervention_ids"]) > config.max_step_tokens:
         return "overlong"
-    num_prompt = len(solver.prompt(problem))
+    num_prompt = len(sampler.prompt(problem))
     num_tokens = num_prompt + len(found["prefix_ids"]) + len(found["intervention_ids"])
     # The baselines continue from within the attempt, which may fill the context.
-    is_full = config.baselines and num_prompt + len(attempt.token_ids) >= solver.context
-    if is_full or not solver.fits(num_tokens, config.continuation):
+    is_full = config.baselines and num_prompt + len(attempt.token_ids) >= sampler.context
+    if is_full or not sampler.fits(num_tokens, config.continuation):
         return "no_room"
     return "leak" if config.leak_gate and leaks(found["content"], problem.answer) else "passed"
 
@@ -168,7 +168,7 @@ class Todo(NamedTuple):
 
 
 def missing(
-    solver: Solver,
+    sampler: Sampler,
     passed: Sequence[tuple[Problem, Attempt, Intervention]],
     records: Sequence[Continuation],
     config: InterveneConfig,
@@ -189,13 +189,13 @@ def missing(
         tried = [Tried(problem.id, done[record.id, start]) for problem, _, record in passed]
         for (problem, attempt, record), samples in zip(passed, next_wave(tried, rule), strict=True):
             if samples:
-                ids = answer_so_far(solver, attempt, record, start)
+                ids = answer_so_far(sampler, attempt, record, start)
                 todo.append(Todo(problem, record, start, samples, ids))
     return todo
 
 
 def continue_from(
-    solver: Solver,
+    sampler: Sampler,
     todo: Sequence[Todo],
     sampling: SamplingConfig,
     seed: int,
@@ -213,7 +213,7 @@ def continue_from(
         )
         for item in todo
     ]
-    graded_P_G = solver.solve(starts, sampling, on_finished)
+    graded_P_G = sampler.sample(starts, sampling, on_finished)
     return [
         Continuation(
             intervention_id=item.intervention.id,
@@ -232,16 +232,16 @@ def continue_from(
 
 
 def answer_so_far(
-    solver: Solver, attempt: Attempt, intervention: Intervention, start: str
+    sampler: Sampler, attempt: Attempt, intervention: Intervention, start: str
 ) -> list[int]:
     """The ids from which a continuation starts: see records.Continuation for the three starts."""
     if start == "intervention":
         return [*intervention.prefix_ids, *intervention.intervention_ids]
     if start == "prefix":
         return list(intervention.prefix_ids)
-    steps = solver.style.split(attempt.text)
+    steps = sampler.style.split(attempt.text)
     end = sum(len(step) for step in steps[: intervention.location])
-    num_kept, _ = cut(solver.tokenizer, attempt.token_ids, attempt.text, end)
+    num_kept, _ = cut(sampler.tokenizer, attempt.token_ids, attempt.text, end)
     return attempt.token_ids[:num_kept]
 
 
@@ -332,7 +332,7 @@ def is_held_out(problem_id: str, share: float) -> bool:
 
 
 def build_examples(
-    solver: Solver,
+    sampler: Sampler,
     problems: Mapping[str, Problem],
     judged: Sequence[Intervention],
     continuations: Sequence[Continuation],
@@ -364,7 +364,7 @@ def build_examples(
                 suffixes.setdefault(record.intervention_id, record.token_ids)
     examples = []
     for record in chosen:
-        prompt = solver.prompt(problems[record.problem_id])
+        prompt = sampler.prompt(problems[record.problem_id])
         suffix = suffixes.get(record.id, [])
         on_prefix = 1.0 if config.loss_on == "prefix+intervention" else 0.0
         weights = [0.0] * len(prompt) + [on_prefix] * len(record.prefix_ids)

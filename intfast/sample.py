@@ -49,7 +49,7 @@ def fits(context: int, num_tokens: int, sampling: SamplingConfig) -> bool:
     return context - num_tokens >= min(sampling.max_new_tokens, MIN_ROOM)
 
 
-class Solver:
+class Sampler:
     """An engine, a prompt style and a grader, put together."""
 
     def __init__(
@@ -155,7 +155,7 @@ class Solver:
         check_output(requests_P, completions_P_G)
         return completions_P_G
 
-    def solve(
+    def sample(
         self,
         starts_P: Sequence[Start],
         sampling: SamplingConfig,

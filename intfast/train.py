@@ -41,7 +41,7 @@ def run(config: Config, console: Any = None) -> dict[str, Any]:
     """
     from intfast.study import finish
 
-    return finish.run(config, console)
+    return finish.train(config, console)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,10 +14,10 @@ from intfast import cli, intervene
 from intfast.collect import Found
 from intfast.model.decoder import PackedAttention
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
-from intfast.run import build
+from intfast.run import open_run
 from intfast.settings.numerics import AnalysisConfig
 from intfast.study import ablate, analysis
-from intfast.train import run
+from intfast.study.finish import train
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -49,7 +49,7 @@ def config_of(folder, *overrides):
 def finished(tmp_path_factory):
     """One whole run: its folder and its summary."""
     folder = tmp_path_factory.mktemp("analysis") / "run"
-    return folder, run(config_of(folder), Quiet())
+    return folder, train(config_of(folder), Quiet())
 
 
 def read(folder, name):
@@ -82,7 +82,7 @@ def test_the_conditioning_table_starts_with_the_problem_alone(finished):
 
 def test_after_sft_the_trained_texts_are_likelier(tmp_path):
     config = config_of(tmp_path / "run", "sft.epochs=8", "rl.steps=0", "analysis.texts=8")
-    run(config, Quiet())
+    train(config, Quiet())
     texts = read(tmp_path / "run", "analysis.json")["texts"]
     trained = texts["SFT example"]["of"]
     assert trained["int"]["nll"]["value"] < 0.8 * trained["base"]["nll"]["value"]
@@ -93,25 +93,25 @@ def test_after_sft_the_trained_texts_are_likelier(tmp_path):
 
 
 @pytest.fixture
-def parts(tmp_path):
-    with build(config_of(tmp_path / "run", "batch.max_tokens=200"), Quiet()) as parts:
-        yield parts
+def run(tmp_path):
+    with open_run(config_of(tmp_path / "run", "batch.max_tokens=200"), Quiet()) as run:
+        yield run
 
 
-def test_the_measure_is_that_of_dense_logits(parts):
-    ids = parts.solver.prompt(parts.problems[0])
+def test_the_measure_is_that_of_dense_logits(run):
+    ids = run.sampler.prompt(run.problems[0])
     longer = [*ids, *ids[::-1], *ids]
     weights = [0.0] * 5 + [1.0] * (len(ids) - 5)
     examples = [
         Example(token_ids=ids, weights=weights),
         Example(token_ids=longer, weights=[0.0] * 2 + [1.0] * (len(longer) - 2)),
     ]
-    for example, found in zip(examples, analysis.measure(parts, examples), strict=True):
+    for example, found in zip(examples, analysis.measure(run, examples), strict=True):
         tokens = torch.tensor(example.token_ids)
         with torch.no_grad():
-            attend = PackedAttention([len(tokens)], parts.device)
-            hidden = parts.decoder(tokens, torch.arange(len(tokens)), attend)
-            logprobs = (hidden @ parts.decoder.head_weight_VD.T).double().log_softmax(-1)
+            attend = PackedAttention([len(tokens)], run.device)
+            hidden = run.decoder(tokens, torch.arange(len(tokens)), attend)
+            logprobs = (hidden @ run.decoder.head_weight_VD.T).double().log_softmax(-1)
         rows = [t for t, weight in enumerate(example.weights) if weight]
         nll = -sum(logprobs[t - 1, example.token_ids[t]].item() for t in rows)
         entropy = -sum((logprobs[t - 1].exp() * logprobs[t - 1]).sum().item() for t in rows)
@@ -134,13 +134,13 @@ def intervention(number, problem, gate):
     )  # fmt: skip
 
 
-def test_sources_measure_the_right_tokens(parts):
+def test_sources_measure_the_right_tokens(run):
     held = next(f"p{n}" for n in range(99) if intervene.is_held_out(f"p{n}", 0.2))
     kept = next(f"p{n}" for n in range(99) if not intervene.is_held_out(f"p{n}", 0.2))
-    body = parts.problems[0].problem
+    body = run.problems[0].problem
     selected = [Problem(id=i, problem=body, answer="1") for i in (held, kept)]
-    sft = msgspec.structs.replace(parts.config.sft, held_out=0.2)
-    parts.config = msgspec.structs.replace(parts.config, sft=sft, analysis=AnalysisConfig(texts=9))
+    sft = msgspec.structs.replace(run.config.sft, held_out=0.2)
+    run.config = msgspec.structs.replace(run.config, sft=sft, analysis=AnalysisConfig(texts=9))
     interventions = [
         intervention(0, kept, "kept"),
         intervention(1, held, "kept"),
@@ -157,8 +157,8 @@ def test_sources_measure_the_right_tokens(parts):
         interventions=interventions,
         continuations=[right],
     )
-    made = analysis.sources(parts, found)
-    prompt = parts.solver.prompt(selected[1])
+    made = analysis.sources(run, found)
+    prompt = run.sampler.prompt(selected[1])
 
     def spans(kind):
         (example,) = made[kind]
@@ -178,12 +178,12 @@ def test_sources_measure_the_right_tokens(parts):
     }  # fmt: skip
 
 
-def test_held_out_interventions_stay_out_of_sft(parts):
+def test_held_out_interventions_stay_out_of_sft(run):
     judged = [intervention(n, f"p{n}", "kept") for n in range(40)]
-    problem = parts.problems[0]
+    problem = run.problems[0]
     problems = {r.problem_id: msgspec.structs.replace(problem, id=r.problem_id) for r in judged}
-    sft = msgspec.structs.replace(parts.config.sft, held_out=0.25, filter=True)
-    made = intervene.build_examples(parts.solver, problems, judged, [], sft)
+    sft = msgspec.structs.replace(run.config.sft, held_out=0.25, filter=True)
+    made = intervene.build_examples(run.sampler, problems, judged, [], sft)
     out = {r.problem_id for r in judged} - {example.problem_id for example in made}
     assert 4 <= len(out) <= 16
     assert all(intervene.is_held_out(problem_id, 0.25) for problem_id in out)

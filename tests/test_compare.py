@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from small_run import Quiet
 
-from intfast import cli, train
+from intfast import cli, collect
 from intfast.evaluate import Evaluation, bootstrap_seeds, count_samples
-from intfast.sample import Solver
+from intfast.sample import Sampler
 from intfast.study import arms, compare, compare_page, compare_table, report
 
 ROOT = Path(__file__).parents[1]
@@ -217,7 +217,7 @@ def test_a_comparison_that_was_moved_is_read_and_not_repeated(finished, tmp_path
 @pytest.mark.parametrize("call", [1, 2, 4])
 def test_a_stopped_comparison_says_so_and_continues(finished, tmp_path, monkeypatch, capfd, call):
     words = [CONFIG, *WORDS, f"run={tmp_path / 'run'}", "arms=int", "seeds=1"]
-    complete, calls = Solver.complete, []
+    complete, calls = Sampler.complete, []
 
     def stopping(*arguments, **keywords):
         calls.append(1)
@@ -226,7 +226,7 @@ def test_a_stopped_comparison_says_so_and_continues(finished, tmp_path, monkeypa
         return complete(*arguments, **keywords)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Solver, "complete", stopping)
+        patched.setattr(Sampler, "complete", stopping)
         assert compare.main(words) == 143
     said = capfd.readouterr().err
     assert "stopped by SIGTERM; the same command continues this comparison" in said
@@ -240,7 +240,7 @@ def test_arms_that_cannot_join_what_is_there_are_refused_before_any_work(
 ):
     plan, _ = finished
     root = Path(shutil.copytree(plan.root, tmp_path / "copy"))
-    monkeypatch.setattr(train, "collect", None)
+    monkeypatch.setattr(collect, "gather", None)
     monkeypatch.setattr(train, "run", None)
     for words in (["equal_tokens=false"], ["arms=rl"]):
         other = plan_of(root, f"arms={','.join(NAMES)}", "seeds=0,1", *words)

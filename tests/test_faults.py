@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.reliability import bed
 from intfast import cli, collect, learn
-from intfast.sample import Solver
+from intfast.sample import Sampler
 from intfast.state import checkpoint, files, identity, interrupt
 from intfast.state.runfolder import RunFolder
 from intfast.train import main
@@ -58,7 +58,7 @@ def send_at(monkeypatch, owner, name, call, number):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "number", "code"),
     [
-        (Solver, "complete", 3, signal.SIGINT, 130),
+        (Sampler, "complete", 3, signal.SIGINT, 130),
         (learn, "update", 2, signal.SIGHUP, 129),
         (learn, "draw", 2, signal.SIGTERM, 143),
     ],

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from test_learn import SFT, folder, sft_examples, weights_of  # noqa: F401
-from test_parity import altered, one_is_nan, parts_of  # noqa: F401
+from test_parity import altered, one_is_nan, run_of  # noqa: F401
 
 from intfast import course, credit, forward, learn, loss, parity
 from intfast.batch import pack
@@ -52,7 +52,7 @@ def poisoned_loss(function, factor, offset):
 
 
 @contextlib.contextmanager
-def planted(parts, place, value=math.nan):
+def planted(run, place, value=math.nan):
     """`value` in one place of every update inside."""
     with pytest.MonkeyPatch.context() as patch:
         if place.startswith("loss"):
@@ -66,7 +66,7 @@ def planted(parts, place, value=math.nan):
             logprobs = forward.logprobs
             poison = lambda *a: [with_first(x, value) for x in logprobs(*a)]  # noqa: E731
             patch.setattr(forward, "logprobs", poison)
-        weight = parts.decoder.model.layers[0].mlp.down_proj.weight
+        weight = run.decoder.model.layers[0].mlp.down_proj.weight
         hook = None
         if place == "gradient":
             hook = weight.register_hook(lambda grad: torch.full_like(grad, value))
@@ -93,7 +93,7 @@ def same(ours, theirs):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("place", PLACES)
 def test_rl_learns_nothing_from_it_and_stops_after_k_in_a_row(
-    parts_of,  # noqa: F811
+    run_of,  # noqa: F811
     optimizers,
     monkeypatch,
     place,
@@ -101,16 +101,16 @@ def test_rl_learns_nothing_from_it_and_stops_after_k_in_a_row(
 ):
     monkeypatch.setattr(parity, "check_parity", lambda *_: {})
     options = (f"model.dtype={dtype}", "rl.minibatches=2", "rl.optim.max_skipped=4")
-    with parts_of(*options) as parts:
-        before = weights_of(parts)
+    with run_of(*options) as run:
+        before = weights_of(run)
         with (
-            planted(parts, place),
+            planted(run, place),
             pytest.raises(RuntimeError, match="for 4 updates in a row") as caught,
         ):
-            learn.rl(parts, "base_rl", "base", parts.problems)
-        assert same(weights_of(parts), before)
+            learn.rl(run, "base_rl", "base", run.problems)
+        assert same(weights_of(run), before)
         state = optimizers[0].final
-        (row,) = parts.metrics.rows("base_rl")
+        (row,) = run.metrics.rows("base_rl")
     assert state
     assert all(not state[name].any() for name in state if not name.startswith("master."))
     assert row["skipped"] == row["updates"] == 2
@@ -121,36 +121,36 @@ def test_rl_learns_nothing_from_it_and_stops_after_k_in_a_row(
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("place", [place for place in PLACES if place != "log-prob"])
 def test_sft_learns_nothing_from_it_and_goes_on(
-    parts_of,  # noqa: F811
+    run_of,  # noqa: F811
     monkeypatch,
     place,
     value,
 ):
     update, taken = learn.update, {}
 
-    def watched(parts, optimizer, *arguments):
+    def watched(run, optimizer, *arguments):
         step = optimizer.num_steps + 1
-        before = weights_of(parts) | moments(optimizer)
-        with planted(parts, place, value) if step == 3 else contextlib.nullcontext():
-            result = update(parts, optimizer, *arguments)
-        taken[step] = not same(weights_of(parts) | moments(optimizer), before)
+        before = weights_of(run) | moments(optimizer)
+        with planted(run, place, value) if step == 3 else contextlib.nullcontext():
+            result = update(run, optimizer, *arguments)
+        taken[step] = not same(weights_of(run) | moments(optimizer), before)
         return result
 
     monkeypatch.setattr(learn, "update", watched)
-    with parts_of(*SFT, "sft.epochs=2") as parts:
-        learn.sft(parts, "int", sft_examples(parts))
-        rows = parts.metrics.rows("int")
-        said = "\n".join(parts.metrics.console.lines)
+    with run_of(*SFT, "sft.epochs=2") as run:
+        learn.sft(run, "int", sft_examples(run))
+        rows = run.metrics.rows("int")
+        said = "\n".join(run.metrics.console.lines)
     assert taken == {1: True, 2: True, 3: False, 4: True}
     assert [row["skipped"] for row in rows] == [0, 0, 1, 0]
     assert f"SKIPPED, not finite: int: {NAMED[place]} 1 of 2" in said
 
 
-def test_the_micro_batch_is_named(parts_of, monkeypatch):  # noqa: F811
+def test_the_micro_batch_is_named(run_of, monkeypatch):  # noqa: F811
     sft_loss = loss.sft_loss
-    with parts_of(*SFT, "sft.epochs=1", "sft.batch_size=6", "batch.max_tokens=60") as parts:
-        examples = sft_examples(parts)
-        batches = pack(examples, parts.config.batch).batches
+    with run_of(*SFT, "sft.epochs=1", "sft.batch_size=6", "batch.max_tokens=60") as run:
+        examples = sft_examples(run)
+        batches = pack(examples, run.config.batch).batches
         assert len(batches) >= 3
 
         def poisoned(hidden_ND, weight_VD, batch):
@@ -161,12 +161,12 @@ def test_the_micro_batch_is_named(parts_of, monkeypatch):  # noqa: F811
         # The order of SFT is shuffled; the packing of all examples is not.
         monkeypatch.setattr(learn, "_shuffled", lambda count, seed: list(range(count)))
         monkeypatch.setattr(loss, "sft_loss", poisoned)
-        learn.sft(parts, "int", examples)
-        (row,) = parts.metrics.rows("int")
+        learn.sft(run, "int", examples)
+        (row,) = run.metrics.rows("int")
     assert f"the loss of micro-batch 3 of {len(batches)}" in row["cause"]
 
 
-def test_a_fault_that_does_not_come_back_is_called_one(parts_of, monkeypatch):  # noqa: F811
+def test_a_fault_that_does_not_come_back_is_called_one(run_of, monkeypatch):  # noqa: F811
     sft_loss, calls = loss.sft_loss, []
 
     def once(*arguments):
@@ -175,29 +175,29 @@ def test_a_fault_that_does_not_come_back_is_called_one(parts_of, monkeypatch):  
         return (loss_sum * math.nan if len(calls) == 1 else loss_sum), stats
 
     monkeypatch.setattr(loss, "sft_loss", once)
-    with parts_of(*SFT, "sft.epochs=1", "sft.batch_size=6") as parts:
-        learn.sft(parts, "int", sft_examples(parts))
-        (row,) = parts.metrics.rows("int")
+    with run_of(*SFT, "sft.epochs=1", "sft.batch_size=6") as run:
+        learn.sft(run, "int", sft_examples(run))
+        (row,) = run.metrics.rows("int")
     assert "nothing when" in row["cause"] and "hardware" in row["cause"]
 
 
 def test_sampler_log_probs_and_rewards_that_are_nan_are_refused(
-    parts_of,  # noqa: F811
+    run_of,  # noqa: F811
     monkeypatch,
 ):
-    with parts_of("rl.sampling.temperature=1") as parts:
-        before = weights_of(parts)
+    with run_of("rl.sampling.temperature=1") as run:
+        before = weights_of(run)
         with monkeypatch.context() as patch:
             patch.setitem(credit.REWARDS, "correct", math.nan)
             with pytest.raises(ValueError, match="reward of group 0: expected a finite number"):
-                learn.rl(parts, "base_rl", "base", parts.problems)
-        assert same(weights_of(parts), before)
+                learn.rl(run, "base_rl", "base", run.problems)
+        assert same(weights_of(run), before)
     monkeypatch.setattr(parity, "check_parity", lambda *_: {})
     monkeypatch.setattr("intfast.engine.start.NativeEngine", altered(one_is_nan))
-    with parts_of(run="other") as parts:
+    with run_of(run="other") as run:
         with pytest.raises(ValueError, match="sampler_logprobs of example 0: expected finite"):
-            learn.rl(parts, "base_rl", "base", parts.problems)
-        assert same(weights_of(parts), before)
+            learn.rl(run, "base_rl", "base", run.problems)
+        assert same(weights_of(run), before)
 
 
 # --- zeros and counts ---------------------------------------------------------------------------
@@ -225,18 +225,18 @@ def test_advantage_zero_gives_exactly_zero_gradient(objective):
     assert not hidden_ND.grad.any() and not weight_VD.grad.any()
 
 
-def test_three_micro_batches_give_the_update_of_one(parts_of):  # noqa: F811
+def test_three_micro_batches_give_the_update_of_one(run_of):  # noqa: F811
     options = [*SFT, "sft.epochs=1", "sft.batch_size=6", "sft.optim.eps=10"]
     after = []
-    for run, tokens in (("one", 10_000), ("many", 60)):
-        with parts_of(*options, f"batch.max_tokens={tokens}", run=run) as parts:
-            examples = sft_examples(parts)
+    for where, tokens in (("one", 10_000), ("many", 60)):
+        with run_of(*options, f"batch.max_tokens={tokens}", run=where) as run:
+            examples = sft_examples(run)
             # Unequal counts: a mean of means would differ.
             first = examples[0].token_ids
             examples[0] = Example(token_ids=first, weights=[0.0] + [3.0] * (len(first) - 1))
-            count = len(pack(examples, parts.config.batch).batches)
-            learn.sft(parts, "int", examples)
-            after.append((count, weights_of(parts), parts.metrics.rows("int")[0]["loss"]))
+            count = len(pack(examples, run.config.batch).batches)
+            learn.sft(run, "int", examples)
+            after.append((count, weights_of(run), run.metrics.rows("int")[0]["loss"]))
     (one, ours, our_loss), (many, theirs, their_loss) = after
     assert one == 1 and many >= 3
     assert our_loss == pytest.approx(their_loss, rel=1e-6)

@@ -9,7 +9,7 @@ from intfast.config import InterveneConfig, PromptConfig, SamplingConfig, SftCon
 from intfast.grading.grader import Grader
 from intfast.prompts import ChatStyle, CompactStyle, decode, encode
 from intfast.records import Attempt, Continuation, Intervention, Problem
-from intfast.sample import Solver, Start, chunks
+from intfast.sample import Sampler, Start, chunks
 
 BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"
 REFERENCE = "a 7 # b 3 -> d 13 , d 13 + c 5 -> e 1 , ans d 13 c 5 e 1"
@@ -35,14 +35,14 @@ ATTEMPT = Attempt(
 )
 
 
-def solver_of(*texts: str, context: int = 1000) -> Solver:
+def solver_of(*texts: str, context: int = 1000) -> Sampler:
     style = CompactStyle(PromptConfig(style="compact", separator=" ;"), TOKENIZER)
-    return Solver(Script(texts), TOKENIZER, style, Grader(mode="tail:ans"), context)
+    return Sampler(Script(texts), TOKENIZER, style, Grader(mode="tail:ans"), context)
 
 
 def propose(*replies: str, config=CONFIG, context=1000) -> list[Intervention]:
-    solver = solver_of(*replies, context=context)
-    return intervene.propose(solver, [(PROBLEM, ATTEMPT)], config, seed=0)
+    sampler = solver_of(*replies, context=context)
+    return intervene.propose(sampler, [(PROBLEM, ATTEMPT)], config, seed=0)
 
 
 # --- gates -------------------------------------------------------------------------------------
@@ -66,10 +66,10 @@ def test_each_candidate_is_recorded_with_its_gate_and_the_first_good_one_passes(
 
 
 def test_a_prompt_without_room_for_the_reply_is_dropped_and_never_cut():
-    solver = solver_of(context=100)
-    records = intervene.propose(solver, [(PROBLEM, ATTEMPT)], CONFIG, seed=0)
+    sampler = solver_of(context=100)
+    records = intervene.propose(sampler, [(PROBLEM, ATTEMPT)], CONFIG, seed=0)
     assert [r.gate for r in records] == ["too_long"] * 3
-    assert solver.engine.requests == []
+    assert sampler.engine.requests == []
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_baselines_need_room_behind_the_attempt():
         config = msgspec.structs.replace(
             CONFIG, samples=1, sampling=reply_room, continuation=reply_room, baselines=baselines
         )
-        solver = solver_of(REPLY, context=full)
-        solver.fits = lambda *_: True
-        engine = solver.engine
-        solver.complete = lambda asked, _, e=engine: e.generate(asked, lambda *_: None)
-        (record,) = intervene.propose(solver, [(PROBLEM, ATTEMPT)], config, seed=0)
+        sampler = solver_of(REPLY, context=full)
+        sampler.fits = lambda *_: True
+        engine = sampler.engine
+        sampler.complete = lambda asked, _, e=engine: e.generate(asked, lambda *_: None)
+        (record,) = intervene.propose(sampler, [(PROBLEM, ATTEMPT)], config, seed=0)
         assert record.gate == gate
 
 
@@ -142,8 +142,8 @@ def test_the_leak_gate_can_be_switched_off():
     problem = msgspec.structs.replace(PROBLEM, answer="d 13")
     for gate, on in (("leak", True), ("passed", False)):
         config = msgspec.structs.replace(CONFIG, leak_gate=on, samples=1)
-        solver = solver_of(REPLY)
-        (record,) = intervene.propose(solver, [(problem, ATTEMPT)], config, seed=0)
+        sampler = solver_of(REPLY)
+        (record,) = intervene.propose(sampler, [(problem, ATTEMPT)], config, seed=0)
         assert record.gate == gate
 
 
@@ -152,14 +152,14 @@ def test_the_leak_gate_can_be_switched_off():
 
 def run_continuations(config: InterveneConfig, *texts: str):
     """All waves on one passed candidate: the records, and the engine."""
-    solver = solver_of(REPLY, *texts)
+    sampler = solver_of(REPLY, *texts)
     one = msgspec.structs.replace(config, samples=1)
-    (candidate,) = intervene.propose(solver, [(PROBLEM, ATTEMPT)], one, seed=0)
+    (candidate,) = intervene.propose(sampler, [(PROBLEM, ATTEMPT)], one, seed=0)
     passed = [(PROBLEM, ATTEMPT, candidate)]
     records: list[Continuation] = []
-    while todo := intervene.missing(solver, passed, records, config):
-        records += intervene.continue_from(solver, todo, SAMPLING, seed=0)
-    return candidate, records, solver
+    while todo := intervene.missing(sampler, passed, records, config):
+        records += intervene.continue_from(sampler, todo, SAMPLING, seed=0)
+    return candidate, records, sampler
 
 
 RIGHT = "e d + c : 13 + 5 = e 1 ; ans d 13 c 5 e 1"
@@ -167,19 +167,19 @@ WRONG = "e d + c : 13 + 5 = e 2 ; ans d 13 c 5 e 2"
 
 
 def test_continuations_start_from_prompt_prefix_and_intervention():
-    _, records, solver = run_continuations(CONFIG, RIGHT, WRONG, WRONG, RIGHT)
+    _, records, sampler = run_continuations(CONFIG, RIGHT, WRONG, WRONG, RIGHT)
     assert [record.grade for record in records] == ["correct", "wrong", "wrong", "correct"]
-    asked = [decode(TOKENIZER, r.prompt_ids) for r in solver.engine.requests[1:]]
+    asked = [decode(TOKENIZER, r.prompt_ids) for r in sampler.engine.requests[1:]]
     assert asked == [f"<solve> {BODY} {FIX}"] * 2
-    seeds = [seed for request in solver.engine.requests for seed in request.seeds]
+    seeds = [seed for request in sampler.engine.requests for seed in request.seeds]
     assert len(set(seeds)) == len(seeds)
 
 
 def test_baselines_continue_from_the_wrong_step_and_from_the_prefix():
     config = msgspec.structs.replace(CONFIG, baselines=True, continuations=1, wave=1)
-    _, records, solver = run_continuations(config, RIGHT, WRONG, WRONG)
+    _, records, sampler = run_continuations(config, RIGHT, WRONG, WRONG)
     assert [record.start for record in records] == ["intervention", "error", "prefix"]
-    asked = [decode(TOKENIZER, r.prompt_ids) for r in solver.engine.requests[1:]]
+    asked = [decode(TOKENIZER, r.prompt_ids) for r in sampler.engine.requests[1:]]
     wrong_step = TEXT.split(" e d + c")[0]
     assert asked[1:] == [f"<solve> {BODY} {wrong_step}", f"<solve> {BODY}"]
 
@@ -214,10 +214,10 @@ def test_judging_needs_min_correct_and_touches_only_what_was_continued():
 
 
 def built(sft: SftConfig, judged=None):
-    candidate, records, solver = run_continuations(CONFIG, WRONG, RIGHT, WRONG, RIGHT)
+    candidate, records, sampler = run_continuations(CONFIG, WRONG, RIGHT, WRONG, RIGHT)
     if judged is None:
         judged = intervene.judge([candidate], records, CONFIG)
-    return intervene.build_examples(solver, {"p": PROBLEM}, judged, records, sft), candidate
+    return intervene.build_examples(sampler, {"p": PROBLEM}, judged, records, sft), candidate
 
 
 def spans(example, weight):
@@ -233,9 +233,9 @@ def test_prompt_carries_no_loss_and_there_is_no_suffix_and_no_end_token():
 
 
 def test_the_ablations_change_what_is_trained():
-    solver = solver_of(LATER)
+    sampler = solver_of(LATER)
     one = msgspec.structs.replace(CONFIG, samples=1)
-    (later,) = intervene.propose(solver, [(PROBLEM, ATTEMPT)], one, seed=0)
+    (later,) = intervene.propose(sampler, [(PROBLEM, ATTEMPT)], one, seed=0)
     kept = msgspec.structs.replace(later, gate="kept")
     prefix, fix = TEXT.split(" e d + c")[0], "e d + c : 4 + 5 = e 1 ;"
     (example,), _ = built(SftConfig(), [kept])
@@ -258,13 +258,13 @@ def test_filter_and_rows_choose_the_examples():
     assert len(built(SftConfig(rows="one"), records)[0]) == 1
 
 
-# --- the solver --------------------------------------------------------------------------------
+# --- the sampler --------------------------------------------------------------------------------
 
 
 def test_the_grade_is_that_of_the_whole_answer_and_the_text_that_of_the_completion():
-    solver = solver_of("c 5 e 1")
+    sampler = solver_of("c 5 e 1")
     begun = encode(TOKENIZER, "ans d 13")
-    ((graded,),) = solver.solve([Start(PROBLEM, [0], begun)], SAMPLING)
+    ((graded,),) = sampler.sample([Start(PROBLEM, [0], begun)], SAMPLING)
     assert (graded.text, graded.grade.status) == ("c 5 e 1", "correct")
 
 
@@ -292,10 +292,10 @@ def test_the_chat_style_solves_along_the_reference_and_then_verifies(bpe):
         f"<intervention-{mark}>\nWait, y = 3.\n</intervention-{mark}>"
     )
     engine = Script(["my own solution", "no tags", reply], bpe)
-    solver = Solver(engine, bpe, style, Grader(), 5000)
+    sampler = Sampler(engine, bpe, style, Grader(), 5000)
     longer = msgspec.structs.replace(SAMPLING, max_new_tokens=200)
     config = msgspec.structs.replace(CONFIG, samples=2, sampling=longer)
-    first, second = intervene.propose(solver, [(problem, attempt)], config, seed=0)
+    first, second = intervene.propose(sampler, [(problem, attempt)], config, seed=0)
     assert (first.gate, second.gate) == ("unparsed", "passed")
     assert (first.guided, second.guided) == ("my own solution", "")
     asked = decode(bpe, engine.requests[1].prompt_ids)

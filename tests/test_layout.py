@@ -28,7 +28,7 @@ FLOORS = [
     "study",
     "train compare report adapters",
 ]
-"""From the ground up: a file or a package of intfast/ imports from lower floors only, or its own."""
+"""From the ground up: a file or package of intfast/ imports from lower floors, or its own."""
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 FLOOR = {name: rank for rank, names in enumerate(FLOORS) for name in names.split()}

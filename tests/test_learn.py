@@ -10,7 +10,7 @@ from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade
 from intfast.model.decoder import PackedAttention
 from intfast.records import Example, Intervention, TokenLogprobs
-from intfast.run import build
+from intfast.run import open_run
 from intfast.state import checkpoint
 from intfast.study import token_logprobs
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def parts_of(folder, tmp_path, monkeypatch):
+def run_of(folder, tmp_path, monkeypatch):
     """Builds the parts of a run; a right answer is one whose first word is a letter a..h."""
 
     def grade(self, submissions):
@@ -42,41 +42,41 @@ def parts_of(folder, tmp_path, monkeypatch):
             "evaluate.samples=4",
             *overrides,
         ]
-        return build(cli.load(None, settings), Quiet())
+        return open_run(cli.load(None, settings), Quiet())
 
     return make
 
 
-def weights_of(parts):
-    return {name: p.detach().clone() for name, p in parts.decoder.named_parameters()}
+def weights_of(run):
+    return {name: p.detach().clone() for name, p in run.decoder.named_parameters()}
 
 
 def same(ours, theirs):
     return all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_rl_raises_the_reward(parts_of):
-    with parts_of("rl.steps=12", "rl.optim.lr=0.03") as parts:
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        rows = parts.metrics.rows("base_rl")
+def test_rl_raises_the_reward(run_of):
+    with run_of("rl.steps=12", "rl.optim.lr=0.03") as run:
+        learn.rl(run, "base_rl", "base", run.problems)
+        rows = run.metrics.rows("base_rl")
     rewards = [row["reward"] for row in rows]
     assert len(rows) == 12
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.3
 
 
-def test_rl_tells_the_engine_of_every_update(parts_of):
-    with parts_of() as parts:
-        before = parts.solver.engine.policy_version
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        updates = sum(row["updates"] for row in parts.metrics.rows("base_rl"))
-        assert parts.solver.engine.policy_version - before >= updates > 0
+def test_rl_tells_the_engine_of_every_update(run_of):
+    with run_of() as run:
+        before = run.sampler.engine.policy_version
+        learn.rl(run, "base_rl", "base", run.problems)
+        updates = sum(row["updates"] for row in run.metrics.rows("base_rl"))
+        assert run.sampler.engine.policy_version - before >= updates > 0
 
 
 @pytest.mark.parametrize("stop_before", [1, 3, 4])
-def test_interrupted_rl_continues_to_the_same_weights(parts_of, monkeypatch, stop_before):
-    with parts_of(run="whole") as parts:
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        expected, rows = weights_of(parts), parts.metrics.rows("base_rl")
+def test_interrupted_rl_continues_to_the_same_weights(run_of, monkeypatch, stop_before):
+    with run_of(run="whole") as run:
+        learn.rl(run, "base_rl", "base", run.problems)
+        expected, rows = weights_of(run), run.metrics.rows("base_rl")
 
     drawn = learn.draw
     calls = []
@@ -87,72 +87,72 @@ def test_interrupted_rl_continues_to_the_same_weights(parts_of, monkeypatch, sto
             raise KeyboardInterrupt
         return drawn(*arguments)
 
-    with parts_of() as parts:
+    with run_of() as run:
         monkeypatch.setattr(learn, "draw", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            learn.rl(parts, "base_rl", "base", parts.problems)
+            learn.rl(run, "base_rl", "base", run.problems)
     monkeypatch.setattr(learn, "draw", drawn)
-    with parts_of() as parts:
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        assert same(weights_of(parts), expected)
-        again = parts.metrics.rows("base_rl")
+    with run_of() as run:
+        learn.rl(run, "base_rl", "base", run.problems)
+        assert same(weights_of(run), expected)
+        again = run.metrics.rows("base_rl")
     assert [r["reward"] for r in again] == [r["reward"] for r in rows]
     assert [r["step"] for r in again] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_finished_stage_is_not_repeated(parts_of):
-    with parts_of() as parts:
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        expected = weights_of(parts)
-    with parts_of() as parts:
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        parts.hold("base_rl")
-        assert same(weights_of(parts), expected)
-        parts.hold("base")
-        assert not same(weights_of(parts), expected)
+def test_a_finished_stage_is_not_repeated(run_of):
+    with run_of() as run:
+        learn.rl(run, "base_rl", "base", run.problems)
+        expected = weights_of(run)
+    with run_of() as run:
+        learn.rl(run, "base_rl", "base", run.problems)
+        run.hold("base_rl")
+        assert same(weights_of(run), expected)
+        run.hold("base")
+        assert not same(weights_of(run), expected)
 
 
-def test_groups_without_variance_leave_the_weights_alone(parts_of, monkeypatch):
+def test_groups_without_variance_leave_the_weights_alone(run_of, monkeypatch):
     wrong = Grade(status=Reason.WRONG.status, reason=Reason.WRONG)
     monkeypatch.setattr(
         "intfast.grading.grader.Grader.grade_many", lambda self, s: [wrong] * len(list(s))
     )
-    with parts_of() as parts:
-        before = weights_of(parts)
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        assert same(weights_of(parts), before)
-        rows = parts.metrics.rows("base_rl")
+    with run_of() as run:
+        before = weights_of(run)
+        learn.rl(run, "base_rl", "base", run.problems)
+        assert same(weights_of(run), before)
+        rows = run.metrics.rows("base_rl")
     assert {(r["zero_advantage"], r["all_wrong"], r["all_right"]) for r in rows} == {(1, 1, 0)}
     assert {row["updates"] for row in rows} == {0}
 
 
-def test_dynamic_sampling_replaces_idle_groups_within_its_bound(parts_of, monkeypatch):
-    with parts_of("rl.refill=3") as parts:
+def test_dynamic_sampling_replaces_idle_groups_within_its_bound(run_of, monkeypatch):
+    with run_of("rl.refill=3") as run:
         rights = iter([1] + [0] * 7 + [0] * 24 + ([1] + [0] * 7) * 3)
         reasons = {1: Reason.CORRECT, 0: Reason.WRONG}
         monkeypatch.setattr(
-            parts.solver.grader,
+            run.sampler.grader,
             "grade_many",
             lambda s: [
                 Grade(status=r.status, reason=r) for r in (reasons[next(rights)] for _ in list(s))
             ],
         )
-        rollouts = learn.draw(parts, "rl", [(p, None) for p in parts.problems], 0)
+        rollouts = learn.draw(run, "rl", [(p, None) for p in run.problems], 0)
     assert len(rollouts.starts_P) == len(rollouts.groups_P_G) == 4
     assert (rollouts.cursor, rollouts.drawn["groups"]) == (7, 7)
     assert rollouts.drawn["all_wrong"] == pytest.approx(3 / 7)
-    ids = [problem.id for problem in parts.problems]
+    ids = [problem.id for problem in run.problems]
     assert {start.problem.id for start in rollouts.starts_P} <= set(ids)
 
 
-def test_every_epoch_of_the_stream_is_a_permutation(parts_of):
-    with parts_of() as parts:
-        tasks = [(problem, None) for problem in parts.problems]
+def test_every_epoch_of_the_stream_is_a_permutation(run_of):
+    with run_of() as run:
+        tasks = [(problem, None) for problem in run.problems]
         epochs = [
-            [learn._start(parts, tasks, 6 * epoch + n).problem.id for n in range(6)]
+            [learn._start(run, tasks, 6 * epoch + n).problem.id for n in range(6)]
             for epoch in range(4)
         ]
-    assert all(sorted(epoch) == sorted(p.id for p in parts.problems) for epoch in epochs)
+    assert all(sorted(epoch) == sorted(p.id for p in run.problems) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
@@ -171,12 +171,12 @@ def test_every_epoch_of_the_stream_is_a_permutation(parts_of):
     ],
     ids=" ".join,
 )
-def test_the_options_of_rl_run_and_learn(parts_of, options):
-    with parts_of("rl.steps=4", *options) as parts:
-        before = weights_of(parts)
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        assert not same(weights_of(parts), before)
-        rows = [row for row in parts.metrics.rows("base_rl") if row["updates"]]
+def test_the_options_of_rl_run_and_learn(run_of, options):
+    with run_of("rl.steps=4", *options) as run:
+        before = weights_of(run)
+        learn.rl(run, "base_rl", "base", run.problems)
+        assert not same(weights_of(run), before)
+        rows = [row for row in run.metrics.rows("base_rl") if row["updates"]]
     expected = int(dict(o.split("=") for o in options).get("rl.minibatches", 1))
     assert {row["updates"] for row in rows} == {expected}
     assert all(row["skipped"] == 0 and row["grad_norm"] > 0 for row in rows)
@@ -185,25 +185,25 @@ def test_the_options_of_rl_run_and_learn(parts_of, options):
         assert max(row["sampler_diff_max"] for row in rows) < 1e-4
 
 
-def test_micro_batches_do_not_change_the_update(parts_of):
+def test_micro_batches_do_not_change_the_update(run_of):
     # A large eps makes Adam's first step proportional to the gradient instead of to its sign.
     options = ("rl.steps=1", "rl.optim.eps=10")
     after = []
-    for run, tokens in (("one", 100_000), ("many", 60)):
-        with parts_of(f"batch.max_tokens={tokens}", *options, run=run) as parts:
-            before = weights_of(parts)
-            learn.rl(parts, "base_rl", "base", parts.problems)
-            after.append(weights_of(parts))
+    for where, tokens in (("one", 100_000), ("many", 60)):
+        with run_of(f"batch.max_tokens={tokens}", *options, run=where) as run:
+            before = weights_of(run)
+            learn.rl(run, "base_rl", "base", run.problems)
+            after.append(weights_of(run))
     for name, ours in after[0].items():
         torch.testing.assert_close(ours, after[1][name], atol=1e-7, rtol=1e-5)
         assert not torch.equal(ours, before[name])
 
 
-def sft_examples(parts):
-    texts = [f"<solve> {p.problem} d a # b ;" for p in parts.problems]
+def sft_examples(run):
+    texts = [f"<solve> {p.problem} d a # b ;" for p in run.problems]
     found = []
     for text in texts:
-        ids = parts.solver.tokenizer.encode(text)
+        ids = run.sampler.tokenizer.encode(text)
         found.append(Example(token_ids=ids, weights=[0.0] * (len(ids) - 5) + [1.0] * 5))
     return found
 
@@ -211,10 +211,10 @@ def sft_examples(parts):
 SFT = ("sft.epochs=5", "sft.batch_size=4", "sft.optim.lr=0.01", "rl.steps=0")
 
 
-def test_sft_lowers_the_loss_and_continues_to_the_same_weights(parts_of, monkeypatch):
-    with parts_of(*SFT, run="whole") as parts:
-        learn.sft(parts, "int", sft_examples(parts))
-        expected, rows = weights_of(parts), parts.metrics.rows("int")
+def test_sft_lowers_the_loss_and_continues_to_the_same_weights(run_of, monkeypatch):
+    with run_of(*SFT, run="whole") as run:
+        learn.sft(run, "int", sft_examples(run))
+        expected, rows = weights_of(run), run.metrics.rows("int")
     assert len(rows) == 10
     assert rows[-1]["nll_mean"] < 0.6 * rows[0]["nll_mean"]
 
@@ -226,36 +226,36 @@ def test_sft_lowers_the_loss_and_continues_to_the_same_weights(parts_of, monkeyp
             raise KeyboardInterrupt
         return update(*arguments)
 
-    with parts_of(*SFT) as parts:
+    with run_of(*SFT) as run:
         monkeypatch.setattr(learn, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            learn.sft(parts, "int", sft_examples(parts))
+            learn.sft(run, "int", sft_examples(run))
     monkeypatch.setattr(learn, "update", update)
-    with parts_of(*SFT) as parts:
-        learn.sft(parts, "int", sft_examples(parts))
-        assert same(weights_of(parts), expected)
-        assert [row["step"] for row in parts.metrics.rows("int")] == list(range(1, 11))
+    with run_of(*SFT) as run:
+        learn.sft(run, "int", sft_examples(run))
+        assert same(weights_of(run), expected)
+        assert [row["step"] for row in run.metrics.rows("int")] == list(range(1, 11))
 
 
 @pytest.mark.parametrize("data", ["intervention", "reference"])
-def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(parts_of, data):
-    with parts_of(*SFT, "metrics.example_logprobs=3", f"sft.data={data}") as parts:
-        made = sft_examples(parts)
-        learn.sft(parts, "int", made)
-        trained = weights_of(parts)
-        token_logprobs.write(parts, "int", made)
-        assert parts.holds == "int" and same(weights_of(parts), trained)
-        rows = parts.folder.journal("example_logprobs", TokenLogprobs).records
+def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(run_of, data):
+    with run_of(*SFT, "metrics.example_logprobs=3", f"sft.data={data}") as run:
+        made = sft_examples(run)
+        learn.sft(run, "int", made)
+        trained = weights_of(run)
+        token_logprobs.write(run, "int", made)
+        assert run.holds == "int" and same(weights_of(run), trained)
+        rows = run.folder.journal("example_logprobs", TokenLogprobs).records
         assert [row.example for row in rows] == token_logprobs.spread(len(made), 3)
         for held in ("base", "trained"):
-            parts.hold("base" if held == "base" else "int")
+            run.hold("base" if held == "base" else "int")
             for row in rows:
                 example = made[row.example]
                 ids = torch.tensor(example.token_ids)
                 attend = PackedAttention((len(ids),), ids.device)
                 with torch.no_grad():
-                    hidden = parts.decoder(ids, torch.arange(len(ids)), attend)
-                logprob = (hidden @ parts.decoder.head_weight_VD.T).log_softmax(-1)
+                    hidden = run.decoder(ids, torch.arange(len(ids)), attend)
+                logprob = (hidden @ run.decoder.head_weight_VD.T).log_softmax(-1)
                 expected = [
                     logprob[t - 1, ids[t]].item() if t and example.weights[t] else None
                     for t in range(len(ids))
@@ -265,59 +265,59 @@ def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(parts_o
         def refuse(*_):
             raise AssertionError("scored again")
 
-        parts.hold = refuse
-        token_logprobs.write(parts, "int", made)
+        run.hold = refuse
+        token_logprobs.write(run, "int", made)
 
 
-def test_sft_and_rl_refuse_to_train_on_nothing(parts_of):
-    with parts_of(*SFT) as parts:
+def test_sft_and_rl_refuse_to_train_on_nothing(run_of):
+    with run_of(*SFT) as run:
         with pytest.raises(ValueError, match=r"fine-tune on \(none was drawn\)"):
-            learn.sft(parts, "int", [])
+            learn.sft(run, "int", [])
         with pytest.raises(ValueError, match="leaves no problem"):
-            learn.rl(parts, "int_rl", "base", [])
+            learn.rl(run, "int_rl", "base", [])
 
 
 @pytest.mark.parametrize("gates", [["unparsed", "unparsed", "leak"], ["unsolved", "leak"]])
-def test_nothing_to_train_on_says_at_which_gates_it_was_lost(parts_of, gates):
+def test_nothing_to_train_on_says_at_which_gates_it_was_lost(run_of, gates):
     """sft.filter = false is no help where no reply could be read."""
-    with parts_of(*SFT) as parts:
-        parts.folder.journal("interventions", Intervention).append(
+    with run_of(*SFT) as run:
+        run.folder.journal("interventions", Intervention).append(
             Intervention(
                 id=str(i), problem_id="p", attempt=0, sample=i, guided="", reply="", gate=gate
             )
             for i, gate in enumerate(gates)
         )
         with pytest.raises(learn.NoExamples) as caught:
-            learn.sft(parts, "int", [])
+            learn.sft(run, "int", [])
     assert f"{gates.count(gates[0])} {gates[0]}, 1 leak" in str(caught.value)
     assert ("sft.filter" in str(caught.value)) is ("unsolved" in gates)
 
 
-def test_evaluation_counts_and_is_not_repeated(parts_of):
-    with parts_of() as parts:
-        found = collect.evaluation(parts, "base")
-        assert [p.problem_id for p in found.problems] == [p.id for p in parts.tests]
+def test_evaluation_counts_and_is_not_repeated(run_of):
+    with run_of() as run:
+        found = collect.evaluation(run, "base")
+        assert [p.problem_id for p in found.problems] == [p.id for p in run.tests]
         assert {p.samples for p in found.problems} == {4}
-        parts.solver.engine = None
-        assert collect.evaluation(parts, "base") == found
-        stored = parts.folder.read_json("evaluations.json")
+        run.sampler.engine = None
+        assert collect.evaluation(run, "base") == found
+        stored = run.folder.read_json("evaluations.json")
     assert msgspec.convert(stored["base"], type(found)) == found
 
 
-def test_a_kill_before_the_last_tidying_up_leaves_no_old_checkpoint(parts_of, monkeypatch):
-    with parts_of() as parts:
+def test_a_kill_before_the_last_tidying_up_leaves_no_old_checkpoint(run_of, monkeypatch):
+    with run_of() as run:
         monkeypatch.setattr(checkpoint, "prune", lambda stage, step: None)
-        learn.rl(parts, "base_rl", "base", parts.problems)
+        learn.rl(run, "base_rl", "base", run.problems)
         monkeypatch.undo()
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        names = sorted(p.name for p in parts.stage_folder("base_rl").iterdir())
+        learn.rl(run, "base_rl", "base", run.problems)
+        names = sorted(p.name for p in run.stage_folder("base_rl").iterdir())
     assert names == ["step-000004", "step-000006"]
 
 
-def test_checkpoints_hold_what_resume_needs(parts_of):
-    with parts_of() as parts:
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        folder = parts.stage_folder("base_rl")
+def test_checkpoints_hold_what_resume_needs(run_of):
+    with run_of() as run:
+        learn.rl(run, "base_rl", "base", run.problems)
+        folder = run.stage_folder("base_rl")
         assert sorted(p.name for p in folder.iterdir()) == ["step-000004", "step-000006"]
         step, tensors, state = checkpoint.latest(folder, print)
     assert (step, state["finished"]) == (6, True)

@@ -8,11 +8,11 @@ from intfast import cli, collect, learn
 from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade
 from intfast.records import Guided
-from intfast.run import build
+from intfast.run import open_run
 
 
 @pytest.fixture
-def parts_of(tmp_path, monkeypatch):
+def run_of(tmp_path, monkeypatch):
     """Builds the parts of a run; a right answer is one whose first word is a letter a..h."""
 
     def grade(self, submissions):
@@ -32,16 +32,16 @@ def parts_of(tmp_path, monkeypatch):
             "rl.checkpoint_every=1",
             *overrides,
         ]
-        return build(cli.load(None, settings), Quiet())
+        return open_run(cli.load(None, settings), Quiet())
 
     return make
 
 
-def hints_of(parts) -> dict[str, list[int]]:
-    return {problem.id: [*parts.solver.prompt(problem), 22, 23, 24] for problem in parts.problems}
+def hints_of(run) -> dict[str, list[int]]:
+    return {problem.id: [*run.sampler.prompt(problem), 22, 23, 24] for problem in run.problems}
 
 
-def test_guided_and_bare_versions_come_one_to_one(parts_of, monkeypatch):
+def test_guided_and_bare_versions_come_one_to_one(run_of, monkeypatch):
     drawn, draw = [], learn.draw
 
     def watch(*arguments):
@@ -49,9 +49,9 @@ def test_guided_and_bare_versions_come_one_to_one(parts_of, monkeypatch):
         return drawn[-1]
 
     monkeypatch.setattr(learn, "draw", watch)
-    with parts_of("rl.steps=4") as parts:
-        learn.rl(parts, "base_rl", "base", parts.problems, hints_of(parts))
-        rows = parts.metrics.rows("base_rl")
+    with run_of("rl.steps=4") as run:
+        learn.rl(run, "base_rl", "base", run.problems, hints_of(run))
+        rows = run.metrics.rows("base_rl")
     # 4 steps of 3 are one epoch of 6 problems, each bare and with its hint.
     starts = [start for rollouts in drawn for start in rollouts.starts_P]
     bare = [start.problem.id for start in starts if start.prompt_ids is None]
@@ -70,14 +70,14 @@ def test_guided_and_bare_versions_come_one_to_one(parts_of, monkeypatch):
         assert ("reward_bare" in row) == (len(right) < 24)
 
 
-def test_a_guided_rollout_carries_loss_on_its_own_tokens_alone(parts_of, monkeypatch):
+def test_a_guided_rollout_carries_loss_on_its_own_tokens_alone(run_of, monkeypatch):
     kept = []
     pack = learn.pack
     monkeypatch.setattr(learn, "pack", lambda made, config: kept.extend(made) or pack(made, config))
-    with parts_of("rl.problems_per_step=12", "rl.steps=1") as parts:
-        hints = hints_of(parts)
-        prompts = {p.id: parts.solver.prompt(p) for p in parts.problems}
-        learn.rl(parts, "base_rl", "base", parts.problems, hints)
+    with run_of("rl.problems_per_step=12", "rl.steps=1") as run:
+        hints = hints_of(run)
+        prompts = {p.id: run.sampler.prompt(p) for p in run.problems}
+        learn.rl(run, "base_rl", "base", run.problems, hints)
     seen = set()
     for example in kept:
         hinted, plain = hints[example.problem_id], prompts[example.problem_id]
@@ -92,7 +92,7 @@ def test_a_guided_rollout_carries_loss_on_its_own_tokens_alone(parts_of, monkeyp
 
 @pytest.mark.parametrize("stop_before", [None, 2, 4])
 def test_rl_goes_on_until_the_tokens_and_resumes_to_the_same_weights(
-    parts_of, monkeypatch, stop_before
+    run_of, monkeypatch, stop_before
 ):
     # A step is 3 x 8 rollouts of at most 3 tokens; 400 tokens were generated before RL.
     until = 400 + 3 * 72 + 1
@@ -107,13 +107,13 @@ def test_rl_goes_on_until_the_tokens_and_resumes_to_the_same_weights(
         grade="wrong",
         reason="wrong",
     )
-    with parts_of(*words, run="whole") as parts:
-        parts.folder.journal("guided", Guided).append([record])
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        rows = parts.metrics.rows("base_rl")
-        weights = {name: p.detach().clone() for name, p in parts.decoder.named_parameters()}
-        assert sum(collect.generated_tokens(parts).values()) == 400
-        assert collect.rl_tokens(parts, "base_rl") == sum(row["sampled_tokens"] for row in rows)
+    with run_of(*words, run="whole") as run:
+        run.folder.journal("guided", Guided).append([record])
+        learn.rl(run, "base_rl", "base", run.problems)
+        rows = run.metrics.rows("base_rl")
+        weights = {name: p.detach().clone() for name, p in run.decoder.named_parameters()}
+        assert sum(collect.generated_tokens(run).values()) == 400
+        assert collect.rl_tokens(run, "base_rl") == sum(row["sampled_tokens"] for row in rows)
     sums = [400 + sum(row["sampled_tokens"] for row in rows[: n + 1]) for n in range(len(rows))]
     assert len(rows) >= 4 and sums[-2] < until <= sums[-1]
     if stop_before is None:
@@ -127,14 +127,14 @@ def test_rl_goes_on_until_the_tokens_and_resumes_to_the_same_weights(
         return draw(*arguments)
 
     monkeypatch.setattr(learn, "draw", interrupted)
-    with pytest.raises(KeyboardInterrupt), parts_of(*words, run="cut") as parts:
-        parts.folder.journal("guided", Guided).append([record])
-        learn.rl(parts, "base_rl", "base", parts.problems)
+    with pytest.raises(KeyboardInterrupt), run_of(*words, run="cut") as run:
+        run.folder.journal("guided", Guided).append([record])
+        learn.rl(run, "base_rl", "base", run.problems)
     monkeypatch.setattr(learn, "draw", draw)
-    with parts_of(*words, run="cut") as parts:
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        assert [row["step"] for row in parts.metrics.rows("base_rl")] == [r["step"] for r in rows]
-        ours = dict(parts.decoder.named_parameters())
+    with run_of(*words, run="cut") as run:
+        learn.rl(run, "base_rl", "base", run.problems)
+        assert [row["step"] for row in run.metrics.rows("base_rl")] == [r["step"] for r in rows]
+        ours = dict(run.decoder.named_parameters())
         assert all(torch.equal(ours[name], weights[name]) for name in weights)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_run import Quiet
 from test_learn import folder, weights_of  # noqa: F401
-from test_parity import parts_of  # noqa: F401
+from test_parity import run_of  # noqa: F401
 from test_train import arguments, config_of
 
 from intfast import cli, learn
@@ -59,29 +59,29 @@ def failing(function, call, error):
 
 @pytest.mark.parametrize("phase", PLACES)
 def test_the_phase_and_the_setting_are_named_and_the_run_continues(
-    parts_of,  # noqa: F811
+    run_of,  # noqa: F811
     monkeypatch,
     phase,
 ):
     options = ("rl.steps=2", "rl.checkpoint_every=1")
-    with parts_of(*options, run="whole") as parts:
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        expected, rows = weights_of(parts), parts.metrics.rows("base_rl")
+    with run_of(*options, run="whole") as run:
+        learn.rl(run, "base_rl", "base", run.problems)
+        expected, rows = weights_of(run), run.metrics.rows("base_rl")
     owner, name, call, setting = PLACES[phase]
-    with monkeypatch.context() as patch, parts_of(*options) as parts:
+    with monkeypatch.context() as patch, run_of(*options) as run:
         patch.setattr(owner, name, failing(getattr(owner, name), call, SPOKEN[0]))
         with pytest.raises(oom.OutOfMemory, match=f"out of memory in phase {phase}") as caught:
-            learn.rl(parts, "base_rl", "base", parts.problems)
+            learn.rl(run, "base_rl", "base", run.problems)
     assert setting in str(caught.value)
     assert "Tried to allocate 2.00 GiB." in str(caught.value) and "GPU 0" not in str(caught.value)
     # With the setting lowered it continues, and ends where the run without a fault did.
     lowered = LOWERED.get(setting, "rollout.cache_gib=0.05")
-    with parts_of(*options, lowered) as parts:
-        (row,) = parts.metrics.rows("settings")
+    with run_of(*options, lowered) as run:
+        (row,) = run.metrics.rows("settings")
         assert list(row["changed"]) == [lowered.partition("=")[0]]
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        assert all(torch.equal(weights_of(parts)[key], expected[key]) for key in expected)
-        again = parts.metrics.rows("base_rl")
+        learn.rl(run, "base_rl", "base", run.problems)
+        assert all(torch.equal(weights_of(run)[key], expected[key]) for key in expected)
+        again = run.metrics.rows("base_rl")
     assert [row["reward"] for row in again] == [row["reward"] for row in rows]
 
 
@@ -126,8 +126,8 @@ def test_a_real_allocation_that_cannot_succeed_is_one(tmp_path):
 
 
 def test_settings_that_matter_still_may_not_change(tmp_path):
-    run_of = config_of(tmp_path / "run")
-    RunFolder(run_of).__exit__()
+    config = config_of(tmp_path / "run")
+    RunFolder(config).__exit__()
     with RunFolder(config_of(tmp_path / "run", "batch.max_tokens=5000")) as run_folder:
         assert run_folder.changed == {"batch.max_tokens": (4096, 5000)}
     with RunFolder(config_of(tmp_path / "run", "batch.max_tokens=5000")) as run_folder:

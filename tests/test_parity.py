@@ -13,11 +13,11 @@ from intfast import cli, collect, learn, parity
 from intfast.engine.native import NativeEngine
 from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade, Grader
-from intfast.run import build
+from intfast.run import open_run
 
 
 @pytest.fixture
-def parts_of(folder, tmp_path, monkeypatch):  # noqa: F811
+def run_of(folder, tmp_path, monkeypatch):  # noqa: F811
     """Builds the parts of a run whose completions are right in turn."""
 
     def grade(self, submissions):
@@ -36,13 +36,13 @@ def parts_of(folder, tmp_path, monkeypatch):  # noqa: F811
             "evaluate.samples=1",
             *overrides,
         ]
-        return build(cli.load(None, settings), Quiet())
+        return open_run(cli.load(None, settings), Quiet())
 
     return make
 
 
-def rows(parts):
-    return parts.metrics.rows("parity")
+def rows(run):
+    return run.metrics.rows("parity")
 
 
 # --- a sound engine -----------------------------------------------------------------------------
@@ -59,10 +59,10 @@ def rows(parts):
     ],
     ids=lambda x: " ".join(x) if isinstance(x, tuple) else "",
 )
-def test_the_native_engine_passes_at_start_and_every_n_steps(parts_of, options, bound):
-    with parts_of(*options) as parts:
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        found = rows(parts)
+def test_the_native_engine_passes_at_start_and_every_n_steps(run_of, options, bound):
+    with run_of(*options) as run:
+        learn.rl(run, "base_rl", "base", run.problems)
+        found = rows(run)
     assert [row["of"] for row in found] == [
         "base_rl in training",
         "base_rl step 1",
@@ -76,33 +76,33 @@ def test_the_native_engine_passes_at_start_and_every_n_steps(parts_of, options, 
         assert row["ratio_min"] <= row["ratio_p01"] <= row["ratio_p99"] <= row["ratio_max"]
 
 
-def test_each_set_of_weights_is_checked_once_before_it_generates(parts_of):
-    with parts_of() as parts:
-        collect.evaluation(parts, "base")
-        parity.before_generating(parts)
-        assert [row["of"] for row in rows(parts)] == ["base"]
-        parts.changed("base")
-        parity.before_generating(parts)
-        assert len(rows(parts)) == 2
+def test_each_set_of_weights_is_checked_once_before_it_generates(run_of):
+    with run_of() as run:
+        collect.evaluation(run, "base")
+        parity.before_generating(run)
+        assert [row["of"] for row in rows(run)] == ["base"]
+        run.changed("base")
+        parity.before_generating(run)
+        assert len(rows(run)) == 2
 
 
-def test_a_resumed_run_is_checked_again(parts_of, monkeypatch):
-    with parts_of("rl.checkpoint_every=1") as parts:
+def test_a_resumed_run_is_checked_again(run_of, monkeypatch):
+    with run_of("rl.checkpoint_every=1") as run:
         monkeypatch.setattr(learn, "_line", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            learn.rl(parts, "base_rl", "base", parts.problems)
+            learn.rl(run, "base_rl", "base", run.problems)
     monkeypatch.undo()
-    with parts_of("rl.checkpoint_every=1") as parts:
-        before = len(rows(parts))
-        parity.before_generating(parts)
-        assert len(rows(parts)) == before + 1
+    with run_of("rl.checkpoint_every=1") as run:
+        before = len(rows(run))
+        parity.before_generating(run)
+        assert len(rows(run)) == before + 1
 
 
-def test_the_gate_changes_no_result(parts_of, monkeypatch):
+def test_the_gate_changes_no_result(run_of, monkeypatch):
     def trained(run):
-        with parts_of(run=run) as parts:
-            learn.rl(parts, "base_rl", "base", parts.problems)
-            return weights_of(parts), [row["reward"] for row in parts.metrics.rows("base_rl")]
+        with run_of(run=run) as run:
+            learn.rl(run, "base_rl", "base", run.problems)
+            return weights_of(run), [row["reward"] for row in run.metrics.rows("base_rl")]
 
     checked, rewards = trained("checked")
     monkeypatch.setattr(parity, "check_parity", lambda *_: {})
@@ -112,14 +112,14 @@ def test_the_gate_changes_no_result(parts_of, monkeypatch):
     assert all(torch.equal(checked[name], unchecked[name]) for name in checked)
 
 
-def test_a_finished_stage_generates_nothing_for_the_gate(parts_of, monkeypatch):
-    with parts_of() as parts:
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        collect.evaluation(parts, "base")
-    with parts_of() as parts:
+def test_a_finished_stage_generates_nothing_for_the_gate(run_of, monkeypatch):
+    with run_of() as run:
+        learn.rl(run, "base_rl", "base", run.problems)
+        collect.evaluation(run, "base")
+    with run_of() as run:
         monkeypatch.setattr(NativeEngine, "generate", lambda *_: pytest.fail("generated"))
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        collect.evaluation(parts, "base")
+        learn.rl(run, "base_rl", "base", run.problems)
+        collect.evaluation(run, "base")
 
 
 # --- planted faults -----------------------------------------------------------------------------
@@ -193,34 +193,34 @@ def older(completion):
     return change(completion, policy_version=completion.policy_version - 1)
 
 
-def run_with(parts_of, monkeypatch, engine, *options, run="run"):
+def run_with(run_of, monkeypatch, engine, *options, run="run"):
     monkeypatch.setattr("intfast.engine.start.NativeEngine", engine)
-    with parts_of(*options, run=run) as parts:
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        return parts
+    with run_of(*options, run=run) as run:
+        learn.rl(run, "base_rl", "base", run.problems)
+        return run
 
 
-def test_an_engine_with_a_copy_passes_when_it_renews_it(parts_of, monkeypatch):
-    run_with(parts_of, monkeypatch, Copying)
+def test_an_engine_with_a_copy_passes_when_it_renews_it(run_of, monkeypatch):
+    run_with(run_of, monkeypatch, Copying)
 
 
-def test_stale_weights_stop_the_run_at_the_next_check(parts_of, monkeypatch):
+def test_stale_weights_stop_the_run_at_the_next_check(run_of, monkeypatch):
     with pytest.raises(RuntimeError, match=r"(?s)base_rl step 2: .*stale weights"):
-        run_with(parts_of, monkeypatch, StaleEngine)
+        run_with(run_of, monkeypatch, StaleEngine)
 
 
-def test_weights_changed_without_a_word_stop_the_run(parts_of, monkeypatch):
+def test_weights_changed_without_a_word_stop_the_run(run_of, monkeypatch):
     """The trainer forgets to tell an engine that keeps a copy."""
     update = learn.update
 
-    def forgetful(parts, *arguments):
+    def forgetful(run, *arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(parts.solver.engine, "weights_changed", lambda: None)
-            return update(parts, *arguments)
+            patch.setattr(run.sampler.engine, "weights_changed", lambda: None)
+            return update(run, *arguments)
 
     monkeypatch.setattr(learn, "update", forgetful)
     with pytest.raises(RuntimeError, match=r"(?s)base_rl step 2: .*weights_changed"):
-        run_with(parts_of, monkeypatch, Copying)
+        run_with(run_of, monkeypatch, Copying)
 
 
 @pytest.mark.parametrize(
@@ -228,32 +228,32 @@ def test_weights_changed_without_a_word_stop_the_run(parts_of, monkeypatch):
     [Hotter, Truncating, altered(shifted), altered(one_is_nan), altered(rounded)],
     ids=["temperature", "truncation", "off by one", "nan", "bfloat16 log-probs"],
 )
-def test_a_fault_of_sampling_stops_the_run_at_the_start(parts_of, monkeypatch, engine):
+def test_a_fault_of_sampling_stops_the_run_at_the_start(run_of, monkeypatch, engine):
     with pytest.raises(
         RuntimeError, match=r"(?s)parity of base_rl in training: .*allowed"
     ) as caught:
-        run_with(parts_of, monkeypatch, engine)
+        run_with(run_of, monkeypatch, engine)
     text = str(caught.value)
     for named in ("temperature", "prefix cache", "vocabulary", "positions", "parity.threshold"):
         assert named in text
 
 
-def test_tokens_of_another_policy_version_are_stale(parts_of, monkeypatch):
+def test_tokens_of_another_policy_version_are_stale(run_of, monkeypatch):
     with pytest.raises(RuntimeError, match="stale"):
-        run_with(parts_of, monkeypatch, altered(older))
+        run_with(run_of, monkeypatch, altered(older))
 
 
-def test_the_row_of_a_failed_check_is_kept(parts_of, monkeypatch):
+def test_the_row_of_a_failed_check_is_kept(run_of, monkeypatch):
     with pytest.raises(RuntimeError):
-        run_with(parts_of, monkeypatch, Hotter)
-    with parts_of() as parts:
-        assert rows(parts)[0]["mean"] > rows(parts)[0]["threshold"]
+        run_with(run_of, monkeypatch, Hotter)
+    with run_of() as run:
+        assert rows(run)[0]["mean"] > rows(run)[0]["threshold"]
 
 
-def test_the_threshold_is_a_setting(parts_of, monkeypatch):
-    run_with(parts_of, monkeypatch, altered(rounded), "parity.threshold=0.1")
+def test_the_threshold_is_a_setting(run_of, monkeypatch):
+    run_with(run_of, monkeypatch, altered(rounded), "parity.threshold=0.1")
     with pytest.raises(RuntimeError, match="allowed are 1e-09"):
-        run_with(parts_of, monkeypatch, NativeEngine, "parity.threshold=1e-9", run="strict")
+        run_with(run_of, monkeypatch, NativeEngine, "parity.threshold=1e-9", run="strict")
 
 
 def test_statistics_against_numbers_by_hand():

@@ -14,7 +14,7 @@ from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade
 from intfast.methods import process_credit
 from intfast.methods.process_credit import Located, capo, vppo
-from intfast.run import build
+from intfast.run import open_run
 from intfast.sample import Graded
 from intfast.settings.numerics import CreditConfig, PolicyConfig
 
@@ -93,7 +93,7 @@ SAMPLING = "{temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=110}"
 
 
 @pytest.fixture
-def parts_of(tmp_path):
+def run_of(tmp_path):
     def make(*overrides):
         words = [
             f"run={tmp_path / 'run'}",
@@ -107,15 +107,15 @@ def parts_of(tmp_path):
             "rl.steps=2",
             *overrides,
         ]
-        return build(cli.load(ROOT / "configs/quickstart_short.toml", words), Quiet())
+        return open_run(cli.load(ROOT / "configs/quickstart_short.toml", words), Quiet())
 
     return make
 
 
-def test_located_steps_are_spans_of_the_sampled_tokens(parts_of):
-    with parts_of("rl.credit.process=capo") as parts:
-        tasks = [(problem, None) for problem in parts.problems]
-        rollouts = learn._locate(parts, learn.draw(parts, "rl", tasks, 0), 1)
+def test_located_steps_are_spans_of_the_sampled_tokens(run_of):
+    with run_of("rl.credit.process=capo") as run:
+        tasks = [(problem, None) for problem in run.problems]
+        rollouts = learn._locate(run, learn.draw(run, "rl", tasks, 0), 1)
         assert rollouts.located_P_G is not None
         places = 0
         for group, located in zip(rollouts.groups_P_G, rollouts.located_P_G, strict=True):
@@ -126,23 +126,23 @@ def test_located_steps_are_spans_of_the_sampled_tokens(parts_of):
                 places += 1
                 assert g in wrong[:2]
                 graded = group[g]
-                ids = parts.solver.without_stop(graded.completion)[found.start : found.stop]
-                step = parts.solver.tokenizer.decode(ids).strip()
-                assert step in [s.strip() for s in parts.solver.style.split(graded.text)]
+                ids = run.sampler.without_stop(graded.completion)[found.start : found.stop]
+                step = run.sampler.tokenizer.decode(ids).strip()
+                assert step in [s.strip() for s in run.sampler.style.split(graded.text)]
         counts = rollouts.drawn
         assert counts["located"] == places > 0
         assert counts["verified"] == 4 and counts["verify_tokens"] > 4
 
 
 @pytest.mark.parametrize("process", ["vppo", "capo"])
-def test_groups_that_are_all_wrong_move_the_weights(parts_of, process):
-    with parts_of(
+def test_groups_that_are_all_wrong_move_the_weights(run_of, process):
+    with run_of(
         f"rl.credit.process={process}", *["rl.credit.process_margin=0"] * (process == "vppo")
-    ) as parts:
-        before = parts.decoder.head_weight_VD.detach().clone()
-        learn.rl(parts, "base_rl", "base", parts.problems)
-        rows = parts.metrics.rows("base_rl")
-        assert not before.equal(parts.decoder.head_weight_VD)
+    ) as run:
+        before = run.decoder.head_weight_VD.detach().clone()
+        learn.rl(run, "base_rl", "base", run.problems)
+        rows = run.metrics.rows("base_rl")
+        assert not before.equal(run.decoder.head_weight_VD)
     assert [row["updates"] for row in rows] == [1, 1]
     assert all(row["verify_tokens"] > 0 and row["located"] <= row["verified"] for row in rows)
 

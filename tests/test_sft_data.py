@@ -12,7 +12,7 @@ from intfast.grading.grader import Grader
 from intfast.methods import guided, sft_data
 from intfast.prompts import ChatStyle, CompactStyle, decode, encode
 from intfast.records import Attempt, Example, Guided, Problem
-from intfast.sample import Solver
+from intfast.sample import Sampler
 from intfast.state.metrics import Metrics
 from intfast.state.runfolder import Journal
 
@@ -29,8 +29,8 @@ PROMPT = encode(TOKENIZER, f"<solve> {BODY}")
 
 
 @pytest.fixture
-def parts_of(tmp_path):
-    """Parts of a run whose engine answers from a script."""
+def run_of(tmp_path):
+    """Run of a run whose engine answers from a script."""
 
     def make(*texts, **settings):
         base = Config()
@@ -44,7 +44,7 @@ def parts_of(tmp_path):
         )
         return SimpleNamespace(
             config=msgspec.structs.replace(base, **sections),
-            solver=Solver(Script(texts), TOKENIZER, style, grader, 4000),
+            sampler=Sampler(Script(texts), TOKENIZER, style, grader, 4000),
             folder=folder,
             metrics=Metrics(folder.journal("metrics", dict), Quiet()),
             problems=PROBLEMS,
@@ -71,12 +71,12 @@ def attempt(problem_id: str, sample: int, text: str, finish: str = "stop") -> At
     )
 
 
-def build(parts, *attempts: Attempt, selected=PROBLEMS) -> list[Example]:
+def build(run, *attempts: Attempt, selected=PROBLEMS) -> list[Example]:
     wrong = [
         (p, a) for p in selected for a in attempts if a.problem_id == p.id and a.grade == "wrong"
     ]
     found = Found(selected=list(selected), attempts=list(attempts), wrong=wrong)
-    return sft_data.examples(parts, found)
+    return sft_data.examples(run, found)
 
 
 def targets(examples: list[Example]) -> list[list[int]]:
@@ -89,37 +89,37 @@ def targets(examples: list[Example]) -> list[list[int]]:
     return [example.token_ids[len(PROMPT) :] for example in examples]
 
 
-def test_references_end_with_the_end_token(parts_of):
-    parts = parts_of(sft={"data": "reference"})
+def test_references_end_with_the_end_token(run_of):
+    run = run_of(sft={"data": "reference"})
     bare = msgspec.structs.replace(PROBLEMS[1], reference=None)
-    built = build(parts, selected=[PROBLEMS[0], bare])
+    built = build(run, selected=[PROBLEMS[0], bare])
     assert targets(built) == [[*encode(TOKENIZER, REFERENCE), END]]
-    assert parts.folder.journal("examples", Example).records == built
+    assert run.folder.journal("examples", Example).records == built
 
 
-def test_reflections_rewrite_wrong_attempts_and_are_not_filtered(parts_of):
-    parts = parts_of(RIGHT, WRONG, sft={"data": "reflection"})
-    built = build(parts, attempt("p", 0, WRONG), attempt("p", 3, WRONG))
+def test_reflections_rewrite_wrong_attempts_and_are_not_filtered(run_of):
+    run = run_of(RIGHT, WRONG, sft={"data": "reflection"})
+    built = build(run, attempt("p", 0, WRONG), attempt("p", 3, WRONG))
     assert targets(built) == [[*encode(TOKENIZER, text), END] for text in (RIGHT, WRONG)]
-    asked = decode(TOKENIZER, parts.solver.engine.requests[0].prompt_ids)
+    asked = decode(TOKENIZER, run.sampler.engine.requests[0].prompt_ids)
     assert asked == f"<rewrite> {BODY} <sol> {WRONG} <ref> {REFERENCE} <out>"
-    drawn = parts.folder.journal("guided", Guided).records
+    drawn = run.folder.journal("guided", Guided).records
     assert [(r.kind, r.attempt, r.grade) for r in drawn] == [
         ("reflection", 0, "correct"),
         ("reflection", 3, "wrong"),
     ]
 
 
-def test_one_row_per_problem_asks_for_no_more(parts_of):
-    parts = parts_of(RIGHT, RIGHT, sft={"data": "reflection", "rows": "one"})
-    built = build(parts, attempt("p", 1, WRONG), attempt("p", 2, WRONG), attempt("q", 0, WRONG))
+def test_one_row_per_problem_asks_for_no_more(run_of):
+    run = run_of(RIGHT, RIGHT, sft={"data": "reflection", "rows": "one"})
+    built = build(run, attempt("p", 1, WRONG), attempt("p", 2, WRONG), attempt("q", 0, WRONG))
     assert [example.problem_id for example in built] == ["p", "q"]
-    assert len(parts.solver.engine.requests) == 2
-    assert [r.attempt for r in parts.folder.journal("guided", Guided).records] == [1, 0]
+    assert len(run.sampler.engine.requests) == 2
+    assert [r.attempt for r in run.folder.journal("guided", Guided).records] == [1, 0]
 
 
-def test_rft_keeps_distinct_right_attempts_of_all_problems(parts_of):
-    parts = parts_of(sft={"data": "rft"})
+def test_rft_keeps_distinct_right_attempts_of_all_problems(run_of):
+    run = run_of(sft={"data": "rft"})
     drawn = [
         attempt("p", 0, RIGHT),
         attempt("p", 1, RIGHT),
@@ -128,32 +128,32 @@ def test_rft_keeps_distinct_right_attempts_of_all_problems(parts_of):
         attempt("p", 4, OTHER + " ", "length"),
         attempt("q", 0, WRONG),
     ]
-    built = build(parts, *drawn, selected=PROBLEMS[1:])
+    built = build(run, *drawn, selected=PROBLEMS[1:])
     assert targets(built) == [[*encode(TOKENIZER, text), END] for text in (RIGHT, OTHER)]
 
 
-def test_star_rationalises_only_what_no_attempt_solved(parts_of):
-    parts = parts_of(WRONG, OTHER, OTHER, RIGHT, sft={"data": "star", "samples": 4})
-    built = build(parts, attempt("p", 0, RIGHT), attempt("q", 0, WRONG))
+def test_star_rationalises_only_what_no_attempt_solved(run_of):
+    run = run_of(WRONG, OTHER, OTHER, RIGHT, sft={"data": "star", "samples": 4})
+    built = build(run, attempt("p", 0, RIGHT), attempt("q", 0, WRONG))
     assert [(e.problem_id, e.kind) for e in built] == [("p", "rft"), ("q", "star"), ("q", "star")]
     assert targets(built)[1:] == [[*encode(TOKENIZER, text), END] for text in (OTHER, RIGHT)]
-    (asked,) = parts.solver.engine.requests
+    (asked,) = run.sampler.engine.requests
     assert decode(TOKENIZER, asked.prompt_ids) == f"<rewrite> {BODY} <sol> <ref> {REFERENCE} <out>"
 
 
-def test_beginnings_are_short_but_for_every_tenth(parts_of):
-    parts = parts_of(sft={"data": "prefix", "prefix_tokens": 5})
-    built = build(parts, *(attempt(name, 0, WRONG) for name in "pq"))
+def test_beginnings_are_short_but_for_every_tenth(run_of):
+    run = run_of(sft={"data": "prefix", "prefix_tokens": 5})
+    built = build(run, *(attempt(name, 0, WRONG) for name in "pq"))
     whole = encode(TOKENIZER, WRONG)
     assert targets(built) == [[*whole, END], whole[:5]]
 
 
-def test_what_was_drawn_is_not_drawn_again(parts_of):
-    first = parts_of(RIGHT, sft={"data": "reflection"})
+def test_what_was_drawn_is_not_drawn_again(run_of):
+    first = run_of(RIGHT, sft={"data": "reflection"})
     built = build(first, attempt("p", 0, WRONG))
-    again = parts_of(sft={"data": "reflection"})
+    again = run_of(sft={"data": "reflection"})
     assert build(again, attempt("p", 0, WRONG)) == built
-    assert again.solver.engine.requests == []
+    assert again.sampler.engine.requests == []
 
 
 # --- hints -------------------------------------------------------------------------------------
@@ -166,37 +166,37 @@ def test_a_beginning_ends_with_a_word():
     assert guided.beginning("x\n\ny z", 0.8) == "x\n\ny"
 
 
-def test_the_shortest_beginning_that_unlocks_is_the_hint(parts_of):
+def test_the_shortest_beginning_that_unlocks_is_the_hint(run_of):
     # q is solved with a quarter; p with half, at the second of two samples; then nothing is left.
     texts = [WRONG, WRONG, RIGHT, WRONG, WRONG, RIGHT]
-    parts = parts_of(*texts, rl={"hint": "shortest", "hint_samples": 2})
-    chosen = guided.hints(parts, PROBLEMS)
+    run = run_of(*texts, rl={"hint": "shortest", "hint_samples": 2})
+    chosen = guided.hints(run, PROBLEMS)
     quarter, half = (guided.beginning(REFERENCE, share) for share in (0.25, 0.5))
     assert decode(TOKENIZER, chosen["q"]) == f"<solve> {BODY} {quarter}"
     assert decode(TOKENIZER, chosen["p"]) == f"<solve> {BODY} {half}"
-    shares = [(r.problem_id, r.share) for r in parts.folder.journal("guided", Guided).records]
+    shares = [(r.problem_id, r.share) for r in run.folder.journal("guided", Guided).records]
     assert shares == [("p", 0.25)] * 2 + [("q", 0.25)] * 2 + [("p", 0.5)] * 2
 
 
-def test_a_problem_that_nothing_unlocks_keeps_the_shortest(parts_of):
-    parts = parts_of(*[WRONG] * 12, rl={"hint": "shortest", "hint_samples": 2})
-    chosen = guided.hints(parts, PROBLEMS)
+def test_a_problem_that_nothing_unlocks_keeps_the_shortest(run_of):
+    run = run_of(*[WRONG] * 12, rl={"hint": "shortest", "hint_samples": 2})
+    chosen = guided.hints(run, PROBLEMS)
     quarter = guided.beginning(REFERENCE, 0.25)
     assert [decode(TOKENIZER, ids) for ids in chosen.values()] == [f"<solve> {BODY} {quarter}"] * 2
 
 
-def test_fixed_hints_draw_nothing_and_give_nothing_away(parts_of):
-    parts = parts_of(rl={"hint": "fixed", "hint_shares": [0.5]})
+def test_fixed_hints_draw_nothing_and_give_nothing_away(run_of):
+    run = run_of(rl={"hint": "fixed", "hint_shares": [0.5]})
     told = msgspec.structs.replace(PROBLEMS[1], reference="ans d 13 c 5 e 1 , " + REFERENCE)
     bare = msgspec.structs.replace(PROBLEMS[1], id="r", reference=None)
-    chosen = guided.hints(parts, [PROBLEMS[0], told, bare])
+    chosen = guided.hints(run, [PROBLEMS[0], told, bare])
     assert list(chosen) == ["p"]
     assert decode(TOKENIZER, chosen["p"]).endswith(guided.beginning(REFERENCE, 0.5))
-    assert parts.solver.engine.requests == []
+    assert run.sampler.engine.requests == []
 
 
-def test_no_hint_without_the_setting(parts_of):
-    assert guided.hints(parts_of(), PROBLEMS) == {}
+def test_no_hint_without_the_setting(run_of):
+    assert guided.hints(run_of(), PROBLEMS) == {}
 
 
 def test_the_chat_prompts_quote_what_they_need(bpe):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from intfast import cli, intervene
 from intfast.records import Attempt, Continuation, Example, Intervention, TokenLogprobs
-from intfast.sample import Solver
+from intfast.sample import Sampler
 from intfast.train import main, run
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +147,7 @@ def test_the_export_is_what_was_trained_and_loads_in_transformers(finished):
 def test_a_finished_run_is_not_repeated(finished, monkeypatch):
     folder, summary = finished
     before = contents(folder)
-    monkeypatch.setattr(Solver, "complete", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr(Sampler, "complete", lambda *_: pytest.fail("generated again"))
     again = run(config_of(folder), Quiet())
     assert contents(folder) == before
     assert again["evaluations"] == summary["evaluations"]
@@ -156,7 +156,7 @@ def test_a_finished_run_is_not_repeated(finished, monkeypatch):
 # Attempts, verification, continuations, an evaluation, and rollouts of both RL arms.
 @pytest.mark.parametrize("call", [2, 3, 4, 5, 6, 9])
 def test_an_interrupted_run_continues_to_the_same_result(finished, tmp_path, monkeypatch, call):
-    complete, calls = Solver.complete, []
+    complete, calls = Sampler.complete, []
 
     def interrupted(self, requests, *rest):
         calls.append(1)
@@ -164,10 +164,10 @@ def test_an_interrupted_run_continues_to_the_same_result(finished, tmp_path, mon
             raise KeyboardInterrupt
         return complete(self, requests, *rest)
 
-    monkeypatch.setattr(Solver, "complete", interrupted)
+    monkeypatch.setattr(Sampler, "complete", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(config_of(tmp_path / "run"), Quiet())
-    monkeypatch.setattr(Solver, "complete", complete)
+    monkeypatch.setattr(Sampler, "complete", complete)
     run(config_of(tmp_path / "run"), Quiet())
     expected = contents(finished[0])
     found = contents(tmp_path / "run")

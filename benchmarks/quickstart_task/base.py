@@ -27,7 +27,7 @@ from intfast.model.decoder import Decoder, ModelConfig, PackedAttention
 from intfast.model.weights import save
 
 RIGHT_SHARE = 0.03
-"""How often a solver of the training data holds the right reading of a symbol."""
+"""How often a sampler of the training data holds the right reading of a symbol."""
 CLEAN_SHARE, SLIP_SHARE = 0.10, 0.25
 """Among attempts to be checked: those that agree with the reference, those with a random slip."""
 MIXTURE = {task.SOLVE: 0.5, task.TUTOR: 0.1, task.CHECK: 0.3, task.REWRITE: 0.1}
@@ -82,7 +82,7 @@ class Document(NamedTuple):
 
 
 def solver_readings(rng: random.Random) -> task.Readings:
-    """The readings of one solver of the training data: mostly the misconceptions."""
+    """The readings of one sampler of the training data: mostly the misconceptions."""
     return task.PLAIN | {
         symbol: pair[rng.random() < RIGHT_SHARE] for symbol, pair in task.READINGS.items()
     }

@@ -1,4 +1,4 @@
-"""Contested operators: arithmetic modulo 17 in which a solver may hold wrong readings of symbols.
+"""Contested operators: arithmetic modulo 17 in which a sampler may hold wrong readings of symbols.
 
 A problem gives three inputs, n definitions `v = x op y` that form a binary tree, and a query of
 three variables. Beside + and - there are six contested symbols; each has a common misconception

@@ -28,7 +28,7 @@ from intfast.grading.grader import Grade, Grader
 from intfast.model.decoder import Decoder, ModelConfig
 from intfast.model.weights import save
 from intfast.records import Example
-from intfast.run import Parts, build
+from intfast.run import Run, build
 from intfast.state import checkpoint
 
 TRIALS = 1000
@@ -164,20 +164,20 @@ def _train(settings: Config, stage: str, order: Order, stop_before: int) -> None
     with (
         _replaced(learn, "pack", packing),
         _replaced(learn, "draw", drawing),
-        build(settings, Silent()) as parts,
+        build(settings, Silent()) as run,
     ):
         if stage == "sft":
-            learn.sft(parts, "sft", _examples(parts))
+            learn.sft(run, "sft", _examples(run))
         else:
-            learn.rl(parts, "rl", "base", parts.problems)
+            learn.rl(run, "rl", "base", run.problems)
 
 
-def _examples(parts: Parts) -> list[Example]:
+def _examples(run: Run) -> list[Example]:
     words = sorted(task.build_tokenizer().get_vocab())
     return [
         Example(
             problem_id=f"e{n}",
-            token_ids=parts.solver.tokenizer.encode(" ".join(words[n : n + 8])),
+            token_ids=run.sampler.tokenizer.encode(" ".join(words[n : n + 8])),
             weights=[0.0] * 3 + [1.0] * 5,
         )
         for n in range(NUM_EXAMPLES)

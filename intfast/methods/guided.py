@@ -16,7 +16,7 @@ from intfast.engine.protocol import derive_seed
 from intfast.intervene import OnFinished
 from intfast.leak import leaks
 from intfast.records import Attempt, Guided, Problem
-from intfast.run import Parts
+from intfast.run import Run
 from intfast.sample import Start
 
 
@@ -31,44 +31,44 @@ class Ask(NamedTuple):
     share: float = 0.0
 
 
-def reflections(parts: Parts, wrong: Sequence[tuple[Problem, Attempt]]) -> list[Guided]:
+def reflections(run: Run, wrong: Sequence[tuple[Problem, Attempt]]) -> list[Guided]:
     """One rewrite of each wrong attempt, right or not, in the order of the attempts."""
-    style = parts.solver.style
+    style = run.sampler.style
     asks = [
         Ask("reflection", problem, style.reflect(problem, attempt.text), [0], attempt.sample)
         for problem, attempt in wrong
     ]
-    return _draw(parts, "reflections", asks, parts.config.intervene.sampling)
+    return _draw(run, "reflections", asks, run.config.intervene.sampling)
 
 
-def rationales(parts: Parts, problems: Sequence[Problem]) -> list[Guided]:
+def rationales(run: Run, problems: Sequence[Problem]) -> list[Guided]:
     """`sft.samples` solutions along the reference of each problem that has one."""
-    samples = list(range(parts.config.sft.samples))
+    samples = list(range(run.config.sft.samples))
     asks = [
-        Ask("star", problem, parts.solver.style.rationalise(problem), samples)
+        Ask("star", problem, run.sampler.style.rationalise(problem), samples)
         for problem in problems
         if problem.reference
     ]
-    return _draw(parts, "rationales", asks, parts.config.intervene.sampling)
+    return _draw(run, "rationales", asks, run.config.intervene.sampling)
 
 
-def hints(parts: Parts, problems: Sequence[Problem]) -> dict[str, list[int]]:
+def hints(run: Run, problems: Sequence[Problem]) -> dict[str, list[int]]:
     """Problem id -> prompt ids of the problem with the beginning of its reference.
 
     "shortest": the shares are tried in rising order until one of `hint_samples` samples is right;
     a problem that none unlocks keeps the shortest. Left out: problems without a reference, and
     those for which every beginning gives the answer away or leaves no room.
     """
-    config = parts.config.rl
+    config = run.config.rl
     pending = [problem for problem in problems if problem.reference]
     if config.hint == "off":
         return {}
     if config.hint == "fixed":
-        return {a.problem.id: a.prompt_ids for a in _hinted(parts, pending, config.hint_shares[0])}
+        return {a.problem.id: a.prompt_ids for a in _hinted(run, pending, config.hint_shares[0])}
     chosen: dict[str, list[int]] = {}
     for share in config.hint_shares:
-        asks = _hinted(parts, pending, share)
-        drawn = _draw(parts, f"hints of {share:.0%}", asks, config.sampling)
+        asks = _hinted(run, pending, share)
+        drawn = _draw(run, f"hints of {share:.0%}", asks, config.sampling)
         solved = {record.problem_id for record in drawn if record.grade == "correct"}
         for ask in asks:
             if ask.problem.id in solved or ask.problem.id not in chosen:
@@ -77,14 +77,14 @@ def hints(parts: Parts, problems: Sequence[Problem]) -> dict[str, list[int]]:
     return chosen
 
 
-def _hinted(parts: Parts, problems: Sequence[Problem], share: float) -> list[Ask]:
+def _hinted(run: Run, problems: Sequence[Problem], share: float) -> list[Ask]:
     """The problems with so much of their reference, where that is a hint and fits."""
-    config = parts.config.rl
+    config = run.config.rl
     asks = []
     for problem in problems:
         text = beginning(problem.reference or "", share)
-        prompt = parts.solver.style.hint(problem, text)
-        if not leaks(text, problem.answer) and parts.solver.fits(len(prompt), config.sampling):
+        prompt = run.sampler.style.hint(problem, text)
+        if not leaks(text, problem.answer) and run.sampler.fits(len(prompt), config.sampling):
             asks.append(Ask("hint", problem, prompt, list(range(config.hint_samples)), share=share))
     return asks
 
@@ -99,11 +99,11 @@ def beginning(text: str, share: float) -> str:
     return text[:end]
 
 
-def _draw(parts: Parts, title: str, asks: Sequence[Ask], sampling: SamplingConfig) -> list[Guided]:
+def _draw(run: Run, title: str, asks: Sequence[Ask], sampling: SamplingConfig) -> list[Guided]:
     """The records of these asks, in their order; what the journal lacks is drawn."""
-    journal = parts.folder.journal("guided", Guided)
+    journal = run.folder.journal("guided", Guided)
     done = {_key(record): record for record in journal.records}
-    fitting = [ask for ask in asks if parts.solver.fits(len(ask.prompt_ids), sampling)]
+    fitting = [ask for ask in asks if run.sampler.fits(len(ask.prompt_ids), sampling)]
     todo = [
         ask._replace(samples=missing)
         for ask in fitting
@@ -111,12 +111,12 @@ def _draw(parts: Parts, title: str, asks: Sequence[Ask], sampling: SamplingConfi
     ]
 
     def work(chunk: list[Ask], advance: OnFinished) -> None:
-        seed = parts.config.seed
+        seed = run.config.seed
         starts = [
             Start(a.problem, [derive_seed(seed, *_name(a), n) for n in a.samples], (), a.prompt_ids)
             for a in chunk
         ]
-        graded_P_G = parts.solver.solve(starts, sampling, advance)
+        graded_P_G = run.sampler.sample(starts, sampling, advance)
         journal.append(
             Guided(
                 kind=ask.kind,
@@ -135,8 +135,8 @@ def _draw(parts: Parts, title: str, asks: Sequence[Ask], sampling: SamplingConfi
         )
 
     if todo:
-        parts.hold("base")
-        draw_missing(parts, title, todo, lambda ask: len(ask.samples), work)
+        run.hold("base")
+        draw_missing(run, title, todo, lambda ask: len(ask.samples), work)
         done = {_key(record): record for record in journal.records}
     found = [done[key] for a in asks for n in a.samples if (key := (*_name(a), n)) in done]
     if todo:
@@ -144,7 +144,7 @@ def _draw(parts: Parts, title: str, asks: Sequence[Ask], sampling: SamplingConfi
         too_long = len(asks) - len(fitting)
         values = {"right": right, "drawn": len(found), "too_long": too_long}
         line = f"{title}: {right} of {len(found)} right; {too_long} prompts leave no room"
-        parts.metrics.row("guided", 1, values, line)
+        run.metrics.row("guided", 1, values, line)
     return found
 
 

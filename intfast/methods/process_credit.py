@@ -22,7 +22,7 @@ from intfast import intervene
 from intfast.config import InterveneConfig
 from intfast.credit import Credit
 from intfast.records import Attempt, Problem
-from intfast.sample import Graded, Solver
+from intfast.sample import Graded, Sampler
 from intfast.settings.numerics import CreditConfig
 
 
@@ -107,7 +107,7 @@ def token_advantages(
 
 
 def locate(
-    solver: Solver,
+    sampler: Sampler,
     problems_P: Sequence[Problem],
     groups_P_G: Sequence[Sequence[Graded]],
     verification: InterveneConfig,
@@ -129,15 +129,15 @@ def locate(
         places = [g for g, graded in enumerate(group) if graded.grade.status == "wrong"]
         for g in places[: config.process_rollouts] if problem.reference else []:
             number = p * len(group) + g
-            wrong[number] = (p, g, problem, solver.attempt(problem, number, group[g]))
+            wrong[number] = (p, g, problem, sampler.attempt(problem, number, group[g]))
     pairs = [(problem, attempt) for _, _, problem, attempt in wrong.values()]
     once = msgspec.structs.replace(verification, samples=1, leak_gate=False)
-    replies = intervene.propose(solver, pairs, once, seed) if pairs else []
+    replies = intervene.propose(sampler, pairs, once, seed) if pairs else []
     located_P_G: list[list[Located | None]] = [[None] * len(group) for group in groups_P_G]
     for reply in replies:
         if reply.gate == "passed":
             p, g, _, attempt = wrong[reply.attempt]
-            stop = len(intervene.answer_so_far(solver, attempt, reply, "error"))
+            stop = len(intervene.answer_so_far(sampler, attempt, reply, "error"))
             located_P_G[p][g] = Located(len(reply.prefix_ids), stop)
     counts = {
         "verified": len(replies),

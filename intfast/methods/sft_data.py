@@ -14,7 +14,7 @@ from intfast.collect import Found
 from intfast.methods import guided
 from intfast.prompts import encode
 from intfast.records import Attempt, Example, Guided, Problem
-from intfast.run import Parts
+from intfast.run import Run
 
 STAGES = {"intervention": "int"}
 """`sft.data` -> the name of the weights, where it is not the same."""
@@ -22,78 +22,78 @@ FULL_EVERY = 10
 """One in so many beginnings stays a whole attempt, as UPFT does to keep the structure."""
 
 
-def examples(parts: Parts, found: Found) -> list[Example]:
+def examples(run: Run, found: Found) -> list[Example]:
     """The training sequences of the SFT stage, also written to examples.jsonl."""
-    built = BUILDERS[parts.config.sft.data](parts, found)
-    if parts.config.sft.rows == "one":
+    built = BUILDERS[run.config.sft.data](run, found)
+    if run.config.sft.rows == "one":
         built = list({example.problem_id: example for example in reversed(built)}.values())[::-1]
-    built, said = limits.fitting_examples(built, parts.config.batch)
+    built, said = limits.fitting_examples(built, run.config.batch)
     if said:
-        parts.metrics.say(said)
-    parts.folder.journal("examples", Example).replace(built)
+        run.metrics.say(said)
+    run.folder.journal("examples", Example).replace(built)
     return built
 
 
-def _interventions(parts: Parts, found: Found) -> list[Example]:
-    problems = {problem.id: problem for problem in parts.problems}
+def _interventions(run: Run, found: Found) -> list[Example]:
+    problems = {problem.id: problem for problem in run.problems}
     return intervene.build_examples(
-        parts.solver, problems, found.interventions, found.continuations, parts.config.sft
+        run.sampler, problems, found.interventions, found.continuations, run.config.sft
     )
 
 
-def _references(parts: Parts, found: Found) -> list[Example]:
+def _references(run: Run, found: Found) -> list[Example]:
     """The reference solution of each selected problem that has one."""
-    tokenizer, end = parts.solver.tokenizer, parts.solver.style.stop_ids[0]
+    tokenizer, end = run.sampler.tokenizer, run.sampler.style.stop_ids[0]
     return [
-        _example(parts, problem, [*encode(tokenizer, problem.reference), end], "reference")
+        _example(run, problem, [*encode(tokenizer, problem.reference), end], "reference")
         for problem in found.selected
         if problem.reference
     ]
 
 
-def _reflections(parts: Parts, found: Found) -> list[Example]:
+def _reflections(run: Run, found: Found) -> list[Example]:
     """The model's rewrites of its wrong attempts, not filtered; those cut short are left out."""
     wrong = found.wrong
-    if parts.config.sft.rows == "one":
+    if run.config.sft.rows == "one":
         wrong = list({problem.id: (problem, a) for problem, a in reversed(wrong)}.values())[::-1]
     problems = {problem.id: problem for problem, _ in wrong}
     return [
-        _example(parts, problems[record.problem_id], record.token_ids, "reflection")
-        for record in guided.reflections(parts, wrong)
+        _example(run, problems[record.problem_id], record.token_ids, "reflection")
+        for record in guided.reflections(run, wrong)
         if record.finish_reason == "stop"
     ]
 
 
-def _right_attempts(parts: Parts, found: Found) -> list[Example]:
+def _right_attempts(run: Run, found: Found) -> list[Example]:
     """RFT: the distinct right attempts of all training problems, the selected ones or not."""
-    problems = {problem.id: problem for problem in parts.problems}
-    end = parts.solver.style.stop_ids[0]
+    problems = {problem.id: problem for problem in run.problems}
+    end = run.sampler.style.stop_ids[0]
     return [
-        _example(parts, problems[record.problem_id], [*record.token_ids, end], "rft")
+        _example(run, problems[record.problem_id], [*record.token_ids, end], "rft")
         for record in _distinct(found.attempts)
     ]
 
 
-def _rationales(parts: Parts, found: Found) -> list[Example]:
+def _rationales(run: Run, found: Found) -> list[Example]:
     """STaR: right attempts, and right solutions along the reference where there is none."""
     solved = {record.problem_id for record in found.attempts if record.grade == "correct"}
     failed = {problem.id: problem for problem in found.selected if problem.id not in solved}
-    return _right_attempts(parts, found) + [
-        _example(parts, failed[record.problem_id], record.token_ids, "star")
-        for record in _distinct(guided.rationales(parts, list(failed.values())))
+    return _right_attempts(run, found) + [
+        _example(run, failed[record.problem_id], record.token_ids, "star")
+        for record in _distinct(guided.rationales(run, list(failed.values())))
     ]
 
 
-def _beginnings(parts: Parts, found: Found) -> list[Example]:
+def _beginnings(run: Run, found: Found) -> list[Example]:
     """UPFT: the beginning of the first attempt at each selected problem, right or wrong."""
     first = {record.problem_id: record for record in found.attempts if record.sample == 0}
-    end = parts.solver.style.stop_ids[0]
+    end = run.sampler.style.stop_ids[0]
     built = []
     for place, problem in enumerate(found.selected):
         record = first[problem.id]
         whole = [*record.token_ids, *[end][: record.finish_reason == "stop"]]
-        length = len(whole) if place % FULL_EVERY == 0 else parts.config.sft.prefix_tokens
-        built.append(_example(parts, problem, whole[:length], "prefix"))
+        length = len(whole) if place % FULL_EVERY == 0 else run.config.sft.prefix_tokens
+        built.append(_example(run, problem, whole[:length], "prefix"))
     return built
 
 
@@ -108,8 +108,8 @@ def _distinct(records: Iterable[Attempt | Guided]) -> list[Attempt | Guided]:
     )
 
 
-def _example(parts: Parts, problem: Problem, target_ids: Sequence[int], kind: str) -> Example:
-    prompt = parts.solver.prompt(problem)
+def _example(run: Run, problem: Problem, target_ids: Sequence[int], kind: str) -> Example:
+    prompt = run.sampler.prompt(problem)
     return Example(
         token_ids=[*prompt, *target_ids],
         weights=[0.0] * len(prompt) + [1.0] * len(target_ids),
@@ -126,4 +126,4 @@ BUILDERS = {
     "star": _rationales,
     "prefix": _beginnings,
 }
-"""`sft.data` -> (parts, found) -> Examples."""
+"""`sft.data` -> (run, found) -> Examples."""

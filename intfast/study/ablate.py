@@ -54,9 +54,8 @@ def ablate(
 
     Raises ValueError where the run lacks what SFT needs, or settings cannot work or are not open.
     """
-    from intfast.study import finish
-
     from intfast.state.metrics import make_console
+    from intfast.study import finish
 
     console = console or make_console()
     if not (folder / "continuations.jsonl").is_file():
@@ -78,7 +77,7 @@ def ablate(
         if evaluated:
             _copy_base_evaluation(evaluated, target)
         evaluated = target
-        summary = finish.run(config, console)
+        summary = finish.train(config, console)
         rows[name] = {
             "run": str(target),
             "settings": changes,

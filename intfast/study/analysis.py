@@ -21,7 +21,7 @@ from intfast.evaluate import Estimate, Evaluation, bootstrap
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.prompts import encode
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
-from intfast.run import Parts
+from intfast.run import Run
 
 CURVES = (
     "reward",
@@ -44,26 +44,26 @@ class TextMeasure(NamedTuple):
     entropy: float
 
 
-def write(parts: Parts, found: Found, supervised: str) -> dict[str, Any]:
+def write(run: Run, found: Found, supervised: str) -> dict[str, Any]:
     """Print the tables and write analysis.json; texts are scored by "base" and by `supervised`.
 
     An interrupted run scores again: it takes one forward over `analysis.texts` texts of each kind.
     """
     names = ["base"] if supervised == "base" else ["base", supervised]
     result = {
-        "texts": _texts(parts, found, names) if parts.config.analysis.texts else {},
-        "pass_at_k": pass_curves(parts),
-        "rl_curves": rl_curves(parts),
+        "texts": _texts(run, found, names) if run.config.analysis.texts else {},
+        "pass_at_k": pass_curves(run),
+        "rl_curves": rl_curves(run),
     }
-    parts.folder.write_json("analysis.json", result)
-    say(parts, result)
+    run.folder.write_json("analysis.json", result)
+    say(run, result)
     return result
 
 
 # --- texts -------------------------------------------------------------------------------------
 
 
-def sources(parts: Parts, found: Found) -> dict[str, list[Example]]:
+def sources(run: Run, found: Found) -> dict[str, list[Example]]:
     """Texts by kind, as Examples whose weight marks the tokens that are measured.
 
     The kinds "intervention, ..." measure the replacement step alone, given problem and prefix:
@@ -72,7 +72,7 @@ def sources(parts: Parts, found: Found) -> dict[str, list[Example]]:
     """
     problems = {problem.id: problem for problem in found.selected}
     by_id = {record.id: record for record in found.interventions}
-    share = parts.config.sft.held_out
+    share = run.config.sft.held_out
 
     def attempts(grade: str) -> list[Attempt]:
         return [r for r in found.attempts if r.grade == grade and r.problem_id in problems]
@@ -88,7 +88,7 @@ def sources(parts: Parts, found: Found) -> dict[str, list[Example]]:
     right = [r for r in found.continuations if (r.start, r.grade) == ("intervention", "correct")]
     guided = [record for record in found.interventions if record.guided]
     references = [problem for problem in found.selected if problem.reference]
-    tokenizer = parts.solver.tokenizer
+    tokenizer = run.sampler.tokenizer
     # kind: records, the answer before the measured tokens, the measured tokens
     kinds: dict[str, tuple[Sequence[Any], Any, Any]] = {
         "attempt, wrong": (attempts("wrong"), _nothing, _sampled),
@@ -103,17 +103,17 @@ def sources(parts: Parts, found: Found) -> dict[str, list[Example]]:
     }
     made = {}
     for kind, (records, before, ids) in kinds.items():
-        chosen = _spread(parts, records)
+        chosen = _spread(run, records)
         keys = [r.id if isinstance(r, Problem) else r.problem_id for r in chosen]
         rows = zip(keys, chosen, strict=True)
-        examples = [_example(parts, problems[key], before(r), ids(r)) for key, r in rows]
+        examples = [_example(run, problems[key], before(r), ids(r)) for key, r in rows]
         made[kind] = [example for example in examples if any(example.weights)]
-    made["SFT example"] = _spread(parts, found.examples)
+    made["SFT example"] = _spread(run, found.examples)
     return {kind: examples for kind, examples in made.items() if examples}
 
 
-def _example(parts: Parts, problem: Problem, before: list[int], ids: list[int]) -> Example:
-    head = [*parts.solver.prompt(problem), *before]
+def _example(run: Run, problem: Problem, before: list[int], ids: list[int]) -> Example:
+    head = [*run.sampler.prompt(problem), *before]
     weights = [0.0] * len(head) + [1.0] * len(ids)
     return Example(token_ids=[*head, *ids], weights=weights, problem_id=problem.id)
 
@@ -134,23 +134,23 @@ def _step(record: Intervention) -> list[int]:
     return record.intervention_ids
 
 
-def _spread(parts: Parts, records: Sequence[Any]) -> list[Any]:
+def _spread(run: Run, records: Sequence[Any]) -> list[Any]:
     """At most `analysis.texts` of the records, evenly spread over them."""
-    num = min(len(records), parts.config.analysis.texts)
+    num = min(len(records), run.config.analysis.texts)
     return [records[place * len(records) // num] for place in range(num)]
 
 
-def _texts(parts: Parts, found: Found, names: Sequence[str]) -> dict[str, Any]:
+def _texts(run: Run, found: Found, names: Sequence[str]) -> dict[str, Any]:
     """Kind -> counts, and per weights the mean over texts of NLL, likelihood and entropy."""
-    made = sources(parts, found)
+    made = sources(run, found)
     measured: dict[str, dict[str, list[TextMeasure]]] = {kind: {} for kind in made}
     for name in names:
-        parts.hold(name)
-        with parts.metrics.phase("score"):
+        run.hold(name)
+        with run.metrics.phase("score"):
             for kind, examples in made.items():
-                measured[kind][name] = measure(parts, examples)
-    parts.metrics.row("analysis", 1, {"texts": sum(map(len, made.values()))})
-    seed = parts.config.seed
+                measured[kind][name] = measure(run, examples)
+    run.metrics.row("analysis", 1, {"texts": sum(map(len, made.values()))})
+    seed = run.config.seed
     table: dict[str, Any] = {}
     for kind, by_name in measured.items():
         texts = by_name[names[0]]
@@ -170,16 +170,14 @@ def _texts(parts: Parts, found: Found, names: Sequence[str]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def measure(parts: Parts, examples: Sequence[Example]) -> list[TextMeasure]:
+def measure(run: Run, examples: Sequence[Example]) -> list[TextMeasure]:
     """What the weights in the decoder make of the weighted tokens of each Example."""
     sums = [[0.0, 0.0, 0.0] for _ in examples]
-    config = msgspec.structs.replace(parts.config.batch, too_long="alone")
+    config = msgspec.structs.replace(run.config.batch, too_long="alone")
     for batch in pack(examples, config).batches:
-        batch = batch.to(parts.device)
-        hidden_ND = forward.hidden_states(parts.decoder, batch, parts.device)
-        logprob_N, entropy_N = linear_logprob(
-            hidden_ND, parts.decoder.head_weight_VD, batch.target_N
-        )
+        batch = batch.to(run.device)
+        hidden_ND = forward.hidden_states(run.decoder, batch, run.device)
+        logprob_N, entropy_N = linear_logprob(hidden_ND, run.decoder.head_weight_VD, batch.target_N)
         rows = zip(batch.sequence_N.tolist(), logprob_N.tolist(), entropy_N.tolist(), strict=True)
         for sequence, logprob, entropy in rows:
             total = sums[batch.examples_S[sequence]]
@@ -198,10 +196,10 @@ def _mean(values: Sequence[float], seed: int) -> Estimate:
 # --- curves ------------------------------------------------------------------------------------
 
 
-def pass_curves(parts: Parts) -> dict[str, dict[int, Estimate]]:
+def pass_curves(run: Run) -> dict[str, dict[int, Estimate]]:
     """Stored evaluation -> k -> unbiased pass@k, for k = 1, 2, 4, ... and all samples."""
-    stored = parts.folder.read_json("evaluations.json") or {}
-    samples = parts.config.evaluate.samples
+    stored = run.folder.read_json("evaluations.json") or {}
+    samples = run.config.evaluate.samples
     ks = sorted({2**power for power in range(samples.bit_length())} | {samples})
     found = {}
     for name, value in stored.items():
@@ -211,13 +209,11 @@ def pass_curves(parts: Parts) -> dict[str, dict[int, Estimate]]:
     return found
 
 
-def rl_curves(parts: Parts) -> dict[str, dict[str, list[float | None]]]:
+def rl_curves(run: Run) -> dict[str, dict[str, list[float | None]]]:
     """Stage -> figure -> its value at each RL step; None where a step had no update."""
-    stages = {row["stage"] for row in parts.metrics.journal.records if "zero_advantage" in row}
+    stages = {row["stage"] for row in run.metrics.journal.records if "zero_advantage" in row}
     return {
-        stage: {
-            key: [row.get(key) for row in parts.metrics.rows(stage)] for key in ("step", *CURVES)
-        }
+        stage: {key: [row.get(key) for row in run.metrics.rows(stage)] for key in ("step", *CURVES)}
         for stage in sorted(stages)
     }
 
@@ -225,12 +221,12 @@ def rl_curves(parts: Parts) -> dict[str, dict[str, list[float | None]]]:
 # --- console -----------------------------------------------------------------------------------
 
 
-def say(parts: Parts, result: dict[str, Any]) -> None:
+def say(run: Run, result: dict[str, Any]) -> None:
     """The tables, as compact as they get."""
     if result["texts"]:
-        parts.metrics.console.print(_text_table(result["texts"]))
+        run.metrics.console.print(_text_table(result["texts"]))
     if result["pass_at_k"]:
-        parts.metrics.console.print(_pass_table(result["pass_at_k"]))
+        run.metrics.console.print(_pass_table(result["pass_at_k"]))
 
 
 def _text_table(texts: dict[str, Any]) -> Table:

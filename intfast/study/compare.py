@@ -186,7 +186,7 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
 def _collect(plan: Plan, seed: int, configs: Sequence[Config], console: Console) -> Path:
     """Draw what several arms share: the base evaluation, attempts, interventions."""
     from intfast import collect
-    from intfast.run import build
+    from intfast.run import open_run
 
     # The same for any choice of arms, so that arms can be added later.
     name = "rl" if plan.config("base", seed).rl.steps else "int"
@@ -198,9 +198,9 @@ def _collect(plan: Plan, seed: int, configs: Sequence[Config], console: Console)
     done = configs and all(_is_done(Path(arm.run)) for arm in configs)
     if done and (folder / "evaluations.json").exists():
         return folder
-    with build(config, console) as parts:
-        collect.evaluation(parts, "base")
-        collect.gather(parts, configs)
+    with open_run(config, console) as run:
+        collect.evaluation(run, "base")
+        collect.gather(run, configs)
     return folder
 
 
@@ -245,7 +245,7 @@ def _run_arm(config: Config, source: Path, console: Console) -> None:
         return
     _share(source, folder, config)
     try:
-        finish.run(config, console)
+        finish.train(config, console)
     except learn.NoExamples as error:
         console.print(shown(f"{folder}: {error}"), markup=False)
         write_json(folder / "skipped.json", {"reason": str(error)})

@@ -8,31 +8,31 @@ from typing import Any
 from intfast import pipeline
 from intfast.collect import Found
 from intfast.config import Config
-from intfast.run import Parts, build
+from intfast.run import Run, open_run
 from intfast.state.metrics import make_console
 from intfast.study import analysis, report, summary, token_logprobs
 
 
-def run(config: Config, console: Any = None) -> dict[str, Any]:
+def train(config: Config, console: Any = None) -> dict[str, Any]:
     """All stages of a config, then `finish`; returns the content of summary.json."""
     start = time.perf_counter()
-    with build(config, console or make_console()) as parts:
-        found = pipeline.train(parts)
-        return finish(parts, found, start)
+    with open_run(config, console or make_console()) as run:
+        found = pipeline.train(run)
+        return finish(run, found, start)
 
 
-def finish(parts: Parts, found: Found, start: float) -> dict[str, Any]:
+def finish(run: Run, found: Found, start: float) -> dict[str, Any]:
     """Tables, likelihoods and the page of a run whose stages are done; returns the summary.
 
     Only reads weights and records: no result of the run depends on it.
     start: of the work, by time.perf_counter
     """
     if found.interventions:
-        summary.say_intervention(parts, found)
-    if parts.config.sft.epochs:
-        token_logprobs.write(parts, found.supervised, found.examples)
-    analysis.write(parts, found, found.supervised)
-    result = summary.write(parts, found, time.perf_counter() - start)
-    page = report.write([parts.folder.path], parts.folder.path / "report.html")
-    parts.metrics.say(f"to read it, open {page}")
+        summary.say_intervention(run, found)
+    if run.config.sft.epochs:
+        token_logprobs.write(run, found.supervised, found.examples)
+    analysis.write(run, found, found.supervised)
+    result = summary.write(run, found, time.perf_counter() - start)
+    page = report.write([run.folder.path], run.folder.path / "report.html")
+    run.metrics.say(f"to read it, open {page}")
     return result

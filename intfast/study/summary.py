@@ -11,7 +11,7 @@ from rich.table import Table
 from intfast import collect, intervene
 from intfast.collect import Found
 from intfast.evaluate import Estimate, Evaluation, bootstrap, compare, coverage
-from intfast.run import Parts
+from intfast.run import Run
 
 ARMS = {
     "base": "base",
@@ -37,12 +37,12 @@ STARTS = {
 }
 
 
-def intervention_figures(parts: Parts, found: Found) -> dict[str, Any]:
+def intervention_figures(run: Run, found: Found) -> dict[str, Any]:
     """Counts of the gates, and accuracy and coverage of continuing from each start.
 
     Attempts are the unit that is continued; a problem is covered when any of its attempts is.
     """
-    config = parts.config.intervene
+    config = run.config.intervene
     gates = Counter(record.gate for record in found.interventions)
     continued = [r for r in found.interventions if r.gate in intervene.REACHED_CONTINUATION]
     starts = {}
@@ -51,7 +51,7 @@ def intervention_figures(parts: Parts, found: Found) -> dict[str, Any]:
         if drawn:
             early = start == "intervention" and config.stop != "never"
             first = config.wave if early else None
-            starts[start] = intervene.start_figures(continued, drawn, parts.config.seed, first)
+            starts[start] = intervene.start_figures(continued, drawn, run.config.seed, first)
     tokens = {
         "verify": sum(record.num_tokens for record in found.interventions),
         "continue": sum(len(r.token_ids) for r in found.continuations if r.start == "intervention"),
@@ -62,7 +62,7 @@ def intervention_figures(parts: Parts, found: Found) -> dict[str, Any]:
         "wrong_attempts": len(found.wrong),
         "candidates": len(found.interventions),
         "gates": dict(gates),
-        "problem_alone": _problem_figures(parts, found) if found.attempts else None,
+        "problem_alone": _problem_figures(run, found) if found.attempts else None,
         "continued_from": starts,
         "generated_tokens": tokens,
         "unlocked_problems": unlocked,
@@ -72,7 +72,7 @@ def intervention_figures(parts: Parts, found: Found) -> dict[str, Any]:
     }
 
 
-def _problem_figures(parts: Parts, found: Found) -> dict[str, Any]:
+def _problem_figures(run: Run, found: Found) -> dict[str, Any]:
     """The attempts on the selected problems: what starting from the problem alone gives.
 
     With `attempts.unsolved_only` nothing of it is right, because that is how they were selected.
@@ -84,7 +84,7 @@ def _problem_figures(parts: Parts, found: Found) -> dict[str, Any]:
             counts[record.problem_id][1] += record.grade == "correct"
     tried = [(num, right) for num, right in counts.values() if num]
     shares = [right / num for num, right in tried]
-    low, high = bootstrap(shares, parts.config.seed)
+    low, high = bootstrap(shares, run.config.seed)
     return {
         "attempts": sum(num for num, _ in tried),
         "per_problem": sum(num for num, _ in tried) / len(tried),
@@ -92,13 +92,13 @@ def _problem_figures(parts: Parts, found: Found) -> dict[str, Any]:
             value=sum(shares) / len(shares), low=low, high=high, num_problems=len(shares)
         ),
         "problem_coverage": coverage(tried),
-        "zero_by_selection": parts.config.attempts.unsolved_only,
+        "zero_by_selection": run.config.attempts.unsolved_only,
     }
 
 
-def say_intervention(parts: Parts, found: Found) -> None:
+def say_intervention(run: Run, found: Found) -> None:
     """The InT stage as a table: accuracy and coverage from each start, with their counts."""
-    figures = intervention_figures(parts, found)
+    figures = intervention_figures(run, found)
     table = Table(title="Continuing the model's wrong attempts", title_justify="left")
     for column in ("start", "accuracy %", "attempts covered", "problems covered", "continuations"):
         table.add_column(column, justify="left" if column == "start" else "right")
@@ -119,24 +119,24 @@ def say_intervention(parts: Parts, found: Found) -> None:
             f"{row['continuations']:,} ({row['per_attempt']:.0f} each)",
         )
     if figures["continued_from"]:
-        parts.metrics.console.print(table)
+        run.metrics.console.print(table)
     cost = figures["tokens_per_unlocked_problem"]
-    parts.metrics.say(
+    run.metrics.say(
         f"{figures['unlocked_problems']} of {figures['problems']} problems unlocked"
         + (f" at {cost:,.0f} generated tokens each" if cost else "")
         + f"; {figures['examples']} examples with {figures['loss_tokens']} loss tokens"
     )
 
 
-def write(parts: Parts, found: Found, seconds: float) -> dict[str, Any]:
+def write(run: Run, found: Found, seconds: float) -> dict[str, Any]:
     """Print the final tables and write summary.json; returns its content."""
-    stored = parts.folder.read_json("evaluations.json") or {}
+    stored = run.folder.read_json("evaluations.json") or {}
     evaluations = {
         name: msgspec.convert(stored[name], Evaluation) for name in ARMS if name in stored
     }
-    ks = parts.config.evaluate.ks
+    ks = run.config.evaluate.ks
     rows = {name: evaluation.summary(ks) for name, evaluation in evaluations.items()}
-    rl = {name: _rl_figures(parts, name) for name in ARMS if parts.metrics.rows(name)}
+    rl = {name: _rl_figures(run, name) for name in ARMS if run.metrics.rows(name)}
     result = {
         "evaluations": rows,
         "differences": {
@@ -145,23 +145,23 @@ def write(parts: Parts, found: Found, seconds: float) -> dict[str, Any]:
             for name in evaluations
             if name != best
         },
-        "intervention": intervention_figures(parts, found) if found.interventions else None,
+        "intervention": intervention_figures(run, found) if found.interventions else None,
         "rl": rl,
-        "generated_tokens": collect.generated_tokens(parts)
-        | {name: collect.rl_tokens(parts, name) for name, figures in rl.items() if figures},
-        "seconds": parts.metrics.seconds(),
+        "generated_tokens": collect.generated_tokens(run)
+        | {name: collect.rl_tokens(run, name) for name, figures in rl.items() if figures},
+        "seconds": run.metrics.seconds(),
         "seconds_last_process": seconds,
     }
-    parts.folder.write_json("summary.json", result)
+    run.folder.write_json("summary.json", result)
     if rows:
-        parts.metrics.console.print(_table(parts, rows, result["rl"]))
-    _say_seconds(parts, result["seconds"])
-    parts.metrics.say(f"everything is in {parts.folder.path}")
+        run.metrics.console.print(_table(run, rows, result["rl"]))
+    _say_seconds(run, result["seconds"])
+    run.metrics.say(f"everything is in {run.folder.path}")
     return result
 
 
-def _rl_figures(parts: Parts, name: str) -> dict[str, Any]:
-    rows = [row for row in parts.metrics.rows(name) if "reward" in row]
+def _rl_figures(run: Run, name: str) -> dict[str, Any]:
+    rows = [row for row in run.metrics.rows(name) if "reward" in row]
     if not rows:
         return {}
     keys = ("reward", "zero_advantage", "all_wrong", "all_right")
@@ -175,10 +175,10 @@ def _rl_figures(parts: Parts, name: str) -> dict[str, Any]:
     }
 
 
-def _table(parts: Parts, rows: dict[str, Any], rl: dict[str, Any]) -> Table:
-    config = parts.config.evaluate
+def _table(run: Run, rows: dict[str, Any], rl: dict[str, Any]) -> Table:
+    config = run.config.evaluate
     table = Table(
-        title=f"Held-out problems: {len(parts.tests)}, {config.samples} samples each, "
+        title=f"Held-out problems: {len(run.tests)}, {config.samples} samples each, "
         "95 % intervals (bootstrap over problems)",
         title_justify="left",
         caption="* of the groups in the first -> last quarter of the RL steps. An interval without "
@@ -206,7 +206,7 @@ def _table(parts: Parts, rows: dict[str, Any], rl: dict[str, Any]) -> Table:
     return table
 
 
-def _say_seconds(parts: Parts, seconds: dict[str, dict[str, float]]) -> None:
+def _say_seconds(run: Run, seconds: dict[str, dict[str, float]]) -> None:
     table = Table(title="Seconds", title_justify="left")
     phases = sorted({phase for split in seconds.values() for phase in split})
     table.add_column("stage")
@@ -215,7 +215,7 @@ def _say_seconds(parts: Parts, seconds: dict[str, dict[str, float]]) -> None:
     for stage, split in seconds.items():
         cells = [f"{split[phase]:.1f}" if phase in split else "" for phase in phases]
         table.add_row(stage, *cells, f"{sum(split.values()):.1f}")
-    parts.metrics.console.print(table)
+    run.metrics.console.print(table)
 
 
 def _interval(estimate: Estimate, digits: int) -> str:

@@ -9,32 +9,32 @@ from intfast import forward
 from intfast.batch import pack
 from intfast.prompts import decode
 from intfast.records import Example, TokenLogprobs
-from intfast.run import Parts
+from intfast.run import Run
 
 Logprobs = list[float | None]
 """One per token of an Example; None where it carries no loss."""
 
 
-def write(parts: Parts, name: str, examples: Sequence[Example]) -> None:
+def write(run: Run, name: str, examples: Sequence[Example]) -> None:
     """Fill example_logprobs.jsonl, once: `metrics.example_logprobs` examples, spread over all.
 
     Only reads the weights: no result of the run depends on it. Ends with `name` in the decoder.
     """
-    chosen = spread(len(examples), parts.config.metrics.example_logprobs)
-    journal = parts.folder.journal("example_logprobs", TokenLogprobs)
+    chosen = spread(len(examples), run.config.metrics.example_logprobs)
+    journal = run.folder.journal("example_logprobs", TokenLogprobs)
     if [row.example for row in journal.records] == chosen:
         return
     wanted = [examples[index] for index in chosen]
     found = {}
     for held in ("base", name):
-        parts.hold(held)
-        with parts.metrics.phase("score"):
-            found[held] = score(parts, wanted)
+        run.hold(held)
+        with run.metrics.phase("score"):
+            found[held] = score(run, wanted)
     rows = zip(chosen, wanted, found["base"], found[name], strict=True)
     journal.replace(
         TokenLogprobs(
             example=index,
-            pieces=pieces(parts.solver.tokenizer, example.token_ids),
+            pieces=pieces(run.sampler.tokenizer, example.token_ids),
             weights=example.weights,
             base=base,
             trained=trained,
@@ -49,11 +49,11 @@ def spread(count: int, limit: int) -> list[int]:
     return [place * count // num for place in range(num)]
 
 
-def score(parts: Parts, examples: Sequence[Example]) -> list[Logprobs]:
+def score(run: Run, examples: Sequence[Example]) -> list[Logprobs]:
     """Log-probs (natural log) of the examples' loss tokens under the weights in the decoder."""
     found: list[Logprobs] = [[None] * len(example.token_ids) for example in examples]
-    packed = pack(examples, parts.config.batch)
-    scored = forward.logprobs(parts.decoder, packed, parts.device, temperature=1.0)
+    packed = pack(examples, run.config.batch)
+    scored = forward.logprobs(run.decoder, packed, run.device, temperature=1.0)
     for batch, logprob_N in zip(packed.batches, scored, strict=True):
         positions = batch.position_ids_T[batch.rows_N].tolist()
         sequences, values = batch.sequence_N.tolist(), logprob_N.tolist()

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from intfast.engine.protocol import Completion, Request, Sampling
-from intfast.sample import Solver
+from intfast.sample import Sampler
 
 SAMPLING = Sampling(max_new_tokens=3, stop_ids=(2,))
 REQUESTS = [
@@ -19,10 +19,10 @@ ENDED = Completion(token_ids=[7, 2], logprobs=[-1.0] * 2, finish_reason="stop", 
 ALONE = Completion(token_ids=[2], logprobs=[-1.0], finish_reason="stop", policy_version=0)
 
 
-def solver(answer) -> Solver:
-    """A solver over an engine that answers so."""
+def sampler(answer) -> Sampler:
+    """A sampler over an engine that answers so."""
     engine = SimpleNamespace(generate=lambda requests, on_finished: answer)
-    found = Solver.__new__(Solver)
+    found = Sampler.__new__(Sampler)
     found.engine, found.phase = engine, lambda name: nullcontext()
     return found
 
@@ -30,7 +30,7 @@ def solver(answer) -> Solver:
 @pytest.mark.parametrize("first", [CUT, ENDED, ALONE])
 def test_what_was_asked_for_is_returned(first):
     answer = [[first, CUT], [ENDED]]
-    assert solver(answer).complete(REQUESTS) == answer
+    assert sampler(answer).complete(REQUESTS) == answer
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_what_was_asked_for_is_returned(first):
 )
 def test_missing_samples_stop_the_run(answer, message):
     with pytest.raises(RuntimeError, match=message):
-        solver(answer).complete(REQUESTS)
+        sampler(answer).complete(REQUESTS)
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_missing_samples_stop_the_run(answer, message):
 def test_a_sample_that_is_not_whole_stops_the_run(good, changes, message):
     bad = msgspec.structs.replace(good, **changes)
     with pytest.raises(RuntimeError, match=f"sample 0 of request 1 {message}"):
-        solver([[CUT, ENDED], [bad]]).complete(REQUESTS)
+        sampler([[CUT, ENDED], [bad]]).complete(REQUESTS)
