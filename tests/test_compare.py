@@ -13,7 +13,7 @@ from small_run import Quiet
 from intfast import cli, collect
 from intfast.evaluate import Evaluation, bootstrap_seeds, count_samples
 from intfast.sample import Sampler
-from intfast.study import arms, compare, compare_page, compare_table, report
+from intfast.study import arms, compare, compare_page, compare_table, finish, report
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "quickstart_short.toml")
@@ -194,7 +194,7 @@ def test_rl_of_the_others_goes_on_until_equal_tokens(finished):
 
 def test_a_finished_comparison_is_read_and_not_repeated(finished, monkeypatch):
     plan, found = finished
-    monkeypatch.setattr(train, "run", None)
+    monkeypatch.setattr(finish, "train", None)
     again = compare.run(plan, Quiet())
     assert again["arms"] == found["arms"]
 
@@ -209,7 +209,7 @@ def test_other_settings_in_the_same_folder_are_refused(finished):
 def test_a_comparison_that_was_moved_is_read_and_not_repeated(finished, tmp_path, monkeypatch):
     plan, found = finished
     shutil.copytree(plan.root, tmp_path / "moved")
-    monkeypatch.setattr(train, "run", None)
+    monkeypatch.setattr(finish, "train", None)
     moved = plan_of(tmp_path / "moved", f"arms={','.join(NAMES)}", "seeds=0,1")
     assert compare.run(moved, Quiet())["arms"] == found["arms"]
 
@@ -241,7 +241,7 @@ def test_arms_that_cannot_join_what_is_there_are_refused_before_any_work(
     plan, _ = finished
     root = Path(shutil.copytree(plan.root, tmp_path / "copy"))
     monkeypatch.setattr(collect, "gather", None)
-    monkeypatch.setattr(train, "run", None)
+    monkeypatch.setattr(finish, "train", None)
     for words in (["equal_tokens=false"], ["arms=rl"]):
         other = plan_of(root, f"arms={','.join(NAMES)}", "seeds=0,1", *words)
         with pytest.raises(ValueError, match=r"its RL went on; .* it ends at rl\.steps"):
