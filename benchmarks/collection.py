@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from intfast import cli, collect, intervene, learn
+from intfast import cli, collect, intervene, sft
 from intfast.config import Config, InterveneConfig
 from intfast.evaluate import Estimate, bootstrap
 from intfast.records import Continuation, Intervention
@@ -161,7 +161,7 @@ def _train(
     judged = intervene.judge(candidates, drawn, rule)
     examples = intervene.build_examples(run.sampler, problems, judged, drawn, run.config.sft)
     stage = name.replace(" ", "-").replace(",", "")
-    learn.sft(run, stage, examples)
+    sft.sft(run, stage, examples)
     found = collect.evaluation(run, stage)
     assert found is not None
     summary = found.summary(run.config.evaluate.ks)

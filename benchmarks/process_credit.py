@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
-from intfast import cli, train
+from intfast import cli
 from intfast.evaluate import Evaluation
 from intfast.study.compare_table import accuracy, difference, pooled
+from intfast.study.finish import train
 
 NAME = "process_credit"
 ARMS = {
@@ -70,7 +71,7 @@ def arm(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
             stored = read(first / "evaluations.json")
             data = msgspec.json.encode({"base": stored["base"]})
             (folder / "evaluations.json").write_bytes(data)
-        train.run(cli.load(Path(args.config), [*words, *ARMS[name], *args.set]))
+        train(cli.load(Path(args.config), [*words, *ARMS[name], *args.set]))
     stored = read(folder / "evaluations.json")
     return {
         "evaluations": {key: msgspec.convert(value, Evaluation) for key, value in stored.items()},

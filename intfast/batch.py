@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from intfast.engine.protocol import derive_seed
+from intfast.model.decoder import PackedAttention
 from intfast.records import Example
 from intfast.settings.numerics import BatchConfig
 
@@ -49,6 +50,15 @@ class Batch:
     """fp32; None for supervised Examples."""
     sampler_logprob_N: Tensor | None = None
     """fp32; None when the Examples carry no sampler log-probs."""
+    old_logprob_N: Tensor | None = None
+    """fp32, of the policy at the start of a step; None where the current policy is the old one."""
+    reference_logprob_N: Tensor | None = None
+    """fp32, of the reference policy; None without a KL term."""
+
+    def inputs(self) -> tuple[Tensor, Tensor, PackedAttention, Tensor]:
+        """The arguments of `Decoder.forward`: hidden states of the rows that carry loss."""
+        attend = PackedAttention(self.lengths, self.token_ids_T.device)
+        return self.token_ids_T, self.position_ids_T, attend, self.rows_N
 
     def to(self, device: torch.device | str) -> Batch:
         """The same Batch on a device; copies to CUDA do not wait for it."""
@@ -125,12 +135,18 @@ def split(examples: Sequence[Example], num_minibatches: int, seed: int) -> list[
             f"num_minibatches: expected 1..{len(examples)} (the number of examples), "
             f"got {num_minibatches}; use fewer minibatches or more completions"
         )
-    order = list(range(len(examples)))
-    random.Random(derive_seed(seed, "minibatches")).shuffle(order)
+    order = shuffled(len(examples), derive_seed(seed, "minibatches"))
     return [
         [examples[index] for index in sorted(order[part::num_minibatches])]
         for part in range(num_minibatches)
     ]
+
+
+def shuffled(count: int, seed: int) -> list[int]:
+    """The numbers 0 .. count - 1 in an order that the seed decides."""
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order
 
 
 def _check_streams(examples: Sequence[Example]) -> None:

@@ -72,26 +72,22 @@ def policy_loss(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     batch: Batch,
-    old_logprob_N: Tensor | None,
     config: PolicyConfig,
-    *,
-    reference_logprob_N: Tensor | None = None,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Stats]:
     """Sum over the weighted rows of weight * token loss (fp32), and its statistics.
 
-    old_logprob_N        (N,) of the trainer at the start of the step; None when this is its only
-                         update, where the current values are the old ones and the ratio is 1
-    reference_logprob_N  (N,) needed exactly when config.kl is not 0
-    temperature          the one the tokens were sampled with
-    raises               ValueError when a stream that the objective needs is missing
+    batch        without `old_logprob_N` the current values are the old ones and the ratio is 1;
+                 with `reference_logprob_N` exactly when config.kl is not 0
+    temperature  the one the tokens were sampled with
+    raises       ValueError when a stream that the objective needs is missing
     """
     _check_rows(hidden_ND, batch)
     streams = Streams(
         weight_T=batch.weight_N,
         advantage_T=batch.advantage_N,
-        old_T=old_logprob_N,
-        reference_T=reference_logprob_N,
+        old_T=batch.old_logprob_N,
+        reference_T=batch.reference_logprob_N,
         sampler_T=batch.sampler_logprob_N,
         sequence_T=batch.sequence_N,
     )
@@ -266,8 +262,10 @@ def together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Extremes stay extremes, counts add up, means are weighted by tokens; the first cause stays.
     """
-    tokens = [row["num_tokens"] for row in rows]
     found: dict[str, Any] = {"updates": len(rows)}
+    if not rows:
+        return found
+    tokens = [row["num_tokens"] for row in rows]
     for key in rows[0]:
         values = [row.get(key) for row in rows]
         if key in ("num_tokens", "skipped"):

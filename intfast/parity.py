@@ -14,7 +14,6 @@ from itertools import chain, zip_longest
 import torch
 from torch import Tensor
 
-from intfast import forward
 from intfast.batch import pack
 from intfast.config import SamplingConfig
 from intfast.engine.protocol import Completion, derive_seed
@@ -22,6 +21,7 @@ from intfast.records import Example
 from intfast.run import Run
 from intfast.sample import Graded, Start
 from intfast.settings.numerics import BatchConfig
+from intfast.update import logprobs
 
 Pair = tuple[Sequence[int], Completion]
 """(prompt ids, what the engine drew after them)."""
@@ -123,7 +123,7 @@ def check_parity(run: Run, where: str, pairs: Sequence[Pair]) -> dict[str, float
             BatchConfig(max_tokens=config.batch.max_tokens, too_long="alone"),
         )
         temperature = config.rl.sampling.temperature
-        found = forward.logprobs(run.decoder, packed, run.device, temperature)
+        found = logprobs(run.decoder, packed, run.device, temperature)
         trainer_N = torch.cat(found).cpu()
     order = [index for batch in packed.batches for index in batch.examples_S]
     values = compare(trainer_N, torch.tensor([x for i in order for x in chosen[i][1].logprobs]))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from intfast import collect, learn
+from intfast import collect
 from intfast.collect import Found
 from intfast.methods import guided, sft_data
 from intfast.model import weights
+from intfast.rl import rl
 from intfast.run import Run
+from intfast.sft import sft
 
 
 def train(run: Run) -> Found:
@@ -21,7 +23,7 @@ def train(run: Run) -> Found:
     if config.sft.epochs:
         found.supervised = sft_data.STAGES.get(config.sft.data, config.sft.data)
         found.examples = sft_data.examples(run, found)
-        learn.sft(run, found.supervised, found.examples)
+        sft(run, found.supervised, found.examples)
         collect.evaluation(run, found.supervised)
 
     last = found.supervised
@@ -29,7 +31,7 @@ def train(run: Run) -> Found:
         problems = found.rl_problems(config.rl.problems)
         hints = guided.hints(run, problems)
         for name in (last, "base") if config.rl.from_base else (last,):
-            learn.rl(run, f"{name}_rl", name, problems, hints)
+            rl(run, f"{name}_rl", name, problems, hints)
             collect.evaluation(run, f"{name}_rl")
         last = f"{last}_rl"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from intfast.prompts import style_of
 from intfast.records import Problem
 from intfast.sample import Sampler
 from intfast.state import checkpoint, identity, interrupt, trackers
-from intfast.state.metrics import Metrics, Row, say
+from intfast.state.metrics import Metrics, Row, make_console, say
 from intfast.state.runfolder import RunFolder
 from intfast.state.watchdog import Watchdog
 
@@ -48,6 +49,8 @@ class Run:
     model_path: Path
     decoder: Decoder
     sampler: Sampler
+    opened: float
+    """When its opening began, by time.perf_counter."""
     holds: str = "base"
     """Which weights the decoder holds: "base", or the name of a trained stage."""
     checked_version: int | None = None
@@ -99,8 +102,9 @@ class Run:
 
 
 @contextmanager
-def open_run(config: Config, console: Console) -> Iterator[Run]:
+def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     """A run with all its parts, closed at the end. Bad input raises ValueError before any work."""
+    opened, console = time.perf_counter(), console or make_console()
     trackers.require(config.metrics.trackers)
     problems, tests = load_data(config, console)
     interrupt.check()
@@ -137,6 +141,7 @@ def open_run(config: Config, console: Console) -> Iterator[Run]:
             model_path=path,
             decoder=decoder,
             sampler=sampler,
+            opened=opened,
         )
         about = manifest(run, choice)
         _keep_manifest(run, about)

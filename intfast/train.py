@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from intfast import cli
-from intfast.config import Config
-from intfast.state.command import exit_code
+from intfast.state.command import outcome
 from intfast.state.runfolder import MAY_CHANGE
 
 USAGE = """\
@@ -34,16 +32,6 @@ Settings (in the file under [section], or as key.sub=value; key.sub=absent unset
 """
 
 
-def run(config: Config, console: Any = None) -> dict[str, Any]:
-    """Run all stages of a config; returns the summary that is also in `summary.json`.
-
-    Raises ValueError for what the user can change, RuntimeError for the environment.
-    """
-    from intfast.study import finish
-
-    return finish.train(config, console)
-
-
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code that USAGE lists."""
     if "--help" in arguments or "-h" in arguments:
@@ -55,16 +43,21 @@ def main(arguments: Sequence[str]) -> int:
         print(USAGE.split("\n\n")[0] + "\n\n--help explains every setting.", file=sys.stderr)
         return 2
 
-    def work() -> None:
+    with outcome("the same command continues this run") as ended:
         config = cli.load(words[0], words[1:])
         if dry_run:
             from intfast import plan
 
             plan.show(config)
         else:
-            run(config)
+            # Here, so that a wrong setting is refused before torch is loaded.
+            from intfast import pipeline
+            from intfast.run import open_run
+            from intfast.study import finish
 
-    return exit_code(work, "the same command continues this run")
+            with open_run(config) as run:
+                finish.finish(run, pipeline.train(run))
+    return ended.code
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.reliability import bed
-from intfast import cli, collect, learn
+from intfast import cli, collect, pipeline, rl, sft
 from intfast.sample import Sampler
 from intfast.state import checkpoint, files, identity, interrupt
 from intfast.state.runfolder import RunFolder
@@ -59,8 +59,8 @@ def send_at(monkeypatch, owner, name, call, number):
     ("owner", "name", "call", "number", "code"),
     [
         (Sampler, "complete", 3, signal.SIGINT, 130),
-        (learn, "update", 2, signal.SIGHUP, 129),
-        (learn, "draw", 2, signal.SIGTERM, 143),
+        (sft, "update", 2, signal.SIGHUP, 129),
+        (rl, "draw", 2, signal.SIGTERM, 143),
     ],
 )
 def test_a_stopped_run_says_so_saves_and_continues_to_the_same_result(
@@ -71,7 +71,7 @@ def test_a_stopped_run_says_so_saves_and_continues_to_the_same_result(
         assert main(words) == code
     said = capfd.readouterr()
     assert f"stopped by {signal.Signals(number).name}; the same command continues" in said.err
-    if (owner, name) == (learn, "draw"):
+    if (owner, name) == (rl, "draw"):
         assert "step 1 is saved" in said.out
     assert main(words) == 0
     assert "first new result" in capfd.readouterr().out
@@ -79,7 +79,7 @@ def test_a_stopped_run_says_so_saves_and_continues_to_the_same_result(
 
 
 def test_a_stop_before_the_first_step_does_not_speak_of_a_saved_one(words, monkeypatch, capfd):
-    send_at(monkeypatch, learn, "draw", 1, signal.SIGTERM)
+    send_at(monkeypatch, rl, "draw", 1, signal.SIGTERM)
     assert main(words) == 143
     said = capfd.readouterr().out
     assert "stopped; no step was finished" in said and "is saved" not in said
@@ -246,10 +246,8 @@ def test_no_file_of_a_run_is_written_past_the_guarded_functions():
     """What writes elsewhere would not be atomic, and its failure would be a traceback."""
     calls = ("write_text(", "write_bytes(", "save_file(", '.open("w', '.open("a', 'open("wb')
     allowed = {
-        "trust/watchdog.py": "a heartbeat that nothing reads back",
-        "runfolder.py": "the lock file, which stays empty",
-        "quickstart/base.py": "trains the shipped model; no part of a run",
-        "quickstart/task.py": "writes the shipped problems; no part of a run",
+        "state/watchdog.py": "a heartbeat that nothing reads back",
+        "state/runfolder.py": "the lock file, which stays empty",
     }
     for path in sorted((ROOT / "intfast").rglob("*.py")):
         name = path.relative_to(ROOT / "intfast").as_posix()
@@ -379,7 +377,7 @@ def test_only_the_watchdog_may_change_in_a_run(tmp_path):
 
 def test_a_continued_run_says_what_the_interruption_cost(words, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        send_at(patched, learn, "sft", 1, signal.SIGTERM)
+        send_at(patched, pipeline, "sft", 1, signal.SIGTERM)
         assert main(words) == 143
     before = time.time()
     assert main(words) == 0

@@ -2,13 +2,14 @@
 
 import contextlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from test_learn import SFT, folder, sft_examples, weights_of  # noqa: F401
 from test_parity import altered, one_is_nan, run_of  # noqa: F401
 
-from intfast import course, credit, forward, learn, loss, parity
+from intfast import credit, loss, parity, rl, sft, update
 from intfast.batch import pack
 from intfast.model import optim
 from intfast.records import Example
@@ -38,7 +39,7 @@ def optimizers(monkeypatch):
             self.final = moments(self)
             super().close()
 
-    monkeypatch.setattr(course, "Optimizer", Kept)
+    monkeypatch.setattr(update, "Optimizer", Kept)
     return made
 
 
@@ -60,12 +61,17 @@ def planted(run, place, value=math.nan):
             for name in ("sft_loss", "policy_loss"):
                 patch.setattr(loss, name, poisoned_loss(getattr(loss, name), *change))
         elif place == "hidden":
-            states = forward.hidden_states
-            patch.setattr(forward, "hidden_states", lambda *a: with_first(states(*a), value))
+            states = run.decoder.forward
+
+            def poisoned(*arguments):
+                hidden = states(*arguments)
+                return with_first(hidden, value) if torch.is_grad_enabled() else hidden
+
+            patch.setattr(run.decoder, "forward", poisoned)
         elif place == "log-prob":
-            logprobs = forward.logprobs
+            logprobs = rl.logprobs
             poison = lambda *a: [with_first(x, value) for x in logprobs(*a)]  # noqa: E731
-            patch.setattr(forward, "logprobs", poison)
+            patch.setattr(rl, "logprobs", poison)
         weight = run.decoder.model.layers[0].mlp.down_proj.weight
         hook = None
         if place == "gradient":
@@ -107,7 +113,7 @@ def test_rl_learns_nothing_from_it_and_stops_after_k_in_a_row(
             planted(run, place),
             pytest.raises(RuntimeError, match="for 4 updates in a row") as caught,
         ):
-            learn.rl(run, "base_rl", "base", run.problems)
+            rl.rl(run, "base_rl", "base", run.problems)
         assert same(weights_of(run), before)
         state = optimizers[0].final
         (row,) = run.metrics.rows("base_rl")
@@ -126,19 +132,20 @@ def test_sft_learns_nothing_from_it_and_goes_on(
     place,
     value,
 ):
-    update, taken = learn.update, {}
+    original, taken = sft.update, {}
 
-    def watched(run, optimizer, *arguments):
+    def watched(stage, packed, divisor, loss_of):
+        run, optimizer = stage.run, stage.optimizer
         step = optimizer.num_steps + 1
         before = weights_of(run) | moments(optimizer)
         with planted(run, place, value) if step == 3 else contextlib.nullcontext():
-            result = update(run, optimizer, *arguments)
+            result = original(stage, packed, divisor, loss.sft_loss)
         taken[step] = not same(weights_of(run) | moments(optimizer), before)
         return result
 
-    monkeypatch.setattr(learn, "update", watched)
+    monkeypatch.setattr(sft, "update", watched)
     with run_of(*SFT, "sft.epochs=2") as run:
-        learn.sft(run, "int", sft_examples(run))
+        sft.sft(run, "int", sft_examples(run))
         rows = run.metrics.rows("int")
         said = "\n".join(run.metrics.console.lines)
     assert taken == {1: True, 2: True, 3: False, 4: True}
@@ -159,9 +166,9 @@ def test_the_micro_batch_is_named(run_of, monkeypatch):  # noqa: F811
             return (loss_sum * math.inf if bad else loss_sum), stats
 
         # The order of SFT is shuffled; the packing of all examples is not.
-        monkeypatch.setattr(learn, "_shuffled", lambda count, seed: list(range(count)))
+        monkeypatch.setattr(sft, "shuffled", lambda count, seed: list(range(count)))
         monkeypatch.setattr(loss, "sft_loss", poisoned)
-        learn.sft(run, "int", examples)
+        sft.sft(run, "int", examples)
         (row,) = run.metrics.rows("int")
     assert f"the loss of micro-batch 3 of {len(batches)}" in row["cause"]
 
@@ -176,7 +183,7 @@ def test_a_fault_that_does_not_come_back_is_called_one(run_of, monkeypatch):  # 
 
     monkeypatch.setattr(loss, "sft_loss", once)
     with run_of(*SFT, "sft.epochs=1", "sft.batch_size=6") as run:
-        learn.sft(run, "int", sft_examples(run))
+        sft.sft(run, "int", sft_examples(run))
         (row,) = run.metrics.rows("int")
     assert "nothing when" in row["cause"] and "hardware" in row["cause"]
 
@@ -190,13 +197,13 @@ def test_sampler_log_probs_and_rewards_that_are_nan_are_refused(
         with monkeypatch.context() as patch:
             patch.setitem(credit.REWARDS, "correct", math.nan)
             with pytest.raises(ValueError, match="reward of group 0: expected a finite number"):
-                learn.rl(run, "base_rl", "base", run.problems)
+                rl.rl(run, "base_rl", "base", run.problems)
         assert same(weights_of(run), before)
     monkeypatch.setattr(parity, "check_parity", lambda *_: {})
     monkeypatch.setattr("intfast.engine.start.NativeEngine", altered(one_is_nan))
     with run_of(run="other") as run:
         with pytest.raises(ValueError, match="sampler_logprobs of example 0: expected finite"):
-            learn.rl(run, "base_rl", "base", run.problems)
+            rl.rl(run, "base_rl", "base", run.problems)
         assert same(weights_of(run), before)
 
 
@@ -217,9 +224,9 @@ def test_advantage_zero_gives_exactly_zero_gradient(objective):
     (batch,) = pack(examples, BatchConfig()).batches
     hidden_ND = torch.randn(3, 8, requires_grad=True)
     weight_VD = torch.randn(9, 8, requires_grad=True)
-    loss_sum, _ = loss.policy_loss(
-        hidden_ND, weight_VD, batch, torch.randn(3), PolicyConfig(objective=objective)
-    )
+    batch = replace(batch, old_logprob_N=torch.randn(3))
+    config = PolicyConfig(objective=objective)
+    loss_sum, _ = loss.policy_loss(hidden_ND, weight_VD, batch, config)
     loss_sum.backward()
     assert loss_sum.item() == 0
     assert not hidden_ND.grad.any() and not weight_VD.grad.any()
@@ -235,7 +242,7 @@ def test_three_micro_batches_give_the_update_of_one(run_of):  # noqa: F811
             first = examples[0].token_ids
             examples[0] = Example(token_ids=first, weights=[0.0] + [3.0] * (len(first) - 1))
             count = len(pack(examples, run.config.batch).batches)
-            learn.sft(run, "int", examples)
+            sft.sft(run, "int", examples)
             after.append((count, weights_of(run), run.metrics.rows("int")[0]["loss"]))
     (one, ours, our_loss), (many, theirs, their_loss) = after
     assert one == 1 and many >= 3

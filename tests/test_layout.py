@@ -19,11 +19,12 @@ FLOORS = [
     "data engine leak",
     "batch credit sample",
     "intervene limits loss",
-    "forward run",
-    "course faults parity plan update",
+    "run",
+    "plan update",
+    "parity",
     "collect sft",
     "methods",
-    "learn rl",
+    "rl",
     "pipeline",
     "study",
     "train compare report adapters",
@@ -86,7 +87,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_the_trainer_needs_no_triton():
-    code = "import sys; sys.modules['triton'] = None; import intfast.learn, intfast.engine.native"
+    code = "import sys; sys.modules['triton'] = None; import intfast.rl, intfast.engine.native"
     assert python(code) == ""
 
 

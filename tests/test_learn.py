@@ -5,7 +5,7 @@ import pytest
 import torch
 from small_run import Quiet, words, write_inputs
 
-from intfast import cli, collect, learn
+from intfast import cli, collect, credit, rl, sft
 from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade
 from intfast.model.decoder import PackedAttention
@@ -57,7 +57,7 @@ def same(ours, theirs):
 
 def test_rl_raises_the_reward(run_of):
     with run_of("rl.steps=12", "rl.optim.lr=0.03") as run:
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         rows = run.metrics.rows("base_rl")
     rewards = [row["reward"] for row in rows]
     assert len(rows) == 12
@@ -67,7 +67,7 @@ def test_rl_raises_the_reward(run_of):
 def test_rl_tells_the_engine_of_every_update(run_of):
     with run_of() as run:
         before = run.sampler.engine.policy_version
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         updates = sum(row["updates"] for row in run.metrics.rows("base_rl"))
         assert run.sampler.engine.policy_version - before >= updates > 0
 
@@ -75,10 +75,10 @@ def test_rl_tells_the_engine_of_every_update(run_of):
 @pytest.mark.parametrize("stop_before", [1, 3, 4])
 def test_interrupted_rl_continues_to_the_same_weights(run_of, monkeypatch, stop_before):
     with run_of(run="whole") as run:
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         expected, rows = weights_of(run), run.metrics.rows("base_rl")
 
-    drawn = learn.draw
+    drawn = rl.draw
     calls = []
 
     def interrupted(*arguments):
@@ -88,12 +88,12 @@ def test_interrupted_rl_continues_to_the_same_weights(run_of, monkeypatch, stop_
         return drawn(*arguments)
 
     with run_of() as run:
-        monkeypatch.setattr(learn, "draw", interrupted)
+        monkeypatch.setattr(rl, "draw", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            learn.rl(run, "base_rl", "base", run.problems)
-    monkeypatch.setattr(learn, "draw", drawn)
+            rl.rl(run, "base_rl", "base", run.problems)
+    monkeypatch.setattr(rl, "draw", drawn)
     with run_of() as run:
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         assert same(weights_of(run), expected)
         again = run.metrics.rows("base_rl")
     assert [r["reward"] for r in again] == [r["reward"] for r in rows]
@@ -102,10 +102,10 @@ def test_interrupted_rl_continues_to_the_same_weights(run_of, monkeypatch, stop_
 
 def test_a_finished_stage_is_not_repeated(run_of):
     with run_of() as run:
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         expected = weights_of(run)
     with run_of() as run:
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         run.hold("base_rl")
         assert same(weights_of(run), expected)
         run.hold("base")
@@ -119,7 +119,7 @@ def test_groups_without_variance_leave_the_weights_alone(run_of, monkeypatch):
     )
     with run_of() as run:
         before = weights_of(run)
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         assert same(weights_of(run), before)
         rows = run.metrics.rows("base_rl")
     assert {(r["zero_advantage"], r["all_wrong"], r["all_right"]) for r in rows} == {(1, 1, 0)}
@@ -137,10 +137,12 @@ def test_dynamic_sampling_replaces_idle_groups_within_its_bound(run_of, monkeypa
                 Grade(status=r.status, reason=r) for r in (reasons[next(rights)] for _ in list(s))
             ],
         )
-        rollouts = learn.draw(run, "rl", [(p, None) for p in run.problems], 0)
+        rollouts = rl.draw(run, "rl", [(p, None) for p in run.problems], 0)
+        found = credit.group_advantages(rl.rewards(rollouts.groups_P_G), run.config.rl.credit)
+        row = rl.counts(run, rollouts, found)
     assert len(rollouts.starts_P) == len(rollouts.groups_P_G) == 4
-    assert (rollouts.cursor, rollouts.drawn["groups"]) == (7, 7)
-    assert rollouts.drawn["all_wrong"] == pytest.approx(3 / 7)
+    assert (rollouts.cursor, len(rollouts.drawn), row["groups"]) == (7, 7, 7)
+    assert row["all_wrong"] == pytest.approx(3 / 7)
     ids = [problem.id for problem in run.problems]
     assert {start.problem.id for start in rollouts.starts_P} <= set(ids)
 
@@ -149,7 +151,7 @@ def test_every_epoch_of_the_stream_is_a_permutation(run_of):
     with run_of() as run:
         tasks = [(problem, None) for problem in run.problems]
         epochs = [
-            [learn._start(run, tasks, 6 * epoch + n).problem.id for n in range(6)]
+            [rl._start(run, tasks, 6 * epoch + n).problem.id for n in range(6)]
             for epoch in range(4)
         ]
     assert all(sorted(epoch) == sorted(p.id for p in run.problems) for epoch in epochs)
@@ -174,7 +176,7 @@ def test_every_epoch_of_the_stream_is_a_permutation(run_of):
 def test_the_options_of_rl_run_and_learn(run_of, options):
     with run_of("rl.steps=4", *options) as run:
         before = weights_of(run)
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         assert not same(weights_of(run), before)
         rows = [row for row in run.metrics.rows("base_rl") if row["updates"]]
     expected = int(dict(o.split("=") for o in options).get("rl.minibatches", 1))
@@ -192,7 +194,7 @@ def test_micro_batches_do_not_change_the_update(run_of):
     for where, tokens in (("one", 100_000), ("many", 60)):
         with run_of(f"batch.max_tokens={tokens}", *options, run=where) as run:
             before = weights_of(run)
-            learn.rl(run, "base_rl", "base", run.problems)
+            rl.rl(run, "base_rl", "base", run.problems)
             after.append(weights_of(run))
     for name, ours in after[0].items():
         torch.testing.assert_close(ours, after[1][name], atol=1e-7, rtol=1e-5)
@@ -213,12 +215,12 @@ SFT = ("sft.epochs=5", "sft.batch_size=4", "sft.optim.lr=0.01", "rl.steps=0")
 
 def test_sft_lowers_the_loss_and_continues_to_the_same_weights(run_of, monkeypatch):
     with run_of(*SFT, run="whole") as run:
-        learn.sft(run, "int", sft_examples(run))
+        sft.sft(run, "int", sft_examples(run))
         expected, rows = weights_of(run), run.metrics.rows("int")
     assert len(rows) == 10
     assert rows[-1]["nll_mean"] < 0.6 * rows[0]["nll_mean"]
 
-    update, calls = learn.update, []
+    update, calls = sft.update, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -227,12 +229,12 @@ def test_sft_lowers_the_loss_and_continues_to_the_same_weights(run_of, monkeypat
         return update(*arguments)
 
     with run_of(*SFT) as run:
-        monkeypatch.setattr(learn, "update", interrupted)
+        monkeypatch.setattr(sft, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            learn.sft(run, "int", sft_examples(run))
-    monkeypatch.setattr(learn, "update", update)
+            sft.sft(run, "int", sft_examples(run))
+    monkeypatch.setattr(sft, "update", update)
     with run_of(*SFT) as run:
-        learn.sft(run, "int", sft_examples(run))
+        sft.sft(run, "int", sft_examples(run))
         assert same(weights_of(run), expected)
         assert [row["step"] for row in run.metrics.rows("int")] == list(range(1, 11))
 
@@ -241,7 +243,7 @@ def test_sft_lowers_the_loss_and_continues_to_the_same_weights(run_of, monkeypat
 def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(run_of, data):
     with run_of(*SFT, "metrics.example_logprobs=3", f"sft.data={data}") as run:
         made = sft_examples(run)
-        learn.sft(run, "int", made)
+        sft.sft(run, "int", made)
         trained = weights_of(run)
         token_logprobs.write(run, "int", made)
         assert run.holds == "int" and same(weights_of(run), trained)
@@ -272,9 +274,9 @@ def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(run_of,
 def test_sft_and_rl_refuse_to_train_on_nothing(run_of):
     with run_of(*SFT) as run:
         with pytest.raises(ValueError, match=r"fine-tune on \(none was drawn\)"):
-            learn.sft(run, "int", [])
+            sft.sft(run, "int", [])
         with pytest.raises(ValueError, match="leaves no problem"):
-            learn.rl(run, "int_rl", "base", [])
+            rl.rl(run, "int_rl", "base", [])
 
 
 @pytest.mark.parametrize("gates", [["unparsed", "unparsed", "leak"], ["unsolved", "leak"]])
@@ -287,8 +289,8 @@ def test_nothing_to_train_on_says_at_which_gates_it_was_lost(run_of, gates):
             )
             for i, gate in enumerate(gates)
         )
-        with pytest.raises(learn.NoExamples) as caught:
-            learn.sft(run, "int", [])
+        with pytest.raises(sft.NoExamples) as caught:
+            sft.sft(run, "int", [])
     assert f"{gates.count(gates[0])} {gates[0]}, 1 leak" in str(caught.value)
     assert ("sft.filter" in str(caught.value)) is ("unsolved" in gates)
 
@@ -307,16 +309,16 @@ def test_evaluation_counts_and_is_not_repeated(run_of):
 def test_a_kill_before_the_last_tidying_up_leaves_no_old_checkpoint(run_of, monkeypatch):
     with run_of() as run:
         monkeypatch.setattr(checkpoint, "prune", lambda stage, step: None)
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         monkeypatch.undo()
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         names = sorted(p.name for p in run.stage_folder("base_rl").iterdir())
     assert names == ["step-000004", "step-000006"]
 
 
 def test_checkpoints_hold_what_resume_needs(run_of):
     with run_of() as run:
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         folder = run.stage_folder("base_rl")
         assert sorted(p.name for p in folder.iterdir()) == ["step-000004", "step-000006"]
         step, tensors, state = checkpoint.latest(folder, print)

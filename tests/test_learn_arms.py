@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_run import Quiet, words, write_inputs
 
-from intfast import cli, collect, learn
+from intfast import cli, collect, rl
 from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade
 from intfast.records import Guided
@@ -42,15 +42,15 @@ def hints_of(run) -> dict[str, list[int]]:
 
 
 def test_guided_and_bare_versions_come_one_to_one(run_of, monkeypatch):
-    drawn, draw = [], learn.draw
+    drawn, draw = [], rl.draw
 
     def watch(*arguments):
         drawn.append(draw(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(learn, "draw", watch)
+    monkeypatch.setattr(rl, "draw", watch)
     with run_of("rl.steps=4") as run:
-        learn.rl(run, "base_rl", "base", run.problems, hints_of(run))
+        rl.rl(run, "base_rl", "base", run.problems, hints_of(run))
         rows = run.metrics.rows("base_rl")
     # 4 steps of 3 are one epoch of 6 problems, each bare and with its hint.
     starts = [start for rollouts in drawn for start in rollouts.starts_P]
@@ -72,12 +72,12 @@ def test_guided_and_bare_versions_come_one_to_one(run_of, monkeypatch):
 
 def test_a_guided_rollout_carries_loss_on_its_own_tokens_alone(run_of, monkeypatch):
     kept = []
-    pack = learn.pack
-    monkeypatch.setattr(learn, "pack", lambda made, config: kept.extend(made) or pack(made, config))
+    pack = rl.pack
+    monkeypatch.setattr(rl, "pack", lambda made, config: kept.extend(made) or pack(made, config))
     with run_of("rl.problems_per_step=12", "rl.steps=1") as run:
         hints = hints_of(run)
         prompts = {p.id: run.sampler.prompt(p) for p in run.problems}
-        learn.rl(run, "base_rl", "base", run.problems, hints)
+        rl.rl(run, "base_rl", "base", run.problems, hints)
     seen = set()
     for example in kept:
         hinted, plain = hints[example.problem_id], prompts[example.problem_id]
@@ -109,7 +109,7 @@ def test_rl_goes_on_until_the_tokens_and_resumes_to_the_same_weights(
     )
     with run_of(*words, run="whole") as run:
         run.folder.journal("guided", Guided).append([record])
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         rows = run.metrics.rows("base_rl")
         weights = {name: p.detach().clone() for name, p in run.decoder.named_parameters()}
         assert sum(collect.generated_tokens(run).values()) == 400
@@ -118,7 +118,7 @@ def test_rl_goes_on_until_the_tokens_and_resumes_to_the_same_weights(
     assert len(rows) >= 4 and sums[-2] < until <= sums[-1]
     if stop_before is None:
         return
-    draw, calls = learn.draw, []
+    draw, calls = rl.draw, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -126,13 +126,13 @@ def test_rl_goes_on_until_the_tokens_and_resumes_to_the_same_weights(
             raise KeyboardInterrupt
         return draw(*arguments)
 
-    monkeypatch.setattr(learn, "draw", interrupted)
+    monkeypatch.setattr(rl, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt), run_of(*words, run="cut") as run:
         run.folder.journal("guided", Guided).append([record])
-        learn.rl(run, "base_rl", "base", run.problems)
-    monkeypatch.setattr(learn, "draw", draw)
+        rl.rl(run, "base_rl", "base", run.problems)
+    monkeypatch.setattr(rl, "draw", draw)
     with run_of(*words, run="cut") as run:
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         assert [row["step"] for row in run.metrics.rows("base_rl")] == [r["step"] for r in rows]
         ours = dict(run.decoder.named_parameters())
         assert all(torch.equal(ours[name], weights[name]) for name in weights)

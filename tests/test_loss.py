@@ -74,7 +74,7 @@ def test_gradient_is_the_same_for_every_packing_and_order(config):
     def loss(hidden, weight, batch):
         if config is None:
             return sft_loss(hidden, weight, batch)
-        return policy_loss(hidden, weight, batch, None, config, temperature=0.7)
+        return policy_loss(hidden, weight, batch, config, temperature=0.7)
 
     examples = rl_examples()
     if config is None:
@@ -115,7 +115,7 @@ def test_nan_in_weightless_rows_does_not_matter():
     for states in (hidden, poisoned):
         states.requires_grad_()
         weight = random(V, D, seed=5).requires_grad_()
-        loss_sum, _ = policy_loss(states[batch.rows_N], weight, batch, None, PolicyConfig())
+        loss_sum, _ = policy_loss(states[batch.rows_N], weight, batch, PolicyConfig())
         loss_sum.backward()
         results.append((loss_sum, states.grad, weight.grad))
     for left, right in zip(*results, strict=True):
@@ -152,10 +152,10 @@ def test_golden_grpo_step_against_numpy():
     old = current - (logprob - streams.old_T)  # ratios as in the streams
     sampler = old - (streams.old_T - streams.sampler_T)
     reference = old - (streams.old_T - streams.reference_T)
-    object.__setattr__(batch, "sampler_logprob_N", sampler)
-    loss_sum, stats = policy_loss(
-        hidden, weight, batch, old, config, reference_logprob_N=reference, temperature=temperature
+    batch = replace(
+        batch, sampler_logprob_N=sampler, old_logprob_N=old, reference_logprob_N=reference
     )
+    loss_sum, stats = policy_loss(hidden, weight, batch, config, temperature)
     loss_sum.backward()
 
     h, w = hidden.detach().numpy(), weight.detach().numpy()
@@ -210,7 +210,7 @@ def test_without_old_values_every_objective_is_the_policy_gradient(objective):
     results = []
     for name in (objective, "reinforce"):
         weight = random(V, D, seed=5).requires_grad_()
-        loss_sum, stats = policy_loss(hidden, weight, batch, None, PolicyConfig(objective=name))
+        loss_sum, stats = policy_loss(hidden, weight, batch, PolicyConfig(objective=name))
         loss_sum.backward()
         results.append(weight.grad)
         assert read_stats(stats)["ratio_mean"] == 1.0
@@ -226,15 +226,14 @@ def test_missing_streams_are_refused():
     hidden, weight = random(len(batch.rows_N), D), random(V, D, seed=1)
     reference = torch.zeros(len(batch.rows_N))
     cases = [
-        (PolicyConfig(), {"advantage_N": None}, None, "Examples with advantages"),
-        (PolicyConfig(correction="mask"), {"sampler_logprob_N": None}, None, "sampler_logprobs"),
-        (PolicyConfig(kl=0.1), {}, None, "got none"),
-        (PolicyConfig(), {}, reference, "got some"),
+        (PolicyConfig(), {"advantage_N": None}, "Examples with advantages"),
+        (PolicyConfig(correction="mask"), {"sampler_logprob_N": None}, "sampler_logprobs"),
+        (PolicyConfig(kl=0.1), {}, "got none"),
+        (PolicyConfig(), {"reference_logprob_N": reference}, "got some"),
     ]
-    for config, change, given, message in cases:
-        changed = replace(batch, **change)
+    for config, change, message in cases:
         with pytest.raises(ValueError, match=message):
-            policy_loss(hidden, weight, changed, None, config, reference_logprob_N=given)
+            policy_loss(hidden, weight, replace(batch, **change), config)
 
 
 def test_scoring_keeps_no_graph():

@@ -6,7 +6,7 @@ from test_learn import folder  # noqa: F401
 from test_train import ROOT, SMALLER, arguments
 from tiny import config_dict
 
-from intfast import cli, forward, loss, plan
+from intfast import cli, loss, plan
 from intfast.batch import pack
 from intfast.engine import memory
 from intfast.engine.memory import GIB, Target
@@ -150,7 +150,7 @@ def test_the_estimate_against_the_measured_peak(checkpointing, dtype, family, le
     (batch,) = pack(examples, BatchConfig(max_tokens=10_000)).batches
 
     def work():
-        hidden_ND = forward.hidden_states(decoder, batch, torch.device("cpu"))
+        hidden_ND = decoder(*batch.inputs())
         loss_sum, _ = loss.sft_loss(hidden_ND, decoder.head_weight_VD, batch)
         loss_sum.backward()
 

@@ -7,7 +7,7 @@ from test_learn import folder, weights_of  # noqa: F401
 from test_parity import run_of  # noqa: F401
 from test_train import arguments, config_of
 
-from intfast import cli, learn
+from intfast import cli, rl
 from intfast.engine.native import NativeEngine
 from intfast.grading.grader import Grader
 from intfast.state import checkpoint, oom
@@ -22,7 +22,7 @@ SPOKEN = [
 ]
 PLACES = {
     "generate": (NativeEngine, "generate", 3, "rollout.max_rows"),
-    "train": (learn, "update", 2, "model.activation_checkpointing"),
+    "train": (rl, "update", 2, "model.activation_checkpointing"),
     "grade": (Grader, "grade_many", 2, "grade.workers"),
     "save": (checkpoint, "save", 2, "main memory"),
 }
@@ -65,13 +65,13 @@ def test_the_phase_and_the_setting_are_named_and_the_run_continues(
 ):
     options = ("rl.steps=2", "rl.checkpoint_every=1")
     with run_of(*options, run="whole") as run:
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         expected, rows = weights_of(run), run.metrics.rows("base_rl")
     owner, name, call, setting = PLACES[phase]
     with monkeypatch.context() as patch, run_of(*options) as run:
         patch.setattr(owner, name, failing(getattr(owner, name), call, SPOKEN[0]))
         with pytest.raises(oom.OutOfMemory, match=f"out of memory in phase {phase}") as caught:
-            learn.rl(run, "base_rl", "base", run.problems)
+            rl.rl(run, "base_rl", "base", run.problems)
     assert setting in str(caught.value)
     assert "Tried to allocate 2.00 GiB." in str(caught.value) and "GPU 0" not in str(caught.value)
     # With the setting lowered it continues, and ends where the run without a fault did.
@@ -79,7 +79,7 @@ def test_the_phase_and_the_setting_are_named_and_the_run_continues(
     with run_of(*options, lowered) as run:
         (row,) = run.metrics.rows("settings")
         assert list(row["changed"]) == [lowered.partition("=")[0]]
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         assert all(torch.equal(weights_of(run)[key], expected[key]) for key in expected)
         again = run.metrics.rows("base_rl")
     assert [row["reward"] for row in again] == [row["reward"] for row in rows]

@@ -9,7 +9,7 @@ from msgspec.structs import replace as change
 from small_run import Quiet, words
 from test_learn import folder, weights_of  # noqa: F401
 
-from intfast import cli, collect, learn, parity
+from intfast import cli, collect, parity, rl
 from intfast.engine.native import NativeEngine
 from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade, Grader
@@ -61,7 +61,7 @@ def rows(run):
 )
 def test_the_native_engine_passes_at_start_and_every_n_steps(run_of, options, bound):
     with run_of(*options) as run:
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         found = rows(run)
     assert [row["of"] for row in found] == [
         "base_rl in training",
@@ -88,9 +88,9 @@ def test_each_set_of_weights_is_checked_once_before_it_generates(run_of):
 
 def test_a_resumed_run_is_checked_again(run_of, monkeypatch):
     with run_of("rl.checkpoint_every=1") as run:
-        monkeypatch.setattr(learn, "_line", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(rl, "_line", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            learn.rl(run, "base_rl", "base", run.problems)
+            rl.rl(run, "base_rl", "base", run.problems)
     monkeypatch.undo()
     with run_of("rl.checkpoint_every=1") as run:
         before = len(rows(run))
@@ -101,7 +101,7 @@ def test_a_resumed_run_is_checked_again(run_of, monkeypatch):
 def test_the_gate_changes_no_result(run_of, monkeypatch):
     def trained(run):
         with run_of(run=run) as run:
-            learn.rl(run, "base_rl", "base", run.problems)
+            rl.rl(run, "base_rl", "base", run.problems)
             return weights_of(run), [row["reward"] for row in run.metrics.rows("base_rl")]
 
     checked, rewards = trained("checked")
@@ -114,11 +114,11 @@ def test_the_gate_changes_no_result(run_of, monkeypatch):
 
 def test_a_finished_stage_generates_nothing_for_the_gate(run_of, monkeypatch):
     with run_of() as run:
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         collect.evaluation(run, "base")
     with run_of() as run:
         monkeypatch.setattr(NativeEngine, "generate", lambda *_: pytest.fail("generated"))
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         collect.evaluation(run, "base")
 
 
@@ -196,7 +196,7 @@ def older(completion):
 def run_with(run_of, monkeypatch, engine, *options, run="run"):
     monkeypatch.setattr("intfast.engine.start.NativeEngine", engine)
     with run_of(*options, run=run) as run:
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         return run
 
 
@@ -211,14 +211,14 @@ def test_stale_weights_stop_the_run_at_the_next_check(run_of, monkeypatch):
 
 def test_weights_changed_without_a_word_stop_the_run(run_of, monkeypatch):
     """The trainer forgets to tell an engine that keeps a copy."""
-    update = learn.update
+    update = rl.update
 
-    def forgetful(run, *arguments):
+    def forgetful(stage, *arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(run.sampler.engine, "weights_changed", lambda: None)
-            return update(run, *arguments)
+            patch.setattr(stage.run.sampler.engine, "weights_changed", lambda: None)
+            return update(stage, *arguments)
 
-    monkeypatch.setattr(learn, "update", forgetful)
+    monkeypatch.setattr(rl, "update", forgetful)
     with pytest.raises(RuntimeError, match=r"(?s)base_rl step 2: .*weights_changed"):
         run_with(run_of, monkeypatch, Copying)
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from small_run import Quiet
 
-from intfast import cli, credit, learn
+from intfast import cli, credit, rl
 from intfast.config import InterveneConfig, RlConfig
 from intfast.engine.protocol import Completion
 from intfast.grading.answers import Reason
@@ -115,10 +115,17 @@ def run_of(tmp_path):
 def test_located_steps_are_spans_of_the_sampled_tokens(run_of):
     with run_of("rl.credit.process=capo") as run:
         tasks = [(problem, None) for problem in run.problems]
-        rollouts = learn._locate(run, learn.draw(run, "rl", tasks, 0), 1)
-        assert rollouts.located_P_G is not None
+        rollouts = rl.draw(run, "rl", tasks, 0)
+        located_P_G, counts = process_credit.locate(
+            run.sampler,
+            run.problems[:2],
+            rollouts.groups_P_G,
+            run.config.intervene,
+            run.config.rl.credit,
+            seed=1,
+        )
         places = 0
-        for group, located in zip(rollouts.groups_P_G, rollouts.located_P_G, strict=True):
+        for group, located in zip(rollouts.groups_P_G, located_P_G, strict=True):
             wrong = [g for g, graded in enumerate(group) if graded.grade.status == "wrong"]
             for g, found in enumerate(located):
                 if found is None:
@@ -129,7 +136,6 @@ def test_located_steps_are_spans_of_the_sampled_tokens(run_of):
                 ids = run.sampler.without_stop(graded.completion)[found.start : found.stop]
                 step = run.sampler.tokenizer.decode(ids).strip()
                 assert step in [s.strip() for s in run.sampler.style.split(graded.text)]
-        counts = rollouts.drawn
         assert counts["located"] == places > 0
         assert counts["verified"] == 4 and counts["verify_tokens"] > 4
 
@@ -140,7 +146,7 @@ def test_groups_that_are_all_wrong_move_the_weights(run_of, process):
         f"rl.credit.process={process}", *["rl.credit.process_margin=0"] * (process == "vppo")
     ) as run:
         before = run.decoder.head_weight_VD.detach().clone()
-        learn.rl(run, "base_rl", "base", run.problems)
+        rl.rl(run, "base_rl", "base", run.problems)
         rows = run.metrics.rows("base_rl")
         assert not before.equal(run.decoder.head_weight_VD)
     assert [row["updates"] for row in rows] == [1, 1]

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from intfast import cli, intervene
 from intfast.records import Attempt, Continuation, Example, Intervention, TokenLogprobs
 from intfast.sample import Sampler
-from intfast.train import main, run
+from intfast.study.finish import train
+from intfast.train import main
 
 ROOT = Path(__file__).parents[1]
 SHORT = ROOT / "configs" / "quickstart_short.toml"
@@ -43,7 +44,7 @@ def config_of(folder: Path, *overrides: str):
 def finished(tmp_path_factory):
     """One whole run: its folder and its summary."""
     folder = tmp_path_factory.mktemp("train") / "run"
-    return folder, run(config_of(folder), Quiet())
+    return folder, train(config_of(folder), Quiet())
 
 
 def rows(folder: Path, name: str, kind: type) -> list:
@@ -148,7 +149,7 @@ def test_a_finished_run_is_not_repeated(finished, monkeypatch):
     folder, summary = finished
     before = contents(folder)
     monkeypatch.setattr(Sampler, "complete", lambda *_: pytest.fail("generated again"))
-    again = run(config_of(folder), Quiet())
+    again = train(config_of(folder), Quiet())
     assert contents(folder) == before
     assert again["evaluations"] == summary["evaluations"]
 
@@ -166,9 +167,9 @@ def test_an_interrupted_run_continues_to_the_same_result(finished, tmp_path, mon
 
     monkeypatch.setattr(Sampler, "complete", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(config_of(tmp_path / "run"), Quiet())
+        train(config_of(tmp_path / "run"), Quiet())
     monkeypatch.setattr(Sampler, "complete", complete)
-    run(config_of(tmp_path / "run"), Quiet())
+    train(config_of(tmp_path / "run"), Quiet())
     expected = contents(finished[0])
     found = contents(tmp_path / "run")
     assert [name for name in expected if found[name] != expected[name]] == []

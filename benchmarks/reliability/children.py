@@ -20,23 +20,23 @@ from typing import Any, NamedTuple
 
 import torch
 
-from intfast import collect, evaluate, intervene, learn, parity
+from intfast import collect, evaluate, intervene, parity, pipeline, rl
 from intfast.config import Config
 from intfast.model import weights
 from intfast.run import load_tokenizer
 from intfast.state import checkpoint, files, interrupt
 from intfast.state.metrics import Metrics
 from intfast.study import summary
-from intfast.train import run
+from intfast.study.finish import train
 
 SEAMS: dict[str, tuple[ModuleType | type, str]] = {
     "load": (weights, "load"),
     "attempts": (collect, "_attempt"),
     "verification": (intervene, "propose"),
     "continuations": (intervene, "continue_from"),
-    "sft": (learn, "sft"),
-    "rollouts": (learn, "draw"),
-    "rl update": (learn, "learn"),
+    "sft": (pipeline, "sft"),
+    "rollouts": (rl, "draw"),
+    "rl update": (rl, "update"),
     "checkpoint write": (checkpoint, "save"),
     "checkpoint read": (checkpoint, "latest"),
     "journal write": (files, "append"),
@@ -211,7 +211,7 @@ def _command(config: Config) -> int:
     """What train.main does with a config."""
     with interrupt.handling():
         try:
-            run(config, Silent())
+            train(config, Silent())
         except interrupt.Stopped as stopped:
             return stopped.exit_code
     return 0

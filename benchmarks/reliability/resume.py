@@ -21,14 +21,14 @@ import torch
 from benchmarks.quickstart_task import base, task
 from benchmarks.reliability.bed import CONFIGS
 from benchmarks.reliability.children import Silent
-from intfast import cli, learn
+from intfast import cli, rl, sft
 from intfast.config import Config
 from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade, Grader
 from intfast.model.decoder import Decoder, ModelConfig
 from intfast.model.weights import save
 from intfast.records import Example
-from intfast.run import Run, build
+from intfast.run import Run, open_run
 from intfast.state import checkpoint
 
 TRIALS = 1000
@@ -67,13 +67,12 @@ def run(trials: int, seed: int) -> dict[str, Any]:
         folder = Path(name)
         prepare(folder, seed)
         found = {stage: _every_step(folder, stage, trials) for stage in ("sft", "rl")}
-        with _replaced(learn, "_shuffled", _shuffles_anew()):
+        with _replaced(sft, "shuffled", _shuffles_anew()):
             broken = course(folder, "control", "sft", stop_before=4)
         control = broken == course(folder, "again", "sft")
-    sft = found["sft"]
     good = all(stage["equal"] == stage["stopped"] for stage in found.values())
     return {
-        "passed": good and sft["each_sample_once_per_epoch"],
+        "passed": good and found["sft"]["each_sample_once_per_epoch"],
         "control_failed": not control,
         **found,
     }
@@ -143,7 +142,7 @@ def course(folder: Path, run: str, stage: str, stop_before: int = 0) -> tuple[Or
 
 def _train(settings: Config, stage: str, order: Order, stop_before: int) -> None:
     """One process: train on, write down what each step sees, and end before a step."""
-    pack, draw = learn.pack, learn.draw
+    pack, draw = sft.pack, rl.draw
 
     def counted() -> None:
         if len(order) + 1 == stop_before:
@@ -162,14 +161,14 @@ def _train(settings: Config, stage: str, order: Order, stop_before: int) -> None
         return rollouts
 
     with (
-        _replaced(learn, "pack", packing),
-        _replaced(learn, "draw", drawing),
-        build(settings, Silent()) as run,
+        _replaced(sft, "pack", packing),
+        _replaced(rl, "draw", drawing),
+        open_run(settings, Silent()) as run,
     ):
         if stage == "sft":
-            learn.sft(run, "sft", _examples(run))
+            sft.sft(run, "sft", _examples(run))
         else:
-            learn.rl(run, "rl", "base", run.problems)
+            rl.rl(run, "rl", "base", run.problems)
 
 
 def _examples(run: Run) -> list[Example]:

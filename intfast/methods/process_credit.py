@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from intfast import intervene
 from intfast.config import InterveneConfig
-from intfast.credit import Credit
+from intfast.credit import REWARDS, Credit
+from intfast.engine.protocol import derive_seed
 from intfast.records import Attempt, Problem
-from intfast.sample import Graded, Sampler
+from intfast.run import Run
+from intfast.sample import Graded, Sampler, Start
 from intfast.settings.numerics import CreditConfig
 
 
@@ -85,25 +87,40 @@ def capo(
     return streams
 
 
-def token_advantages(
-    prompts_P: Sequence[Sequence[int]],
+def inside(
+    run: Run,
+    starts_P: Sequence[Start],
     groups_P_G: Sequence[Sequence[Graded]],
-    rewards_P_G: Sequence[Sequence[float | None]],
     outcome: Credit,
-    located_P_G: Sequence[Sequence[Located | None]],
-    config: CreditConfig,
-) -> list[TokenAdvantages]:
-    """Per-token advantages of every group, for `credit.examples`."""
-    made = []
-    rows = zip(prompts_P, groups_P_G, rewards_P_G, outcome.advantages_P_G, located_P_G, strict=True)
-    for prompt_ids, group, rewards_G, advantages_G, located_G in rows:
+    step: int,
+) -> tuple[Sequence[Any], dict[str, float]]:
+    """(advantages_P_G for `credit.examples`, counts for the step's row).
+
+    The advantages of the outcome, one number per rollout, or with `credit.process` one per token.
+    """
+    config = run.config.rl.credit
+    if config.process == "none":
+        return outcome.advantages_P_G, {}
+    seed = derive_seed(run.config.seed, "process", step)
+    located_P_G, counts = locate(
+        run.sampler,
+        [start.problem for start in starts_P],
+        groups_P_G,
+        run.config.intervene,
+        config,
+        seed,
+    )
+    made: list[TokenAdvantages] = []
+    rows = zip(starts_P, groups_P_G, outcome.advantages_P_G, located_P_G, strict=True)
+    for start, group, advantages_G, located_G in rows:
         lengths_G = [len(graded.completion.token_ids) for graded in group]
         if config.process == "vppo":
-            margin = round(config.process_margin * len(prompt_ids))
+            rewards_G = [REWARDS[graded.grade.status] for graded in group]
+            margin = round(config.process_margin * len(run.sampler.start_prompt(start)))
             made.append(vppo(rewards_G, lengths_G, located_G, margin, config))
         else:
             made.append(capo(advantages_G, lengths_G, located_G, config))
-    return made
+    return made, counts
 
 
 def locate(

@@ -229,17 +229,11 @@ def _liger_ops() -> _Ops:
     return _Ops(normalise, rotate, LigerSiLUMulFunction.apply)
 
 
-class Linear(nn.Module):
-    """x @ weight.T + bias. Unlike nn.Linear, does not spend time on an initialisation."""
+class Linear(nn.Linear):
+    """nn.Linear without the time for an initialisation: weights are loaded."""
 
-    def __init__(self, num_in: int, num_out: int, bias: bool, **factory: Any) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_out, num_in, **factory))
-        self.bias = nn.Parameter(torch.empty(num_out, **factory)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., num_in) to (..., num_out)."""
-        return F.linear(x, self.weight, self.bias)
+    def reset_parameters(self) -> None:
+        """Leave the parameters as they are."""
 
 
 class RMSNorm(nn.Module):

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from intfast.safe_text import shown
 from intfast.state import interrupt, oom
 
 
-def exit_code(work: Callable[[], object], continues: str) -> int:
-    """Do the work with stop requests handled; returns the exit code that train.USAGE lists.
+class Outcome:
+    """How the work of a command ended."""
+
+    code = 0
+    """The exit code, as `python -m intfast.train --help` lists them."""
+
+
+@contextmanager
+def outcome(continues: str) -> Iterator[Outcome]:
+    """Handle requests to stop while inside, and turn what is raised into a message and a code.
 
     continues: what to tell about going on, behind "stopped by SIGTERM; "
     """
+    ended = Outcome()
     try:
         with interrupt.handling(), oom.explained("load"):
-            work()
+            yield ended
     except ValueError as error:
         print(f"error: {shown(error)}", file=sys.stderr)
-        return 2
+        ended.code = 2
     except RuntimeError as error:
         print(f"error: {shown(error)}", file=sys.stderr)
-        return 1
+        ended.code = 1
     except interrupt.Stopped as stopped:
         print(shown(f"{stopped}; {continues}"), file=sys.stderr)
-        return stopped.exit_code
-    return 0
+        ended.code = stopped.exit_code

@@ -16,7 +16,7 @@ import msgspec
 from intfast import cli
 from intfast.config import Config
 from intfast.state import files
-from intfast.state.command import exit_code
+from intfast.state.command import outcome
 from intfast.state.runfolder import MAY_CHANGE
 from intfast.study import report
 
@@ -165,6 +165,6 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or "=" in arguments[0]:
         print(USAGE, file=sys.stderr)
         return 2
-    return exit_code(
-        lambda: ablate(Path(arguments[0]), arguments[1:]), "the same command continues"
-    )
+    with outcome("the same command continues") as ended:
+        ablate(Path(arguments[0]), arguments[1:])
+    return ended.code

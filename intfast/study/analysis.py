@@ -14,7 +14,7 @@ import msgspec
 import torch
 from rich.table import Table
 
-from intfast import forward, intervene
+from intfast import intervene
 from intfast.batch import pack
 from intfast.collect import Found
 from intfast.evaluate import Estimate, Evaluation, bootstrap
@@ -176,7 +176,7 @@ def measure(run: Run, examples: Sequence[Example]) -> list[TextMeasure]:
     config = msgspec.structs.replace(run.config.batch, too_long="alone")
     for batch in pack(examples, config).batches:
         batch = batch.to(run.device)
-        hidden_ND = forward.hidden_states(run.decoder, batch, run.device)
+        hidden_ND = run.decoder(*batch.inputs())
         logprob_N, entropy_N = linear_logprob(hidden_ND, run.decoder.head_weight_VD, batch.target_N)
         rows = zip(batch.sequence_N.tolist(), logprob_N.tolist(), entropy_N.tolist(), strict=True)
         for sequence, logprob, entropy in rows:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from intfast import cli
 from intfast.config import Config
 from intfast.safe_text import shown
-from intfast.state.command import exit_code
+from intfast.state.command import outcome
 from intfast.study import arms
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _check_stored(config: Config, goes_on: bool) -> None:
 
 def _run_arm(config: Config, source: Path, console: Console) -> None:
     """Run one arm, unless it is done; an arm without a single example is recorded as such."""
-    from intfast import learn
+    from intfast.sft import NoExamples
     from intfast.state.runfolder import write_json
     from intfast.study import finish
 
@@ -246,7 +246,7 @@ def _run_arm(config: Config, source: Path, console: Console) -> None:
     _share(source, folder, config)
     try:
         finish.train(config, console)
-    except learn.NoExamples as error:
+    except NoExamples as error:
         console.print(shown(f"{folder}: {error}"), markup=False)
         write_json(folder / "skipped.json", {"reason": str(error)})
 
@@ -318,10 +318,9 @@ def main(arguments: Sequence[str]) -> int:
         print(USAGE.split("\n\n")[0] + "\n\n--help explains more.", file=sys.stderr)
         return 2
 
-    def work() -> None:
+    with outcome("the same command continues this comparison") as ended:
         plan = read_plan(words)
         from intfast.state.metrics import make_console
 
         (show if "--dry-run" in arguments else run)(plan, make_console())
-
-    return exit_code(work, "the same command continues this comparison")
+    return ended.code

@@ -9,30 +9,25 @@ from intfast import pipeline
 from intfast.collect import Found
 from intfast.config import Config
 from intfast.run import Run, open_run
-from intfast.state.metrics import make_console
 from intfast.study import analysis, report, summary, token_logprobs
 
 
 def train(config: Config, console: Any = None) -> dict[str, Any]:
     """All stages of a config, then `finish`; returns the content of summary.json."""
-    start = time.perf_counter()
-    with open_run(config, console or make_console()) as run:
-        found = pipeline.train(run)
-        return finish(run, found, start)
+    with open_run(config, console) as run:
+        return finish(run, pipeline.train(run))
 
 
-def finish(run: Run, found: Found, start: float) -> dict[str, Any]:
+def finish(run: Run, found: Found) -> dict[str, Any]:
     """Tables, likelihoods and the page of a run whose stages are done; returns the summary.
 
-    Only reads weights and records: no result of the run depends on it.
-    start: of the work, by time.perf_counter
-    """
+    Only reads weights and records: no result of the run depends on it."""
     if found.interventions:
         summary.say_intervention(run, found)
     if run.config.sft.epochs:
         token_logprobs.write(run, found.supervised, found.examples)
     analysis.write(run, found, found.supervised)
-    result = summary.write(run, found, time.perf_counter() - start)
+    result = summary.write(run, found, time.perf_counter() - run.opened)
     page = report.write([run.folder.path], run.folder.path / "report.html")
     run.metrics.say(f"to read it, open {page}")
     return result

@@ -15,7 +15,7 @@ from intfast.grading.grader import Grader, Submission
 from intfast.prompts import split_steps
 from intfast.records import Attempt, Intervention, Problem
 from intfast.safe_text import shown
-from intfast.state.command import exit_code
+from intfast.state.command import outcome
 
 MAX_SHOWN = 20
 """Changed rows that a report lists."""
@@ -146,9 +146,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--timeout-s", type=float, default=10.0)
     options = parser.parse_args(arguments)
 
-    def work() -> None:
+    with outcome("nothing was graded") as ended:
         mode = options.mode or mode_of(options.file)
         with Grader(mode, options.workers, options.timeout_s) as grader:
             print(shown(report(options.file, grader, options.problems)))
-
-    return exit_code(work, "nothing was graded")
+    return ended.code

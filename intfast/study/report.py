@@ -23,7 +23,7 @@ import msgspec
 
 import intfast
 from intfast.safe_text import shown
-from intfast.state.command import exit_code
+from intfast.state.command import outcome
 from intfast.state.files import write_atomic
 from intfast.study import compare_page, repeats
 from intfast.study.browser import browse
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
         print(USAGE)
         return 0 if words else 2
 
-    def work() -> None:
+    with outcome("nothing was written") as ended:
         out = None
         if "--out" in words:
             place = words.index("--out")
@@ -134,5 +134,4 @@ def main(arguments: Sequence[str]) -> int:
         if out is None:
             out = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
         print(shown(f"wrote {write(runs, out)}"))
-
-    return exit_code(work, "nothing was written")
+    return ended.code

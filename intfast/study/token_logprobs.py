@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from intfast import forward
 from intfast.batch import pack
 from intfast.prompts import decode
 from intfast.records import Example, TokenLogprobs
 from intfast.run import Run
+from intfast.update import logprobs
 
 Logprobs = list[float | None]
 """One per token of an Example; None where it carries no loss."""
@@ -53,7 +53,7 @@ def score(run: Run, examples: Sequence[Example]) -> list[Logprobs]:
     """Log-probs (natural log) of the examples' loss tokens under the weights in the decoder."""
     found: list[Logprobs] = [[None] * len(example.token_ids) for example in examples]
     packed = pack(examples, run.config.batch)
-    scored = forward.logprobs(run.decoder, packed, run.device, temperature=1.0)
+    scored = logprobs(run.decoder, packed, run.device, temperature=1.0)
     for batch, logprob_N in zip(packed.batches, scored, strict=True):
         positions = batch.position_ids_T[batch.rows_N].tolist()
         sequences, values = batch.sequence_N.tolist(), logprob_N.tolist()

@@ -1,0 +1,252 @@
+"""The RL stage: GRPO and its family on the outcome, one straight step after the other.
+
+    problems -> rollouts -> grades -> advantages -> packed batches -> loss -> optimizer -> engine
+
+Shapes as in records.py: P groups of G rollouts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from intfast import collect, credit, loss, parity
+from intfast.batch import Packed, pack, shuffled, split
+from intfast.credit import Credit
+from intfast.engine.protocol import derive_seed
+from intfast.methods import process_credit
+from intfast.model.decoder import Decoder
+from intfast.records import Problem
+from intfast.run import Run
+from intfast.sample import Graded, Start
+from intfast.update import Stage, is_finished, logprobs, update, with_logprobs
+
+Hints = Mapping[str, list[int]]
+"""Problem id -> the prompt ids of the problem with its hint."""
+Task = tuple[Problem, list[int] | None]
+"""A problem and, for its guided version, the prompt with the hint."""
+
+
+class Rollouts(NamedTuple):
+    """The groups that a step learns from, all that it drew, and where the stream of tasks stands.
+
+    Without dynamic sampling the first and the second are the same.
+    """
+
+    starts_P: list[Start]
+    groups_P_G: list[list[Graded]]
+    drawn: list[tuple[Start, list[Graded]]]
+    cursor: int
+
+
+def rl(
+    run: Run, name: str, initial: str, problems: Sequence[Problem], hints: Hints | None = None
+) -> None:
+    """Learn from the outcome of rollouts, from the weights `initial`; the result is `name`.
+
+    Problems with a hint appear once bare and once with it, in the same stream. A hint is prompt:
+    it carries no loss.
+    """
+    config, check_every = run.config.rl, run.config.parity.every
+    if is_finished(run, name):
+        return
+    tasks = _tasks(problems, hints or {})
+    collected = sum(collect.generated_tokens(run).values()) if config.until_tokens else 0
+    reference = _reference(run, initial) if config.policy.kl else None
+    policy_loss = partial(
+        loss.policy_loss, config=config.policy, temperature=config.sampling.temperature
+    )
+    with Stage(run, name, initial, config.optim, config.steps * config.minibatches) as stage:
+        start, is_last = stage.step, False
+        parity.before_generating(run)
+        while not is_last:
+            # Of the weights after the step before, here and not there: it can be broken off.
+            _evaluate_if_due(run, stage)
+            step = stage.step + 1
+            rollouts = draw(run, name, tasks, stage.state.get("cursor", 0))
+            if stage.step == start or (check_every and step % check_every == 0):
+                # The same tokens, scored by both sides: stale weights are not learned from.
+                parity.check_rollouts(run, f"{name} step {step}", *rollouts[:2])
+            found = credit.group_advantages(rewards(rollouts.groups_P_G), config.credit)
+            advantages_P_G, located = process_credit.inside(run, *rollouts[:2], found, step)
+            row = counts(run, rollouts, found) | located
+            with run.updating():
+                with run.metrics.phase("prepare"):
+                    updates = minibatches(run, rollouts, advantages_P_G, step)
+                stats = []
+                with run.metrics.phase("train"):
+                    for packed, divisor in scored(run, updates, reference):
+                        stats.append(update(stage, packed, divisor, policy_loss))
+            row |= loss.together(stats)
+            run.metrics.row(name, step, row, _line(name, step, config.steps, row))
+            is_last = step >= config.steps and (
+                not config.until_tokens
+                or collected + collect.rl_tokens(run, name) >= config.until_tokens
+            )
+            save = is_last or step % config.checkpoint_every == 0
+            stage.finish_step(save=save, finished=is_last, cursor=rollouts.cursor)
+
+
+# --- rollouts ----------------------------------------------------------------------------------
+
+
+def _tasks(problems: Sequence[Problem], hints: Hints) -> list[Task]:
+    if not problems:
+        raise ValueError(
+            'rl.problems = "unlocked" leaves no problem: no intervention was kept; '
+            'use rl.problems = "selected"'
+        )
+    bare: list[Task] = [(problem, None) for problem in problems]
+    return bare + [(problem, hints[problem.id]) for problem in problems if problem.id in hints]
+
+
+def _evaluate_if_due(run: Run, stage: Stage) -> None:
+    """Evaluate in the middle of the stage: every `rl.evaluate_every` steps, and after `rl.steps`
+    where it goes on."""
+    config, step = run.config.rl, stage.step
+    if step and (
+        (config.evaluate_every and step % config.evaluate_every == 0) or step == config.steps
+    ):
+        collect.evaluation(run, stage.name, step)
+
+
+def draw(run: Run, name: str, tasks: Sequence[Task], cursor: int) -> Rollouts:
+    """Rollouts of the next tasks of the stream, which repeats in a new order every epoch.
+
+    Dynamic sampling (`rl.refill`): groups without variance are replaced by those of the next
+    problems, for at most so many rounds; what is still missing then is missing in the step.
+    """
+    config = run.config.rl
+    rollouts = Rollouts([], [], [], cursor)
+    for _ in range(1 + config.refill):
+        wanted = config.problems_per_step - len(rollouts.starts_P)
+        starts_P = [_start(run, tasks, place) for place in range(cursor, cursor + wanted)]
+        cursor += wanted
+        with run.metrics.progress(f"{name} rollouts", wanted * config.group_size) as advance:
+            groups_P_G = run.sampler.sample(starts_P, config.sampling, advance)
+        for start, group in zip(starts_P, groups_P_G, strict=True):
+            rollouts.drawn.append((start, group))
+            if not config.refill or _has_variance(group):
+                rollouts.starts_P.append(start)
+                rollouts.groups_P_G.append(group)
+        if len(rollouts.starts_P) == config.problems_per_step:
+            break
+    return rollouts._replace(cursor=cursor)
+
+
+def _start(run: Run, tasks: Sequence[Task], place: int) -> Start:
+    """The task at a place of the endless stream, with its seeds."""
+    seed = run.config.seed
+    epoch, index = divmod(place, len(tasks))
+    problem, prompt_ids = tasks[shuffled(len(tasks), derive_seed(seed, "rl-order", epoch))[index]]
+    samples = range(run.config.rl.group_size)
+    seeds = [derive_seed(seed, "rl", place, problem.id, sample) for sample in samples]
+    return Start(problem, seeds, prompt_ids=prompt_ids)
+
+
+# --- rewards and counts ------------------------------------------------------------------------
+
+
+def rewards(groups_P_G: Sequence[Sequence[Graded]]) -> list[list[float | None]]:
+    """The reward of every rollout; None where it could not be graded."""
+    return [[credit.REWARDS[graded.grade.status] for graded in group] for group in groups_P_G]
+
+
+def _has_variance(group: Sequence[Graded]) -> bool:
+    return len({reward for reward in rewards([group])[0] if reward is not None}) > 1
+
+
+def counts(run: Run, rollouts: Rollouts, found: Credit) -> dict[str, Any]:
+    """What a step drew, groups that were replaced included; `found` is of those it learns from."""
+    groups_P_G = [group for _, group in rollouts.drawn]
+    if len(groups_P_G) > len(rollouts.groups_P_G):
+        found = credit.group_advantages(rewards(groups_P_G), run.config.rl.credit)
+    flat = [graded for group in groups_P_G for graded in group]
+    lengths = [len(graded.completion.token_ids) for graded in flat]
+    num_scored = max(1, found.num_active + found.num_all_wrong + found.num_all_right)
+    values = {
+        "reward": _mean_reward(groups_P_G),
+        "groups": len(groups_P_G),
+        "zero_advantage": found.zero_advantage_share,
+        "all_wrong": found.num_all_wrong / num_scored,
+        "all_right": found.num_all_right / num_scored,
+        "unscored": found.num_unscored / len(flat),
+        "truncated": sum(g.completion.finish_reason == "length" for g in flat) / len(flat),
+        "length": sum(lengths) / len(lengths),
+        "sampled_tokens": sum(lengths),
+        # Of all rollouts; `entropy_mean` is of the tokens that carry gradient.
+        "entropy_sampled": -sum(sum(g.completion.logprobs) for g in flat) / max(1, sum(lengths)),
+    }
+    bare = [group for start, group in rollouts.drawn if start.prompt_ids is None]
+    if len(bare) < len(groups_P_G):
+        # What hints earn says nothing of the problems themselves.
+        values["reward_bare"] = _mean_reward(bare) if bare else None
+    return values
+
+
+def _mean_reward(groups_P_G: Sequence[Sequence[Graded]]) -> float:
+    scored = [reward for group in rewards(groups_P_G) for reward in group if reward is not None]
+    return sum(scored) / max(1, len(scored))
+
+
+def _line(name: str, step: int, total: int, row: Mapping[str, Any]) -> str:
+    line = (
+        f"{name} {step}/{total}  reward {row['reward']:.3f}  "
+        f"zero-advantage {row['zero_advantage']:.2f} (all wrong {row['all_wrong']:.2f}, "
+        f"all right {row['all_right']:.2f})  length {row['length']:.0f}"
+    )
+    if not row["updates"]:
+        return line + "  no update: no group has variance"
+    skipped = f"  SKIPPED, not finite: {row['cause']}" if row["skipped"] else ""
+    return line + f"  entropy {row['entropy_mean']:.3f}{skipped}"
+
+
+# --- updates -----------------------------------------------------------------------------------
+
+
+def minibatches(
+    run: Run, rollouts: Rollouts, advantages_P_G: Sequence[Any], step: int
+) -> list[tuple[Packed, float]]:
+    """(packed, divisor) of each update of a step; those without any gradient are left out."""
+    config = run.config.rl
+    made = credit.examples(
+        [run.sampler.start_prompt(start) for start in rollouts.starts_P],
+        [[graded.completion for graded in group] for group in rollouts.groups_P_G],
+        advantages_P_G,
+        config.credit,
+        [start.problem.id for start in rollouts.starts_P],
+    )
+    updates = []
+    seed = derive_seed(run.config.seed, "minibatches", step)
+    for part in split(made, config.minibatches, seed) if made else []:
+        # Counted before sequences of advantage 0 are left out: they are part of the mean.
+        divisor = credit.divisor(part, config.credit, config.sampling.max_new_tokens)
+        if kept := credit.with_gradient(part, config.policy):
+            updates.append((pack(kept, run.config.batch), divisor))
+    return updates
+
+
+def scored(
+    run: Run, updates: list[tuple[Packed, float]], reference: Decoder | None
+) -> list[tuple[Packed, float]]:
+    """The updates with the log-probs that the loss compares with, all taken before the first.
+
+    The only update of a step needs no old ones: its current log-probs are the old ones.
+    """
+    temperature = run.config.rl.sampling.temperature
+    for stream, decoder in (("old", run.decoder), ("reference", reference)):
+        if decoder is None or (stream == "old" and len(updates) == 1):
+            continue
+        updates = [
+            (with_logprobs(p, stream, logprobs(decoder, p, run.device, temperature)), divisor)
+            for p, divisor in updates
+        ]
+    return updates
+
+
+def _reference(run: Run, initial: str) -> Decoder:
+    """A frozen copy of the initial policy, which the KL term is measured from."""
+    run.hold(initial)
+    return copy.deepcopy(run.decoder).requires_grad_(False)

@@ -1,0 +1,193 @@
+"""One optimizer step over packed micro-batches, and the training stage that it belongs to.
+
+A `Stage` starts from named weights or goes on from its newest checkpoint, and saves what was
+finished when a stop passes through it; `update` is the step that SFT and RL share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intfast import loss
+from intfast.batch import Batch, Packed
+from intfast.model.decoder import Decoder
+from intfast.model.optim import Optimizer
+from intfast.run import Run
+from intfast.settings.numerics import OptimConfig
+from intfast.state import checkpoint, interrupt
+
+LossOf = Callable[[Tensor, Tensor, Batch], tuple[Tensor, loss.Stats]]
+"""(hidden_ND, head_weight_VD, batch) -> (loss sum, statistics)."""
+
+
+# --- a stage -----------------------------------------------------------------------------------
+
+
+class Stage:
+    """A training stage that can be interrupted; use as a context manager around its steps.
+
+    Entering takes the weights and moments of the newest checkpoint, or the weights `initial`.
+    A request to stop that passes through saves what was finished since.
+    """
+
+    def __init__(
+        self, run: Run, name: str, initial: str, config: OptimConfig, total_updates: int
+    ) -> None:
+        """name: what the weights are called in the end; total_updates: for the schedule."""
+        self.run, self.name, self.initial = run, name, initial
+        self.config, self.total_updates = config, total_updates
+        self.step = self.saved = 0
+        """Steps finished, and those that the newest checkpoint holds."""
+        self.state: dict[str, Any] = {}
+        """What the stage keeps besides weights and moments; plain JSON."""
+
+    def __enter__(self) -> Stage:
+        run = self.run
+        found = checkpoint.latest(run.stage_folder(self.name), run.metrics.say)
+        if found is None:
+            run.hold(self.initial)
+        else:
+            run.restore(found[1])
+        run.changed(f"{self.name} in training")
+        self.optimizer = Optimizer(run.decoder.named_parameters(), self.config, self.total_updates)
+        if found is not None:
+            self.step, tensors, state = found
+            self.optimizer.load_state_tensors(_under("optim.", tensors), state.pop("optim"))
+            self.saved, self.state = self.step, state
+            run.metrics.say(f"{self.name}: continues after step {self.step}")
+        run.metrics.forget_after(self.name, self.step)
+        return self
+
+    def finish_step(self, *, save: bool, **state: Any) -> None:
+        """Count a step that is in the weights, with the state after it.
+
+        The first step is saved as well: a disk that is full shows now and not hours later.
+        """
+        self.step += 1
+        self.state = state
+        if save or self.step == 1:
+            self.save()
+        interrupt.check()
+
+    def save(self) -> None:
+        """Write a checkpoint of the last finished step."""
+        tensors, counters = self.optimizer.state_tensors()
+        model = {f"model.{key}": p for key, p in self.run.decoder.named_parameters()}
+        optim = {f"optim.{key}": tensor for key, tensor in tensors.items()}
+        folder = self.run.stage_folder(self.name)
+        with self.run.metrics.phase("save"):
+            checkpoint.save(folder, self.step, model | optim, self.state | {"optim": counters})
+        self.saved = self.step
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None and issubclass(kind, interrupt.Stopped):
+            if self.saved < self.step:
+                self.save()
+            kept = f"step {self.saved} is saved" if self.saved else "no step was finished"
+            self.run.metrics.say(f"{self.name}: stopped; {kept}")
+        self.optimizer.close()
+        if kind is None:
+            self.run.changed(self.name)
+
+
+def is_finished(run: Run, name: str) -> bool:
+    """Whether a training stage is done: its last checkpoint says so."""
+    folder = checkpoint.newest(run.stage_folder(name), run.metrics.say)
+    if folder is None or not checkpoint.read_state(folder)["finished"]:
+        return False
+    # The last save may have been killed before it removed the checkpoints that it replaced.
+    checkpoint.prune(folder.parent, int(folder.name[5:]))
+    return True
+
+
+def _under(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+# --- an update ---------------------------------------------------------------------------------
+
+
+def update(stage: Stage, packed: Packed, divisor: float, loss_of: LossOf) -> dict[str, Any]:
+    """One optimizer step on the micro-batches of `packed`; returns what its row says of it.
+
+    divisor  of the loss of every micro-batch alike: a count taken over all of them, so that any
+             packing into micro-batches gives the same gradient
+    """
+    run, decoder = stage.run, stage.run.decoder
+    total: loss.Stats | None = None
+    for batch in packed.batches:
+        interrupt.beat()
+        batch = batch.to(run.device)
+        # The last layer computes only the rows that carry loss.
+        hidden_ND = decoder(*batch.inputs())
+        loss_sum, stats = loss_of(hidden_ND, decoder.head_weight_VD, batch)
+        (loss_sum / divisor).backward()
+        total = loss.merge_stats(total, stats)
+    # The only wait for the device before the gradient norm.
+    values = loss.read_stats(total)
+    values["loss"] = values.pop("loss_sum") / divisor
+    stepped = stage.optimizer.step(
+        loss=values["loss"], diagnose=lambda: _first_non_finite(stage, packed, divisor, loss_of)
+    )
+    # The engine reads the very parameters that the step wrote.
+    run.sampler.engine.weights_changed()
+    return values | stepped.row()
+
+
+@torch.no_grad()
+def logprobs(
+    decoder: Decoder, packed: Packed, device: torch.device, temperature: float
+) -> list[Tensor]:
+    """logprob_N (fp32) of the targets of every micro-batch, without gradient."""
+    found = []
+    for batch in packed.batches:
+        batch = batch.to(device)
+        hidden_ND = decoder(*batch.inputs())
+        found.append(loss.row_logprob(hidden_ND, decoder.head_weight_VD, batch, temperature))
+    return found
+
+
+def with_logprobs(packed: Packed, stream: str, found: list[Tensor]) -> Packed:
+    """`packed` with one of the Batch's streams of log-probs filled: "old" or "reference"."""
+    batches = [
+        replace(batch, **{f"{stream}_logprob_N": logprob_N.to(batch.target_N.device)})
+        for batch, logprob_N in zip(packed.batches, found, strict=True)
+    ]
+    return replace(packed, batches=tuple(batches))
+
+
+def _first_non_finite(stage: Stage, packed: Packed, divisor: float, loss_of: LossOf) -> str:
+    """The stage, the micro-batch and its first bad tensor, by computing the update once more.
+
+    The update itself looks at one number, the gradient norm; this runs only when that is not
+    finite, changes no weight, and leaves no gradient.
+    """
+    run, optimizer, num = stage.run, stage.optimizer, len(packed.batches)
+    for index, batch in enumerate(packed.batches):
+        batch = batch.to(run.device)
+        hidden_ND = run.decoder(*batch.inputs())
+        loss_sum, _ = loss_of(hidden_ND, run.decoder.head_weight_VD, batch)
+        bad = "" if hidden_ND.isfinite().all() else "the hidden states"
+        bad = bad or ("" if loss_sum.isfinite().all() else "the loss")
+        if not bad:
+            (loss_sum / divisor).backward()
+            name = optimizer.non_finite_gradient()
+            bad = f"the gradient of {name}" if name else ""
+            optimizer.zero_grad()
+        if bad:
+            return f"{stage.name}: {bad} of micro-batch {index + 1} of {num}"
+    return (
+        f"{stage.name}: nothing when the {num} micro-batches were computed again one by one: their "
+        "sum overflows, or the hardware is at fault"
+    )
