@@ -17,9 +17,9 @@ from torch import Tensor
 
 from benchmarks import costs, peers
 from benchmarks.timing import Step
-from intfast.kernels import reference
+from intfast.kernels import truth as definition
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
-from intfast.kernels.launch import IGNORE
+from intfast.kernels.head.plan import IGNORE
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import PolicyClip, Streams
@@ -245,7 +245,7 @@ def head_truth(case: Case, data: Data) -> tuple[Tensor, ...]:
     weight_grad = torch.zeros_like(weight_VD)
     for rows in _slices(case.rows):
         hidden_CD = data.hidden_ND[rows].detach().double().requires_grad_()
-        logprob_C, _ = reference.linear_logprob(hidden_CD, weight_VD, data.target_N[rows])
+        logprob_C, _ = definition.linear_logprob(hidden_CD, weight_VD, data.target_N[rows])
         if case.op == "linear_logprob":
             logprobs.append(logprob_C.detach())
             continue
@@ -277,16 +277,16 @@ def advantage_variants(case: Case, device: str, seed: int) -> tuple[list[Variant
     rewards_N = torch.randint(2, (case.rows,), generator=made).float()
     offsets_P1 = torch.arange(0, case.rows + 1, GROUP)
     token_offsets_N1 = SAMPLE_TOKENS * torch.arange(case.rows + 1)
-    truth_N = reference.group_advantages(rewards_N.double(), offsets_P1)
+    truth_N = definition.group_advantages(rewards_N.double(), offsets_P1)
     truth = (truth_N.repeat_interleave(SAMPLE_TOKENS).to(device),)
     rewards_N, offsets_P1, token_offsets_N1 = (
         value.to(device) for value in (rewards_N, offsets_P1, token_offsets_N1)
     )
     layout = TokenLayout(token_offsets_N1, torch.ones(SAMPLE_TOKENS * case.rows, device=device))
 
-    def ours(impl: str) -> Step:
+    def ours(path: str) -> Step:
         def step() -> tuple[Tensor, ...]:
-            return (group_advantages(rewards_N, offsets_P1, layout, impl=impl).advantage_T,)
+            return (group_advantages(rewards_N, offsets_P1, layout, path=path).advantage_T,)
 
         return step
 
@@ -299,6 +299,6 @@ def advantage_variants(case: Case, device: str, seed: int) -> tuple[list[Variant
 
     return [
         Variant("intfast", lambda: ours("auto"), ours=True),
-        Variant("intfast reference", lambda: ours("reference")),
+        Variant("intfast plain", lambda: ours("plain")),
         Variant("eager, equal groups", lambda: eager),
     ], truth

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intfast.kernels.launch import IGNORE
+from intfast.kernels.head.plan import IGNORE
 
 CLIP = 0.2
 

@@ -25,7 +25,6 @@ from intfast.kernels.objectives import (
     CrossEntropy,
     EntropyBonus,
     Kl,
-    Level,
     Objective,
     PolicyClip,
     Reinforce,
@@ -38,8 +37,6 @@ from intfast.kernels.objectives import (
 from intfast.settings.numerics import PolicyConfig
 
 Stats = dict[str, Tensor]
-
-LEVELS: dict[str, Level] = {"token": "token", "sequence": "sequence", "sequence-mean": "geometric"}
 
 
 @torch.no_grad()
@@ -124,7 +121,7 @@ def objective_of(config: PolicyConfig, num_sequences: int) -> Objective:
             high=config.correction_high,
             low=_correction_low(config),
             mode=config.correction,
-            level=LEVELS[config.correction_level],
+            level=config.correction_level,
             num_sequences=num_sequences,
         )
     parts = [objective]
@@ -139,7 +136,7 @@ def policy_stats(
     output: ObjectiveOutput, streams: Streams, config: PolicyConfig, num_sequences: int
 ) -> Stats:
     """What the objective did to the rows: ratios, clipped shares, mismatch with the sampler."""
-    level = "geometric" if config.objective == "gspo" else "token"
+    level = "sequence-mean" if config.objective == "gspo" else "token"
     ratio_N, _ = policy_ratio(output.logprob_T, streams, level, num_sequences)
     stats = {"ratio_sum": _sum(ratio_N), "entropy_sum": _sum(output.entropy_T)}
     stats |= _clip_stats(ratio_N, streams.advantage_T, config)
@@ -172,7 +169,7 @@ def _sampler_stats(
 ) -> Stats:
     old_N = logprob_N if streams.old_T is None else streams.old_T
     difference_N = (old_N - streams.sampler_T).abs()
-    level = LEVELS[config.correction_level]
+    level = config.correction_level
     ratio_N = sampler_ratio(logprob_N, streams, level, num_sequences)
     stats = {
         "sampler_diff_sum": _sum(difference_N),

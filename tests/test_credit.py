@@ -216,11 +216,9 @@ def test_advantages_equal_those_of_the_kernel(scale, baseline):
     made = group_advantages(rewards, CreditConfig(scale=scale, baseline=baseline))
     flat = torch.tensor([float("nan") if r is None else r for group in rewards for r in group])
     offsets = torch.tensor([0, 4, 5, 8, 11])
-    names = {"group": "std", "group-population": "population"}
     op = kernel.group_advantages(
-        flat, offsets, eps=CreditConfig().eps, scale=names.get(scale, scale),
-        baseline=baseline.replace("-", "_"),
-    )  # fmt: skip
+        flat, offsets, eps=CreditConfig().eps, scale=scale, baseline=baseline
+    )
     ours = [0.0 if a is None else a for group in made.advantages_P_G for a in group]
     assert op.advantage_N.tolist() == pytest.approx(ours, rel=1e-6)
     assert int(op.counts.active) == made.num_active

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
+CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 LAYERS = [
     "records settings evidence.arms grading.answers grading.worker method.verdict trust.safe_text",
     "kernels trust.files trust.interrupt",
     "trust.oom trust.command trust.tensorfile trust.watchdog trust.model_folder",
     "config rollout evaluate sources architecture",
     "config_io data grade method.leak method.waves prompts credit batch model optim",
-    "runfolder solve grading.watch grading.regrade weights loss adapters",
+    "runfolder solve grading.watch grading.regrade weights loss",
     "checkpoint metrics intervene method.process_credit engines forward",
     "memory engines.start trust.limits trust.identity",
     "trackers",
