@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from intfast.batch import Batch
+from intfast.kernels.head.plan import Head, plan_for
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import ObjectiveOutput, linear_objective
 from intfast.kernels.objectives import (
@@ -99,6 +100,15 @@ def policy_loss(
     )
     measured = policy_stats(output, streams, config, len(batch.lengths))
     return output.loss, _counted(output) | measured
+
+
+def head_plans(
+    weight_VD: Tensor, max_rows: int, policy: PolicyConfig, temperature: float
+) -> dict[str, str]:
+    """How the losses run the loss head on up to so many rows, a line each for "sft" and "rl"."""
+    entropy = "gradient" if objective_of(policy, 1).entropy_gradient else "value"
+    heads = {"sft": Head(entropy="none"), "rl": Head(entropy=entropy, temperature=temperature)}
+    return {name: plan_for(max_rows, weight_VD, head).describe() for name, head in heads.items()}
 
 
 def objective_of(config: PolicyConfig, num_sequences: int) -> Objective:

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 import intfast
-from intfast import checkpoint, data, trackers, weights
+from intfast import checkpoint, data, loss, trackers, weights
 from intfast.config import Config
 from intfast.engines.start import start
 from intfast.grade import Grader
@@ -253,6 +253,12 @@ def manifest(parts: Parts, choice: Choice) -> dict[str, Any]:
         "cpu": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "loss_head": loss.head_plans(
+            parts.decoder.head_weight_VD,
+            parts.config.batch.max_tokens,
+            parts.config.rl.policy,
+            parts.config.rl.sampling.temperature,
+        ),
         "engine": choice.name,
         "engine_reason": choice.reason,
         "seed": parts.config.seed,
@@ -270,7 +276,8 @@ def _keep_manifest(parts: Parts, about: dict[str, Any]) -> None:
     identity.check_unchanged(stored, about)
     if other := identity.other_versions(stored, about):
         parts.metrics.say(f"continued elsewhere, so not bit for bit: {other}")
-    versions = {key: about[key] for key in ("intfast", "commit", "packages", "device", "threads")}
+    keys = ("intfast", "commit", "packages", "device", "threads", "loss_head")
+    versions = {key: about[key] for key in keys}
     start = {"time": datetime.now(UTC).isoformat(timespec="seconds")} | versions
     starts = [*(stored or {}).get("starts", []), start]
     parts.folder.write_json("manifest.json", (stored or about) | {"starts": starts})
