@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from intfast.credit import REWARDS, divisor, examples, group_advantages, with_gradient
 from intfast.kernels import group_advantages as kernel
+from intfast.kernels.objectives import Level
 from intfast.rollout import Completion
 from intfast.settings.numerics import BatchConfig, CreditConfig, OptimConfig, PolicyConfig
 
@@ -206,6 +208,16 @@ def test_defaults_and_full_use_pass_the_check():
 def test_settings_do_not_import_torch():
     code = "import sys, intfast.settings.numerics; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_trainer_and_the_ops_use_the_same_words():
+    credit, policy = get_type_hints(CreditConfig), get_type_hints(PolicyConfig)
+    for ours, theirs in (
+        (credit["baseline"], kernel.Baseline),
+        (credit["scale"], kernel.Scale),
+        (policy["correction_level"], Level),
+    ):
+        assert set(get_args(ours)) == set(get_args(theirs))
 
 
 @pytest.mark.parametrize("scale", ["group", "group-population", "batch", "none"])

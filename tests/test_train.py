@@ -78,7 +78,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     for name in ("config.toml", "manifest.json", "metrics.jsonl", "report.html"):
         assert (folder / name).is_file()
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["loss_head"]["sft"].startswith("plain, chunks of ")
+    assert manifest["loss_head"]["sft"].startswith("plain, at most ")
     assert manifest["loss_head"] == manifest["starts"][0]["loss_head"]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -108,7 +108,8 @@ class HeadPlan:
 
     def describe(self) -> str:
         """One line for the run's records."""
-        return f"{self.path}, chunks of {self.chunk_rows} rows, entropy {self.entropy}, {self.tile}"
+        tile = "" if self.tile is None else f", {self.tile}"
+        return f"{self.path}, at most {self.chunk_rows} rows at once, entropy {self.entropy}{tile}"
 
 
 @functools.lru_cache(maxsize=64)
@@ -230,13 +231,15 @@ def needs_triton(path: str, device: torch.device) -> None:
 
 
 def _resolve_path(weight_VD: Tensor, head: Head) -> str:
-    if head.path not in ("auto", "plain", "odds", "rows"):
-        raise ValueError(f"path: expected 'auto', 'plain', 'odds' or 'rows', got {head.path!r}")
+    if head.path not in get_args(HeadPath):
+        raise ValueError(f"path: expected one of {get_args(HeadPath)}, got {head.path!r}")
     if head.path == "plain" or (head.path == "auto" and not weight_VD.is_cuda):
         return "plain"
     needs_triton(head.path, weight_VD.device)
     if weight_VD.dtype == torch.float64:
-        raise ValueError(f"path={head.path!r}: expected fp32, bf16 or fp16, got fp64; use 'plain'")
+        raise ValueError(
+            f"path={head.path!r}: expected fp32, bf16 or fp16, got fp64; use path='plain'"
+        )
     # Exponentials relative to the target overflow fp16.
     blockers = {
         "fp16 inputs": weight_VD.dtype == torch.float16,
