@@ -11,23 +11,22 @@ divided by eps, would be noise of order one. Known limit: the kernel sums in fp3
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from . import truth
-from .head.plan import NAMESPACE, expect, needs_triton, readable
+from .head.plan import HAS_TRITON, NAMESPACE, expect, needs_triton, readable
 
-# Without Triton the kernels below stay functions that nothing calls.
-if importlib.util.find_spec("triton") is None:
-
-    def jit(function):
-        return function
-else:
+if HAS_TRITON:
     import triton.language as tl
     from triton import jit
+else:
+    # The kernels below stay functions that nothing calls.
+    def jit(function):
+        return function
+
 
 Baseline = Literal["mean", "leave-one-out"]
 Scale = Literal["group", "group-population", "batch", "none"]

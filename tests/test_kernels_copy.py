@@ -107,6 +107,13 @@ def test_every_op_runs_from_a_copy_without_intfast(folder):
 def test_the_plain_path_needs_no_triton(folder):
     code = f"{HIDE}\nsys.modules['triton'] = None\nPATHS = GROUP_PATHS = ['plain']\n{RUN}"
     assert python(code, folder) == "ran"
+    calls = {
+        "rows": "linear_logprob(hidden, weight, target, path='rows')",
+        "triton": "group_advantages(rewards, offsets, path='triton')",
+    }
+    for path, call in calls.items():
+        refused = f"try:\n    {call}\nexcept RuntimeError as error:\n    print(error)"
+        assert f"path='{path}': needs the package triton" in python(f"{code}\n{refused}", folder)
 
 
 def test_both_copies_load_in_one_process(folder):

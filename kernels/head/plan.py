@@ -8,6 +8,7 @@ measured a better tile gives it through the option `tile`.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 from dataclasses import dataclass
 from typing import Literal, TypedDict, get_args
@@ -22,6 +23,8 @@ IGNORE = -100
 
 NAMESPACE = __package__.removesuffix(".head").replace(".", "_")
 """Of the registered operators: the folder's own name, so that a copy of it can load beside it."""
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 HeadPath = Literal["auto", "plain", "odds", "rows"]
 Entropy = Literal["none", "value", "gradient"]
@@ -222,7 +225,9 @@ def _check_targets(target_T: Tensor, vocabulary: int) -> None:
 
 
 def needs_triton(path: str, device: torch.device) -> None:
-    """ValueError where Triton cannot run on `device`."""
+    """ValueError where Triton cannot run on `device`, RuntimeError where it is not installed."""
+    if not HAS_TRITON:
+        raise RuntimeError(f"path={path!r}: needs the package triton; install it, or path='plain'")
     if device.type != "cuda" and not interpreted():
         raise ValueError(
             f"path={path!r}: expected CUDA tensors, got {device.type}; move them, use "
