@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import harness
-from intfast.kernels import reference
+from intfast.kernels import truth as definition
 from intfast.kernels.linear_logprob import linear_logprob
 
 NAME = "accuracy"
@@ -81,8 +81,8 @@ def _errors(
     kind: str, dtype: torch.dtype, vocabulary: int, args: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
     inputs = _inputs(kind, dtype, vocabulary, args)
-    truth = _step(reference.linear_logprob, inputs[0].double(), inputs[1].double(), inputs[2])
-    variants = {"intfast": linear_logprob, "eager fp32": reference.linear_logprob, "eager": _eager}
+    truth = _step(definition.linear_logprob, inputs[0].double(), inputs[1].double(), inputs[2])
+    variants = {"intfast": linear_logprob, "eager fp32": definition.linear_logprob, "eager": _eager}
     figures = {}
     for name, call in variants.items():
         found = _step(call, *inputs)

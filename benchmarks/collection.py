@@ -20,7 +20,7 @@ from intfast import cli, collect, intervene, sft
 from intfast.config import Config, InterveneConfig
 from intfast.evaluate import Estimate, bootstrap
 from intfast.records import Continuation, Intervention
-from intfast.run import Run, build, manifest
+from intfast.run import Run, open_run, manifest
 from intfast.state.metrics import make_console
 from intfast.waves import Tried, waves
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     setting: dict[str, Any] = {"rules": RULES}
     for seed in range(args.seed, args.seed + args.num_seeds):
         path = Path(args.runs) / f"seed-{seed}"
-        with build(load(args, seed, path), make_console()) as run:
+        with open_run(load(args, seed, path), make_console()) as run:
             setting |= manifest(run)
             figures["seeds"].append(seed)
             _run_seed(run, figures, () if args.no_sft else TRAINED)

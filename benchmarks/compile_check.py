@@ -6,7 +6,7 @@ Another Triton than the installed one, from `pip install --no-deps --target FOLD
 
     PYTHONPATH=FOLDER python -m benchmarks.compile_check
 
-Under each product of the tile table stand the candidates of `kernels/autotune.py` (tile, stages).
+Under each product of the tile table stand the candidates of `kernels/head/tiles.py` (tile, stages).
 Fails (exit status 1) on register spills or any other use of the stack, on shared memory over the
 architecture's limit, on missing tensor-core instructions, and where a tile claims warp
 specialisation that the compiler left out without a word. Registers and stack come from the
@@ -29,8 +29,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from intfast.kernels import autotune, group_advantages_triton, head_odds, head_rows
-from intfast.kernels.launch import ODDS_TILES, SHARED_LIMIT_BYTES, Tile
+from intfast.kernels import group_advantages
+from intfast.kernels.head import odds, rows
+from intfast.kernels.head.tiles import ODDS_TILES, SHARED_LIMIT_BYTES, Tile, candidates
 
 TENSOR_CORE = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
@@ -90,7 +91,7 @@ def cases(arch: int) -> list[Case]:
     """Every configuration that `kernels/` can launch on `arch`."""
     found = []
     for kind, own in ODDS_TILES[arch].items():
-        for tile in autotune.candidates(arch, kind):
+        for tile in candidates(arch, kind):
             for store in (True, False):
                 found.append(_matmul(kind, tile, store, tile == own))
     finish = {"BLOCK_C": 32, "BLOCK_P": 32, "STORE": True, "ENTROPY": True, "SOFTCAP": True}
@@ -99,12 +100,12 @@ def cases(arch: int) -> list[Case]:
     groups = {"BLOCK_N": 128, "BLOCK_T": 1024, "SCALE": 3, "LEAVE_ONE_OUT": True, "TOKENS": True}
     return [
         *found,
-        Case("target_logit", head_odds._target_logit, {"BLOCK_D": 1024, "SOFTCAP": True}),
-        Case("finish_rows", head_odds._finish_rows, finish),
-        Case("rereference", head_odds._rereference, redo, num_warps=8),
-        Case("row_statistics", head_rows._row_statistics, row, num_warps=8),
-        Case("row_gradient", head_rows._row_gradient, {**row, "ENTROPY": True}, num_warps=8),
-        Case("group_advantages", group_advantages_triton._group_advantages, groups, 8),
+        Case("target_logit", odds._target_logit, {"BLOCK_D": 1024, "SOFTCAP": True}),
+        Case("finish_rows", odds._finish_rows, finish),
+        Case("rereference", odds._rereference, redo, num_warps=8),
+        Case("row_statistics", rows._row_statistics, row, num_warps=8),
+        Case("row_gradient", rows._row_gradient, {**row, "ENTROPY": True}, num_warps=8),
+        Case("group_advantages", group_advantages._advantages_of_a_group, groups, 8),
     ]
 
 
@@ -114,7 +115,7 @@ def _matmul(kind: str, tile: Tile, store: bool, in_table: bool) -> Case:
         "BLOCK_V": tile.block_v,
         "BLOCK_D": tile.block_d,
         "STORE": store,
-        "ENTROPY": kind != "plain",
+        "ENTROPY": kind != "logprob",
         "SOFTCAP": kind == "softcap",
         "TMA": tile.tma,
         "WARP_SPECIALIZE": tile.warp_specialize,
@@ -123,7 +124,7 @@ def _matmul(kind: str, tile: Tile, store: bool, in_table: bool) -> Case:
     if not in_table:
         sizes = f"{tile.block_c}x{tile.block_v}x{tile.block_d}, {tile.num_stages}"
         name = f"  {sizes} {'keep' if store else 'no-grad'}"
-    return Case(name, head_odds._odds_matmul, constants, tile.num_warps, tile.num_stages, tile)
+    return Case(name, odds._odds_matmul, constants, tile.num_warps, tile.num_stages, tile)
 
 
 def check(case: Case, arch: int) -> Row:

@@ -1,4 +1,6 @@
-"""What the kernel benchmark runs: shapes, inputs, our variants and the peers', and the fp64 truth.
+"""What the kernel benchmark runs, a record per op: shapes, inputs, steps, peers and the truth.
+
+`python -m benchmarks kernels [OP]` and `pytest benchmarks --benchmark-only -k OP` both run `OPS`.
 
 A step returns a tuple that starts with what the gate compares: a head step (loss, gradient of the
 hidden states, gradient of the weight), a log-prob step (logprob_N,), an advantage step
@@ -10,28 +12,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks import costs, peers
 from benchmarks.timing import Step
-from intfast.kernels import reference
+from intfast.kernels import truth as definition
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
-from intfast.kernels.launch import IGNORE
+from intfast.kernels.head.plan import IGNORE
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import PolicyClip, Streams
 from intfast.kernels.span_cross_entropy import span_cross_entropy
 
-OPS = (
-    "span_cross_entropy",
-    "linear_objective",
-    "linear_logprob",
-    "linear_logprob_gradient",
-    "group_advantages",
-)
 SHARES = (0.10, 0.05, 0.02)
 TRUTH_ROWS = 1024
 GROUP, SAMPLE_TOKENS = 8, 128
@@ -39,7 +34,7 @@ GROUP, SAMPLE_TOKENS = 8, 128
 
 @dataclass(frozen=True)
 class Case:
-    """One op on one shape; `share` of the rows carry loss."""
+    """One op on one shape; `share` of the rows carry loss. Advantages have samples for rows."""
 
     op: str
     rows: int
@@ -53,39 +48,94 @@ class Case:
         return max(1, round(self.rows * self.share))
 
     @property
-    def has_gradient(self) -> bool:
-        """Whether its steps differentiate."""
-        return self.op not in ("group_advantages", "linear_logprob")
-
-    def cost(self, dw: int) -> costs.Cost:
-        """The cost card; a step that differentiates a log-prob makes the logits twice."""
-        if self.op == "group_advantages":
-            return costs.advantages(self.rows, self.rows // GROUP, SAMPLE_TOKENS * self.rows)
-        shape = (self.live, self.hidden, self.vocabulary)
-        if self.op == "linear_logprob":
-            return costs.head_forward(*shape)
-        return costs.head_step(*shape, products=4 if self.op.endswith("gradient") else 3, dw=dw)
+    def label(self) -> str:
+        """Short and without spaces, for the names of pytest-benchmark."""
+        sizes = [size for size in (self.rows, self.hidden, self.vocabulary) if size]
+        share = f"-{100 * self.share:g}%" if self.share < 1 else ""
+        return f"{self.op}-{'x'.join(map(str, sizes))}{share}"
 
 
-def cases(ops: list[str], shapes: str) -> list[Case]:
-    """The cases in the order in which a budget should be spent."""
-    if shapes == "small":
-        heads = [(256, 64, 1000, share) for share in (1.0, *SHARES)]
-        samples = 64
-    else:
-        # kernels of section 7: the reference model first, its sparse cases, then the other shapes
-        heads = [(4096, 2560, 151_936, 1.0)]
-        heads += [(16_384, 2560, 151_936, share) for share in (1.0, 0.05, 0.10, 0.02)]
-        heads += [(4096, 4096, 128_256, 1.0), (16_384, 4096, 128_256, 1.0)]
-        widths = [(h, v) for v in (151_936, 128_256, 32_000) for h in (2560, 4096, 2048)]
-        heads += [(n, h, v, 1.0) for n in (4096, 16_384, 65_536) for h, v in widths]
-        heads += [(65_536, 2560, 151_936, share) for share in SHARES]
-        samples = 512
-    found = [Case(op, *head) for head in dict.fromkeys(heads) for op in ops if op in OPS[:4]]
-    if "group_advantages" in ops:
-        found.insert(0, Case("group_advantages", samples, 0, 0))
-    dense_only = ("linear_logprob", "linear_logprob_gradient")
-    return [case for case in found if case.share == 1.0 or case.op not in dense_only]
+Shape = tuple[int, int, int, float]
+"""The fields of a `Case` after its op."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """All that the benchmark knows of one op."""
+
+    shapes: Callable[[str], list[Shape]]
+    """"small" or "full" -> shapes in the order in which a budget should be spent."""
+    cost: Callable[[Case, int], costs.Cost]
+    """The cost card; the number is `costs.FRESH` or `costs.ADDED`."""
+    inputs: Callable[[Case, str, int], Any]
+    """(case, device, seed) -> what the steps below read."""
+    truth: Callable[[Case, Any], tuple[Tensor, ...]]
+    """What a step should return, in fp64."""
+    ours: Callable[[Case, Any, bool], Step]
+    """(case, inputs, whether the weight's gradient is added to an fp32 buffer) -> step."""
+    theirs: Callable[[peers.Peer, Case, bool, Any, bool], Step]
+    """(peer, case, whether on rows that were indexed beforehand, then as `ours`) -> step."""
+    peers: tuple[peers.Peer, ...]
+    has_gradient: bool = True
+
+
+class Variant(NamedTuple):
+    """One way to compute a case."""
+
+    name: str
+    build: Callable[[Any, bool], Step]
+    """(inputs, main) -> step."""
+    ours: bool = False
+
+
+def cases(ops: list[str], size: str) -> list[Case]:
+    """The cases of some ops, shape by shape."""
+    shapes = {name: OPS[name].shapes(size) for name in ops}
+    every = dict.fromkeys(shape for found in shapes.values() for shape in found)
+    return [Case(name, *shape) for shape in every for name in ops if shape in shapes[name]]
+
+
+def variants(case: Case, asked: tuple[peers.Peer, ...]) -> list[Variant]:
+    """Ours and the peers'; with loss on a share of the rows, peers run on all and on those."""
+    op = OPS[case.op]
+    found = [Variant("intfast", functools.partial(op.ours, case), ours=True)]
+    modes = ("all rows", "indexed") if case.share < 1 else ("",)
+    for peer in asked:
+        for mode in modes:
+            # Liger's policy loss wants whole sequences.
+            if (peer.name, mode) == ("Liger GRPO", "indexed"):
+                continue
+            build = functools.partial(op.theirs, peer, case, mode == "indexed")
+            found.append(Variant(f"{peer.name} {mode}".strip(), build))
+    return found
+
+
+# The loss head ----------------------------------------------------------------------------------
+
+
+def _heads(size: str) -> list[Shape]:
+    if size == "small":
+        return [(256, 64, 1000, share) for share in (1.0, *SHARES)]
+    # The reference model first, its sparse cases, then the other shapes.
+    heads = [(4096, 2560, 151_936, 1.0)]
+    heads += [(16_384, 2560, 151_936, share) for share in (1.0, 0.05, 0.10, 0.02)]
+    heads += [(4096, 4096, 128_256, 1.0), (16_384, 4096, 128_256, 1.0)]
+    widths = [(h, v) for v in (151_936, 128_256, 32_000) for h in (2560, 4096, 2048)]
+    heads += [(n, h, v, 1.0) for n in (4096, 16_384, 65_536) for h, v in widths]
+    heads += [(65_536, 2560, 151_936, share) for share in SHARES]
+    return list(dict.fromkeys(heads))
+
+
+def _dense_heads(size: str) -> list[Shape]:
+    return [shape for shape in _heads(size) if shape[3] == 1.0]
+
+
+def _head_cost(case: Case, dw: int, products: int = 3) -> costs.Cost:
+    return costs.head_step(case.live, case.hidden, case.vocabulary, products=products, dw=dw)
+
+
+def _logprob_cost(case: Case, dw: int) -> costs.Cost:
+    return costs.head_forward(case.live, case.hidden, case.vocabulary)
 
 
 class Data(NamedTuple):
@@ -132,62 +182,28 @@ def make_data(case: Case, device: str, seed: int) -> Data:
     )  # fmt: skip
 
 
-class Variant(NamedTuple):
-    """One way to compute a case."""
-
-    name: str
-    build: Callable[[], Step]
-    ours: bool = False
+def _span_loss(case: Case, data: Data, **options) -> Tensor:
+    # CUDA weights need the index, also where it is all rows.
+    return span_cross_entropy(*data[:3], data.weight_N, rows_R=data.rows_R, **options)
 
 
-def variants(case: Case, data: Data, asked: tuple[peers.Peer, ...], main: bool) -> list[Variant]:
-    """Ours and the peers' steps; `main` adds the weight's gradient to an fp32 buffer."""
-    if case.op == "linear_logprob":
-        found = [Variant("intfast", lambda: _our_logprob(data), ours=True)]
-        return found + [Variant(p.name, lambda p=p: _peer_logprob(p, data)) for p in asked]
-    found = [Variant("intfast", lambda: _our_step(case, data, main), ours=True)]
-    modes = ("all rows", "indexed") if case.share < 1 else ("",)
-    for peer in asked:
-        for mode in modes:
-            # Liger's policy loss wants whole sequences.
-            if (peer.name, mode) == ("Liger GRPO", "indexed"):
-                continue
-            name = f"{peer.name} {mode}".strip()
-            build = functools.partial(_peer_step, peer, case, data, main, mode == "indexed")
-            found.append(Variant(name, build))
-    return found
+def _policy_loss(case: Case, data: Data, **options) -> Tensor:
+    objective = PolicyClip(peers.CLIP, peers.CLIP)
+    streams = Streams(data.weight_N, data.advantage_N, data.old_N)
+    rows_R = data.rows_R if case.share < 1 else None
+    return linear_objective(
+        *data[:3], objective, streams, entropy="none", rows_R=rows_R, **options
+    ).loss
 
 
-def peers_of(op: str) -> tuple[peers.Peer, ...]:
-    """The peers that have something to compare with an op."""
-    return {
-        "span_cross_entropy": peers.CROSS_ENTROPY,
-        "linear_objective": peers.POLICY,
-        "group_advantages": (),
-    }.get(op, peers.LOGPROB)
-
-
-def _our_loss(case: Case, data: Data, main: bool) -> Tensor:
-    options = {
-        "rows_R": data.rows_R if case.share < 1 else None,
-        "main_grad_VD": data.main_VD if main else None,
-    }
-    head = data[:3]
-    if case.op == "span_cross_entropy":
-        # CUDA weights need the index, also where it is all rows.
-        options["rows_R"] = data.rows_R
-        return span_cross_entropy(*head, data.weight_N, **options)
-    if case.op == "linear_objective":
-        objective = PolicyClip(peers.CLIP, peers.CLIP)
-        streams = Streams(data.weight_N, data.advantage_N, data.old_N)
-        return linear_objective(*head, objective, streams, entropy="none", **options).loss
-    logprob_N, _ = linear_logprob(*head, entropy="none", **options)
+def _logprob_loss(case: Case, data: Data, **options) -> Tensor:
+    logprob_N, _ = linear_logprob(*data[:3], entropy="none", **options)
     return -logprob_N.sum()
 
 
-def _our_step(case: Case, data: Data, main: bool) -> Step:
+def _our_step(loss_of: Callable[..., Tensor], case: Case, data: Data, main: bool) -> Step:
     def step() -> tuple[Tensor, ...]:
-        loss = _our_loss(case, data, main)
+        loss = loss_of(case, data, main_grad_VD=data.main_VD if main else None)
         if main:
             (hidden_grad,) = torch.autograd.grad(loss, data.hidden_ND)
             return loss.detach(), hidden_grad, data.main_VD
@@ -196,7 +212,7 @@ def _our_step(case: Case, data: Data, main: bool) -> Step:
     return step
 
 
-def _peer_step(peer: peers.Peer, case: Case, data: Data, main: bool, indexed: bool) -> Step:
+def _peer_step(peer: peers.Peer, case: Case, indexed: bool, data: Data, main: bool) -> Step:
     call = peer.load()
     streams = (data.advantage_N, data.old_N, data.weight_N)
 
@@ -220,7 +236,7 @@ def _peer_step(peer: peers.Peer, case: Case, data: Data, main: bool, indexed: bo
     return step
 
 
-def _our_logprob(data: Data) -> Step:
+def _our_logprob(case: Case, data: Data, main: bool) -> Step:
     @torch.no_grad()
     def step() -> tuple[Tensor, ...]:
         return linear_logprob(*data[:3], entropy="value")
@@ -228,7 +244,7 @@ def _our_logprob(data: Data) -> Step:
     return step
 
 
-def _peer_logprob(peer: peers.Peer, data: Data) -> Step:
+def _peer_logprob(peer: peers.Peer, case: Case, indexed: bool, data: Data, main: bool) -> Step:
     call = peer.load()
 
     @torch.no_grad()
@@ -238,67 +254,116 @@ def _peer_logprob(peer: peers.Peer, data: Data) -> Step:
     return step
 
 
-def head_truth(case: Case, data: Data) -> tuple[Tensor, ...]:
-    """What the steps of a case should return, in fp64, a few rows at a time."""
+def _head_truth(
+    loss_of: Callable[[Tensor, Data, slice], Tensor], case: Case, data: Data
+) -> tuple[Tensor, ...]:
+    # A few rows at a time: fp64 logits of all of them would be gigabytes.
     weight_VD = data.weight_VD.detach().double().requires_grad_()
-    loss, hidden_grads, logprobs = 0.0, [], []
+    loss, hidden_grads = 0.0, []
     weight_grad = torch.zeros_like(weight_VD)
     for rows in _slices(case.rows):
         hidden_CD = data.hidden_ND[rows].detach().double().requires_grad_()
-        logprob_C, _ = reference.linear_logprob(hidden_CD, weight_VD, data.target_N[rows])
-        if case.op == "linear_logprob":
-            logprobs.append(logprob_C.detach())
-            continue
-        part = _true_loss(case, logprob_C, data, rows)
+        logprob_C, _ = definition.linear_logprob(hidden_CD, weight_VD, data.target_N[rows])
+        part = loss_of(logprob_C, data, rows)
         hidden_grad, weight_part = torch.autograd.grad(part, (hidden_CD, weight_VD))
         loss, weight_grad = loss + part.detach(), weight_grad.add_(weight_part)
         hidden_grads.append(hidden_grad)
-    if logprobs:
-        return (torch.cat(logprobs),)
     return loss, torch.cat(hidden_grads), weight_grad
 
 
-def _true_loss(case: Case, logprob_C: Tensor, data: Data, rows: slice) -> Tensor:
-    weight_C = data.weight_N[rows].double()
-    if case.op != "linear_objective":
-        return -(weight_C * logprob_C).sum()
+def _true_likelihood(logprob_C: Tensor, data: Data, rows: slice) -> Tensor:
+    return -(data.weight_N[rows].double() * logprob_C).sum()
+
+
+def _true_policy(logprob_C: Tensor, data: Data, rows: slice) -> Tensor:
     ratio_C, advantage_C = (logprob_C - data.old_N[rows]).exp(), data.advantage_N[rows].double()
     clipped_C = ratio_C.clamp(1 - peers.CLIP, 1 + peers.CLIP)
-    return -(weight_C * torch.minimum(ratio_C * advantage_C, clipped_C * advantage_C)).sum()
+    gain_C = torch.minimum(ratio_C * advantage_C, clipped_C * advantage_C)
+    return -(data.weight_N[rows].double() * gain_C).sum()
+
+
+def _logprob_truth(case: Case, data: Data) -> tuple[Tensor, ...]:
+    weight_VD = data.weight_VD.detach().double()
+    parts = [
+        definition.linear_logprob(data.hidden_ND[c].detach().double(), weight_VD, data.target_N[c])
+        for c in _slices(case.rows)
+    ]
+    return (torch.cat([logprob_C for logprob_C, _ in parts]),)
 
 
 def _slices(rows: int) -> Iterator[slice]:
     return (slice(start, start + TRUTH_ROWS) for start in range(0, rows, TRUTH_ROWS))
 
 
-def advantage_variants(case: Case, device: str, seed: int) -> tuple[list[Variant], tuple]:
-    """Steps of the advantage op, and the truth."""
+# Group advantages -------------------------------------------------------------------------------
+
+
+class Groups(NamedTuple):
+    """Groups of one size, 0/1 rewards, samples of one length."""
+
+    rewards_N: Tensor
+    offsets_P1: Tensor
+    layout: TokenLayout
+
+
+def _samples(size: str) -> list[Shape]:
+    return [(64 if size == "small" else 512, 0, 0, 1.0)]
+
+
+def _advantage_cost(case: Case, dw: int) -> costs.Cost:
+    return costs.advantages(case.rows, case.rows // GROUP, SAMPLE_TOKENS * case.rows)
+
+
+def _make_groups(case: Case, device: str, seed: int) -> Groups:
     made = torch.Generator().manual_seed(seed)
     rewards_N = torch.randint(2, (case.rows,), generator=made).float()
-    offsets_P1 = torch.arange(0, case.rows + 1, GROUP)
     token_offsets_N1 = SAMPLE_TOKENS * torch.arange(case.rows + 1)
-    truth_N = reference.group_advantages(rewards_N.double(), offsets_P1)
-    truth = (truth_N.repeat_interleave(SAMPLE_TOKENS).to(device),)
-    rewards_N, offsets_P1, token_offsets_N1 = (
-        value.to(device) for value in (rewards_N, offsets_P1, token_offsets_N1)
+    weight_T = torch.ones(SAMPLE_TOKENS * case.rows, device=device)
+    return Groups(
+        rewards_N.to(device),
+        torch.arange(0, case.rows + 1, GROUP).to(device),
+        TokenLayout(token_offsets_N1.to(device), weight_T),
     )
-    layout = TokenLayout(token_offsets_N1, torch.ones(SAMPLE_TOKENS * case.rows, device=device))
 
-    def ours(impl: str) -> Step:
-        def step() -> tuple[Tensor, ...]:
-            return (group_advantages(rewards_N, offsets_P1, layout, impl=impl).advantage_T,)
 
-        return step
+def _advantage_truth(case: Case, groups: Groups) -> tuple[Tensor, ...]:
+    advantage_N = definition.group_advantages(groups.rewards_N.double(), groups.offsets_P1)
+    return (advantage_N.repeat_interleave(SAMPLE_TOKENS),)
 
-    def eager() -> tuple[Tensor, ...]:
-        # The way of trainers with groups of one size: reshape, then one gather for the tokens.
-        reward_PG = rewards_N.view(-1, GROUP)
-        spread_P1 = reward_PG.std(1, keepdim=True)
-        advantage_N = ((reward_PG - reward_PG.mean(1, keepdim=True)) / (spread_P1 + 1e-4)).view(-1)
-        return (advantage_N[:, None].expand(-1, SAMPLE_TOKENS).reshape(-1) * layout.weight_T,)
 
-    return [
-        Variant("intfast", lambda: ours("auto"), ours=True),
-        Variant("intfast reference", lambda: ours("reference")),
-        Variant("eager, equal groups", lambda: eager),
-    ], truth
+def _our_advantages(case: Case, groups: Groups, main: bool) -> Step:
+    return lambda: (group_advantages(*groups).advantage_T,)
+
+
+def _peer_advantages(
+    peer: peers.Peer, case: Case, indexed: bool, groups: Groups, main: bool
+) -> Step:
+    call = peer.load()
+    weight_T = groups.layout.weight_T
+    return lambda: (call(groups.rewards_N, GROUP, SAMPLE_TOKENS, weight_T),)
+
+
+OPS = {
+    "group_advantages": Op(
+        _samples, _advantage_cost, _make_groups, _advantage_truth, _our_advantages,
+        _peer_advantages, peers.ADVANTAGES, has_gradient=False,
+    ),
+    "span_cross_entropy": Op(
+        _heads, _head_cost, make_data, functools.partial(_head_truth, _true_likelihood),
+        functools.partial(_our_step, _span_loss), _peer_step, peers.CROSS_ENTROPY,
+    ),
+    "linear_objective": Op(
+        _heads, _head_cost, make_data, functools.partial(_head_truth, _true_policy),
+        functools.partial(_our_step, _policy_loss), _peer_step, peers.POLICY,
+    ),
+    "linear_logprob": Op(
+        _dense_heads, _logprob_cost, make_data, _logprob_truth,
+        _our_logprob, _peer_logprob, peers.LOGPROB, has_gradient=False,
+    ),
+    # Makes the logits twice, where a loss that is known per token makes them once.
+    "linear_logprob_gradient": Op(
+        _dense_heads, functools.partial(_head_cost, products=4), make_data,
+        functools.partial(_head_truth, _true_likelihood),
+        functools.partial(_our_step, _logprob_loss), _peer_step, peers.LOGPROB,
+    ),
+}  # fmt: skip

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         raise ValueError(f"ops: expected some of {', '.join(OPS)}, got {', '.join(unknown)}")
     start = time.monotonic()
     for case in kernel_cases.cases(args.ops or list(OPS), args.shapes):
-        for main in (False, True) if case.has_gradient else (False,):
+        for main in (False, True) if OPS[case.op].has_gradient else (False,):
             if time.monotonic() - start > args.budget:
                 print(f"stopped: {args.budget:g} s are over")
                 return
@@ -68,21 +68,16 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def _measure(case: Case, main: bool, args: argparse.Namespace) -> dict[str, Any]:
     device = args.device
     roof = costs.roof(harness.device_name(device)) if device.startswith("cuda") else None
-    cost = case.cost(costs.ADDED if main else costs.FRESH)
+    op = OPS[case.op]
+    cost = op.cost(case, costs.ADDED if main else costs.FRESH)
     floor = None if roof is None else cost.floor_seconds(roof)
     _print_head(case, main, cost, floor)
     figures: dict[str, Any] = {}
-    if case.op == "group_advantages":
-        variants, truth = kernel_cases.advantage_variants(case, device, args.seed)
-        main_VD = None
-    else:
-        data = kernel_cases.make_data(case, device, args.seed)
-        truth = kernel_cases.head_truth(case, data)
-        asked, missing = _choose(kernel_cases.peers_of(case.op), args)
-        figures |= {name: {"status": reason} for name, reason in missing.items()}
-        variants = kernel_cases.variants(case, data, asked, main)
-        main_VD = data.main_VD
-    steps = _gated(variants, truth, main_VD, figures, device)
+    data = op.inputs(case, device, args.seed)
+    truth = op.truth(case, data)
+    asked, missing = choose_peers(op.peers, args.peers, device)
+    figures |= {name: {"status": reason} for name, reason in missing.items()}
+    steps = _gated(kernel_cases.variants(case, asked), data, main, truth, figures, device)
     del truth
     _time(steps, figures, floor, args)
     _print_figures(figures, floor)
@@ -99,50 +94,58 @@ def _measure(case: Case, main: bool, args: argparse.Namespace) -> dict[str, Any]
     return {"setting": setting, "figures": _stored(figures, device)}
 
 
-def _choose(peers: tuple[Peer, ...], args: argparse.Namespace) -> tuple[tuple[Peer, ...], dict]:
-    """(peers that can run, why the others that were asked for cannot)."""
-    on_gpu = args.device.startswith("cuda")
-    default = BUILT_IN if on_gpu else ("eager",)
-    names = tuple(args.peers.split(",")) if args.peers else default
-    wanted = [p for p in peers if args.peers == "all" or p.name in ("eager", *names)]
-    reasons = {p.name: p.missing(args.device) for p in wanted}
+def choose_peers(
+    peers: tuple[Peer, ...], asked: str, device: str
+) -> tuple[tuple[Peer, ...], dict[str, str]]:
+    """(peers that can run, why the others that were asked for cannot); `asked` as in --peers."""
+    default = BUILT_IN if device.startswith("cuda") else ("eager",)
+    names = tuple(asked.split(",")) if asked else default
+    wanted = [p for p in peers if asked == "all" or p.name in ("eager", *names)]
+    reasons = {p.name: p.missing(device) for p in wanted}
     missing = {name: reason for name, reason in reasons.items() if reason}
     return tuple(p for p in wanted if p.name not in missing), missing
 
 
 def _gated(
     variants: list[Variant],
+    data: Any,
+    main: bool,
     truth: tuple[Tensor, ...],
-    main_VD: Tensor | None,
     figures: dict[str, Any],
     device: str,
 ) -> dict[str, timing.Step]:
     """The steps whose results are right; the others get a status instead of figures."""
     steps = {}
     for variant in variants:
-        if main_VD is not None:
-            main_VD.zero_()
         try:
-            step = variant.build()
-            seconds = timing.first_call(step, device)
-            if main_VD is not None:
-                main_VD.zero_()
-            errors = _errors(step(), truth)
+            step, entry = checked(variant, data, main, truth, device)
         # Whatever another package raises is its result; it is printed and stored, and ours is red.
         except Exception as error:
             text = str(error).strip().splitlines()
-            figures[variant.name] = {"status": f"{type(error).__name__}: {(text or [''])[0][:120]}"}
+            entry = {"status": f"{type(error).__name__}: {(text or [''])[0][:120]}"}
             torch.cuda.empty_cache()
-            continue
-        bounds = OUR_BOUNDS if variant.ours else PEER_BOUNDS
-        wrong = [name for name, value in errors.items() if not value <= bounds[name]]
-        entry = {"errors": errors, "first_call_s": round(seconds, 3)}
         figures[variant.name] = entry
-        if wrong:
-            entry["status"] = f"WRONG, not timed: {', '.join(wrong)}"
-        else:
+        if "status" not in entry:
             steps[variant.name] = step
     return steps
+
+
+def checked(
+    variant: Variant, data: Any, main: bool, truth: tuple[Tensor, ...], device: str
+) -> tuple[timing.Step, dict[str, Any]]:
+    """(step, its errors and the seconds of its first call); a "status" where it is wrong."""
+    step = variant.build(data, main)
+    if main:
+        data.main_VD.zero_()
+    seconds = timing.first_call(step, device)
+    if main:
+        data.main_VD.zero_()
+    errors = _errors(step(), truth)
+    bounds = OUR_BOUNDS if variant.ours else PEER_BOUNDS
+    entry = {"errors": errors, "first_call_s": round(seconds, 3)}
+    if wrong := [name for name, value in errors.items() if not value <= bounds[name]]:
+        entry["status"] = f"WRONG, not timed: {', '.join(wrong)}"
+    return step, entry
 
 
 def _errors(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> dict[str, float]:

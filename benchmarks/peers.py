@@ -1,8 +1,9 @@
-"""The other implementations, each behind one of two signatures, imported only when asked for.
+"""The other implementations, each behind one of four signatures, imported only when asked for.
 
     cross-entropy  (hidden_ND, weight_VD, target_N) -> sum of -log-prob over targets != IGNORE
     log-prob       (hidden_ND, weight_VD, target_N) -> (logprob_N, entropy_N or None)
     policy         (hidden_ND, weight_VD, target_N, advantage_N, old_N, weight_N) -> weighted sum
+    advantages     (rewards_N, group size, tokens of each sample, weight_T) -> advantage_T
 
 They are called with the options that their own trainers use, and differentiated by autograd.
 """
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intfast.kernels.launch import IGNORE
+from intfast.kernels.head.plan import IGNORE
 
 CLIP = 0.2
 
@@ -154,6 +155,17 @@ def _liger_grpo() -> Callable:
     return step
 
 
+def _eager_advantages() -> Callable:
+    # The way of trainers with groups of one size: reshape, then one gather for the tokens.
+    def step(rewards_N: Tensor, group: int, num_tokens: int, weight_T: Tensor) -> Tensor:
+        reward_PG = rewards_N.view(-1, group)
+        spread_P1 = reward_PG.std(1, keepdim=True)
+        advantage_N = ((reward_PG - reward_PG.mean(1, keepdim=True)) / (spread_P1 + 1e-4)).view(-1)
+        return advantage_N[:, None].expand(-1, num_tokens).reshape(-1) * weight_T
+
+    return step
+
+
 def cross_entropy_from(load_logprob: Callable[[], Callable]) -> Callable[[], Callable]:
     """The loss of a peer that gives log-probs."""
 
@@ -221,4 +233,8 @@ POLICY = (
     Peer("torch.compile", _compiled(policy_from(_eager_logprob))),
     *(Peer(p.name, policy_from(p.load), p.module, p.install, p.gpu_only) for p in LOGPROB[2:]),
     Peer("Liger GRPO", _liger_grpo, **{**_LIGER, "gpu_only": False}),
+)
+ADVANTAGES = (
+    Peer("eager", _eager_advantages),
+    Peer("torch.compile", _compiled(_eager_advantages)),
 )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from intfast.batch import Batch
+from intfast.kernels.head.plan import Head, plan_for
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import ObjectiveOutput, linear_objective
 from intfast.kernels.objectives import (
@@ -25,7 +26,6 @@ from intfast.kernels.objectives import (
     CrossEntropy,
     EntropyBonus,
     Kl,
-    Level,
     Objective,
     PolicyClip,
     Reinforce,
@@ -38,8 +38,6 @@ from intfast.kernels.objectives import (
 from intfast.settings.numerics import PolicyConfig
 
 Stats = dict[str, Tensor]
-
-LEVELS: dict[str, Level] = {"token": "token", "sequence": "sequence", "sequence-mean": "geometric"}
 
 
 @torch.no_grad()
@@ -100,6 +98,15 @@ def policy_loss(
     return output.loss, _counted(output) | measured
 
 
+def head_plans(
+    weight_VD: Tensor, max_rows: int, policy: PolicyConfig, temperature: float
+) -> dict[str, str]:
+    """How the losses run the loss head on up to so many rows, a line each for "sft" and "rl"."""
+    entropy = "gradient" if objective_of(policy, 1).entropy_gradient else "value"
+    heads = {"sft": Head(entropy="none"), "rl": Head(entropy=entropy, temperature=temperature)}
+    return {name: plan_for(max_rows, weight_VD, head).describe() for name, head in heads.items()}
+
+
 def objective_of(config: PolicyConfig, num_sequences: int) -> Objective:
     """correction * surrogate + kl * divergence - entropy bonus, for a batch of so many sequences.
 
@@ -120,7 +127,7 @@ def objective_of(config: PolicyConfig, num_sequences: int) -> Objective:
             high=config.correction_high,
             low=_correction_low(config),
             mode=config.correction,
-            level=LEVELS[config.correction_level],
+            level=config.correction_level,
             num_sequences=num_sequences,
         )
     parts = [objective]
@@ -135,7 +142,7 @@ def policy_stats(
     output: ObjectiveOutput, streams: Streams, config: PolicyConfig, num_sequences: int
 ) -> Stats:
     """What the objective did to the rows: ratios, clipped shares, mismatch with the sampler."""
-    level = "geometric" if config.objective == "gspo" else "token"
+    level = "sequence-mean" if config.objective == "gspo" else "token"
     ratio_N, _ = policy_ratio(output.logprob_T, streams, level, num_sequences)
     stats = {"ratio_sum": _sum(ratio_N), "entropy_sum": _sum(output.entropy_T)}
     stats |= _clip_stats(ratio_N, streams.advantage_T, config)
@@ -168,7 +175,7 @@ def _sampler_stats(
 ) -> Stats:
     old_N = logprob_N if streams.old_T is None else streams.old_T
     difference_N = (old_N - streams.sampler_T).abs()
-    level = LEVELS[config.correction_level]
+    level = config.correction_level
     ratio_N = sampler_ratio(logprob_N, streams, level, num_sequences)
     stats = {
         "sampler_diff_sum": _sum(difference_N),

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 import intfast
-from intfast import data, limits
+from intfast import data, limits, loss
 from intfast.config import Config
 from intfast.engine.protocol import Choice, Engine
 from intfast.engine.start import start
@@ -260,6 +260,12 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         "cpu": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "loss_head": loss.head_plans(
+            run.decoder.head_weight_VD,
+            run.config.batch.max_tokens,
+            run.config.rl.policy,
+            run.config.rl.sampling.temperature,
+        ),
         "engine": choice.name,
         "engine_reason": choice.reason,
         "seed": run.config.seed,
@@ -277,7 +283,8 @@ def _keep_manifest(run: Run, about: dict[str, Any]) -> None:
     identity.check_unchanged(stored, about)
     if other := identity.other_versions(stored, about):
         run.metrics.say(f"continued elsewhere, so not bit for bit: {other}")
-    versions = {key: about[key] for key in ("intfast", "commit", "packages", "device", "threads")}
+    keys = ("intfast", "commit", "packages", "device", "threads", "loss_head")
+    versions = {key: about[key] for key in keys}
     start = {"time": datetime.now(UTC).isoformat(timespec="seconds")} | versions
     starts = [*(stored or {}).get("starts", []), start]
     run.folder.write_json("manifest.json", (stored or about) | {"starts": starts})

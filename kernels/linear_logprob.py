@@ -14,21 +14,21 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from intfast.kernels import head
-from intfast.kernels.launch import Head, HeadOptions
+from .head import chunks
+from .head.plan import HeadOptions, head_of
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_TD, weight_VD, target_T, rows_R, main_grad_VD, plan, need):
         ctx.set_materialize_grads(False)
-        inputs = head.gather(hidden_TD, weight_VD, target_T, rows_R, plan)
-        logprob_R, entropy_R = head.statistics(inputs)
+        inputs = chunks.gather(hidden_TD, weight_VD, target_T, rows_R, plan)
+        logprob_R, entropy_R = chunks.statistics(inputs)
         ctx.save_for_backward(hidden_TD, weight_VD, target_T, rows_R, main_grad_VD)
         ctx.plan, ctx.need, ctx.dtype = plan, need, logprob_R.dtype
         num_rows = hidden_TD.shape[0]
-        logprob_T = head.scatter(logprob_R, rows_R, num_rows)
-        entropy_T = head.scatter(entropy_R, rows_R, num_rows)
+        logprob_T = chunks.scatter(logprob_R, rows_R, num_rows)
+        entropy_T = chunks.scatter(entropy_R, rows_R, num_rows)
         if plan.entropy != "gradient":
             ctx.mark_non_differentiable(entropy_T)
         return logprob_T, entropy_T
@@ -36,8 +36,8 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dlogprob_T, dentropy_T):
         hidden_TD, weight_VD, target_T, rows_R, main_grad_VD = ctx.saved_tensors
-        inputs = head.gather(hidden_TD, weight_VD, target_T, rows_R, ctx.plan)
-        grads = head.Gradients(inputs, *ctx.need, main_grad_VD)
+        inputs = chunks.gather(hidden_TD, weight_VD, target_T, rows_R, ctx.plan)
+        grads = chunks.Gradients(inputs, *ctx.need, main_grad_VD)
         if ctx.plan.entropy != "gradient":
             dentropy_T = None
         if dlogprob_T is None:
@@ -46,12 +46,12 @@ class _LinearLogprob(torch.autograd.Function):
             dlogprob_T = dlogprob_T[rows_R]
             dentropy_T = None if dentropy_T is None else dentropy_T[rows_R]
         for start, end in ctx.plan.chunks(len(inputs.hidden_RD)):
-            chunk = head.forward(inputs, start, end, keep=True)
+            chunk = chunks.forward(inputs, start, end, keep=True)
             dentropy_C = None if dentropy_T is None else dentropy_T[start:end]
             grads.add(chunk, start, end, dlogprob_T[start:end], dentropy_C)
         hidden_grad_RD = grads.hidden_RD
         if hidden_grad_RD is not None:
-            hidden_grad_RD = head.scatter(hidden_grad_RD, rows_R, len(hidden_TD))
+            hidden_grad_RD = chunks.scatter(hidden_grad_RD, rows_R, len(hidden_TD))
         return hidden_grad_RD, grads.returned_weight(), None, None, None, None, None
 
 
@@ -63,21 +63,20 @@ def linear_logprob(
     hidden_TD   (T, D) bf16, fp16, fp32 or fp64; differentiable
     weight_VD   (V, D) same dtype; differentiable, may be frozen
     target_T    (T,)   int64 in [0, V); IGNORE gives 0.0 and no gradient
-    options     `launch.HeadOptions`. With rows_R the other rows give 0.0 and no gradient; with
+    options     `head.plan.HeadOptions`. With rows_R the other rows give 0.0 and no gradient; with
                 entropy="none" entropy_T is undefined
     returns     (T,)   twice, fp32 (fp64 for fp64 inputs), natural log; logprob <= 0
     raises      ValueError on a shape, dtype, device or option that does not fit, and for CPU
                 tensors on a target outside [0, V); CUDA rows with such a target are NaN
     accuracy    tests/test_kernels_linear_logprob.py
     """
-    settings = Head(**options)
-    plan, *need = head.plan_call(hidden_TD, weight_VD, target_T, settings)
+    settings = head_of(options)
+    plan, *need = chunks.plan_call(hidden_TD, weight_VD, target_T, settings)
     if not any(need):
-        inputs = head.gather(hidden_TD, weight_VD, target_T, settings.rows_R, plan)
-        logprob_R, entropy_R = head.statistics(inputs)
-        num_rows = hidden_TD.shape[0]
-        rows_R = settings.rows_R
-        return head.scatter(logprob_R, rows_R, num_rows), head.scatter(entropy_R, rows_R, num_rows)
+        inputs = chunks.gather(hidden_TD, weight_VD, target_T, settings.rows_R, plan)
+        logprob_R, entropy_R = chunks.statistics(inputs)
+        found = (logprob_R, entropy_R)
+        return tuple(chunks.scatter(x, settings.rows_R, len(hidden_TD)) for x in found)
     return _LinearLogprob.apply(
         hidden_TD, weight_VD, target_T, settings.rows_R, settings.main_grad_VD, plan, tuple(need)
     )

@@ -15,9 +15,9 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from intfast.kernels import head
-from intfast.kernels.launch import IGNORE, Head, HeadOptions, expect, readable
-from intfast.kernels.objectives import Objective, Streams, Terms
+from .head import chunks
+from .head.plan import IGNORE, Head, HeadOptions, expect, head_of, readable
+from .objectives import Objective, Streams, Terms
 
 
 class ObjectiveOutput(NamedTuple):
@@ -36,16 +36,16 @@ class _LinearObjective(torch.autograd.Function):
     def forward(
         ctx, hidden_TD, weight_VD, target_T, rows_R, main_grad_VD, plan, need, objective, streams
     ):
-        inputs = head.gather(hidden_TD, weight_VD, target_T, rows_R, plan)
+        inputs = chunks.gather(hidden_TD, weight_VD, target_T, rows_R, plan)
         if rows_R is not None:
             streams = streams.rows(rows_R)
-        grads = head.Gradients(inputs, *need, main_grad_VD)
+        grads = chunks.Gradients(inputs, *need, main_grad_VD)
         loss, logprob_R, entropy_R = _run(inputs, objective, streams, grads)
         ctx.save_for_backward(grads.hidden_RD, grads.returned_weight(), rows_R)
         ctx.num_rows = hidden_TD.shape[0]
         ctx.accumulated = main_grad_VD is not None
-        logprob_T = head.scatter(logprob_R, rows_R, ctx.num_rows)
-        entropy_T = head.scatter(entropy_R, rows_R, ctx.num_rows)
+        logprob_T = chunks.scatter(logprob_R, rows_R, ctx.num_rows)
+        entropy_T = chunks.scatter(entropy_R, rows_R, ctx.num_rows)
         ctx.mark_non_differentiable(logprob_T, entropy_T)
         return loss, logprob_T, entropy_T
 
@@ -59,27 +59,27 @@ class _LinearObjective(torch.autograd.Function):
             hidden_grad_RD = None if hidden_grad_RD is None else hidden_grad_RD * dloss
             weight_grad_VD = None if weight_grad_VD is None else weight_grad_VD * dloss
         if hidden_grad_RD is not None:
-            hidden_grad_RD = head.scatter(hidden_grad_RD, rows_R, ctx.num_rows)
+            hidden_grad_RD = chunks.scatter(hidden_grad_RD, rows_R, ctx.num_rows)
         return hidden_grad_RD, weight_grad_VD, None, None, None, None, None, None, None
 
 
 def _run(
-    inputs: head.Inputs, objective: Objective, streams: Streams, grads: head.Gradients | None
+    inputs: chunks.Inputs, objective: Objective, streams: Streams, grads: chunks.Gradients | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, logprob_R, entropy_R); the gradients go into `grads`."""
-    chunks = inputs.plan.chunks(len(inputs.hidden_RD)) or [(0, 0)]
-    couples = objective.whole_batch and len(chunks) > 1
+    bounds = inputs.plan.chunks(len(inputs.hidden_RD)) or [(0, 0)]
+    couples = objective.whole_batch and len(bounds) > 1
     if couples:
-        logprob_R, entropy_R = head.statistics(inputs)
+        logprob_R, entropy_R = chunks.statistics(inputs)
         whole = _weighted(objective, logprob_R, entropy_R, inputs.target_R, streams)
     loss, logprobs, entropies = 0.0, [], []
-    for start, end in chunks:
+    for start, end in bounds:
         rows = slice(start, end)
         if couples and grads is None:
             terms = Terms(*(None if term is None else term[rows] for term in whole))
             loss = loss + terms.loss_T.sum()
             continue
-        chunk = head.forward(inputs, start, end, keep=grads is not None)
+        chunk = chunks.forward(inputs, start, end, keep=grads is not None)
         logprobs.append(chunk.logprob_C)
         entropies.append(chunk.entropy_C)
         if couples:
@@ -166,15 +166,15 @@ def linear_objective(
     objective   from `objectives`; operations: 6TDV, or 8TDV for a `whole_batch` objective whose
                 rows exceed one chunk; 2TDV without gradients
     streams     the weights and what else the objective reads, (T,) each, no gradient
-    options     `launch.HeadOptions`; the rows of rows_R must contain every row of weight other
+    options     `head.plan.HeadOptions`; the rows of rows_R must contain every row of weight other
                 than 0. With main_grad_VD the weight's gradient is added during this call, so call
                 backward with gradient 1 and not under activation checkpointing
     raises      ValueError as `linear_logprob`; on a missing stream; on a gradient other than 1
                 in main-gradient mode (on CUDA a device-side assertion)
     """
-    settings = _resolve(Head(**options), objective)
+    settings = _resolve(head_of(options), objective)
     _check_streams(streams, hidden_TD)
-    plan, *need = head.plan_call(hidden_TD, weight_VD, target_T, settings)
+    plan, *need = chunks.plan_call(hidden_TD, weight_VD, target_T, settings)
     rows_R = settings.rows_R
     target_T = torch.where(streams.weight_T == 0, IGNORE, target_T)
     if any(need):
@@ -183,9 +183,9 @@ def linear_objective(
             objective, streams,
         )  # fmt: skip
         return ObjectiveOutput(*outputs)
-    inputs = head.gather(hidden_TD, weight_VD, target_T, rows_R, plan)
+    inputs = chunks.gather(hidden_TD, weight_VD, target_T, rows_R, plan)
     streams = streams if rows_R is None else streams.rows(rows_R)
     loss, logprob_R, entropy_R = _run(inputs, objective, streams, None)
     num_rows = hidden_TD.shape[0]
-    logprob_T = head.scatter(logprob_R, rows_R, num_rows)
-    return ObjectiveOutput(loss, logprob_T, head.scatter(entropy_R, rows_R, num_rows))
+    logprob_T = chunks.scatter(logprob_R, rows_R, num_rows)
+    return ObjectiveOutput(loss, logprob_T, chunks.scatter(entropy_R, rows_R, num_rows))

@@ -2,7 +2,7 @@
 
 Each returns the loss of every token and its derivatives; `linear_objective` multiplies by the
 weights, so Dr.GRPO, DAPO, per-sequence means and so on are choices of weights and not of
-objectives. A new objective is a frozen dataclass with `__call__`; its derivative is held against
+objectives. A new objective is a frozen dataclass on `Objective`; its derivative is held against
 autograd in tests/test_kernels_objectives.py.
 
     logprob_T   log-prob of the target under the current policy, natural log
@@ -13,7 +13,7 @@ autograd in tests/test_kernels_objectives.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ from torch import Tensor
 # verl clamps log-ratios here; the derivative of the clamped ratio is 0 outside.
 RATIO_BOUND = 20.0
 
-Level = Literal["token", "sequence", "geometric"]
-"""Ratio of a token; of its sequence, over the tokens of weight other than 0: product, or geometric
-mean."""
+Level = Literal["token", "sequence", "sequence-mean"]
+"""Ratio of a token; of its sequence, over the tokens of weight other than 0: the product, or the
+geometric mean (the mean of the log-ratios, GSPO's)."""
 
 
 class Streams(NamedTuple):
@@ -55,33 +55,28 @@ class Terms(NamedTuple):
     dentropy_T: Tensor | None = None
 
 
-class Objective(Protocol):
+class Objective:
     """What `linear_objective` asks of an objective."""
 
-    whole_batch: bool
+    whole_batch: ClassVar[bool] = False
     """Whether a token's terms depend on other tokens, so that no chunk can be done alone."""
-    entropy_gradient: bool
+    entropy_gradient: ClassVar[bool] = False
 
-    def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms: ...
+    def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """-logprob: maximum likelihood, the InT loss over spans."""
-
-    whole_batch: ClassVar[bool] = False
-    entropy_gradient: ClassVar[bool] = False
 
     def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
         return Terms(-logprob_T, torch.full_like(logprob_T, -1.0))
 
 
 @dataclass(frozen=True)
-class Reinforce:
+class Reinforce(Objective):
     """-A logprob: the plain policy gradient, without a ratio."""
-
-    whole_batch: ClassVar[bool] = False
-    entropy_gradient: ClassVar[bool] = False
 
     def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
         advantage_T = _need(streams, "advantage_T", self).to(logprob_T.dtype)
@@ -89,7 +84,7 @@ class Reinforce:
 
 
 @dataclass(frozen=True)
-class PolicyClip:
+class PolicyClip(Objective):
     """-min(r A, clip(r, 1 - low, 1 + high) A): PPO, GRPO, Dr.GRPO, DAPO (high > low).
 
     dual   an upper bound c > 1 on r where A < 0, so that the loss is at most -c A there
@@ -99,8 +94,6 @@ class PolicyClip:
     low: float = 0.2
     high: float = 0.2
     dual: float | None = None
-    whole_batch: ClassVar[bool] = False
-    entropy_gradient: ClassVar[bool] = False
 
     def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
         advantage_T = _need(streams, "advantage_T", self).to(logprob_T.dtype)
@@ -119,7 +112,7 @@ class PolicyClip:
 
 
 @dataclass(frozen=True)
-class SequenceClip:
+class SequenceClip(Objective):
     """GSPO: the clip of `PolicyClip` on exp(mean over the sequence of logprob - old).
 
     The mean is over the tokens of weight other than 0. With weights and advantages that are equal
@@ -131,16 +124,15 @@ class SequenceClip:
     high: float = 4e-4
     dual: float | None = None
     whole_batch: ClassVar[bool] = True
-    entropy_gradient: ClassVar[bool] = False
 
     def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
         advantage_T = _need(streams, "advantage_T", self).to(logprob_T.dtype)
-        ratio_T, dratio_T = policy_ratio(logprob_T, streams, "geometric", self.num_sequences)
+        ratio_T, dratio_T = policy_ratio(logprob_T, streams, "sequence-mean", self.num_sequences)
         return PolicyClip(self.low, self.high, self.dual).terms(ratio_T, dratio_T, advantage_T)
 
 
 @dataclass(frozen=True)
-class Cispo:
+class Cispo(Objective):
     """-w A logprob with the constant w = clip(r, low, high): no token's gradient is cut off.
 
     The bounds are on the ratio itself. TRL's `epsilon_high` is `high` and not 1 + high.
@@ -148,8 +140,6 @@ class Cispo:
 
     low: float = 0.0
     high: float = 5.0
-    whole_batch: ClassVar[bool] = False
-    entropy_gradient: ClassVar[bool] = False
 
     def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
         advantage_T = _need(streams, "advantage_T", self).to(logprob_T.dtype)
@@ -159,7 +149,7 @@ class Cispo:
 
 
 @dataclass(frozen=True)
-class Kl:
+class Kl(Objective):
     """coefficient times an estimate of KL(policy || reference): "k1", "k2" or "k3".
 
     k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1; the derivative is the estimate's own.
@@ -167,8 +157,6 @@ class Kl:
 
     coefficient: float
     kind: Literal["k1", "k2", "k3"] = "k3"
-    whole_batch: ClassVar[bool] = False
-    entropy_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("k1", "k2", "k3"):
@@ -189,12 +177,10 @@ class Kl:
 
 
 @dataclass(frozen=True)
-class ScaledK3:
+class ScaledK3(Objective):
     """coefficient * r * k3 with the gradient through r: TRL's `use_bias_correction_kl`."""
 
     coefficient: float
-    whole_batch: ClassVar[bool] = False
-    entropy_gradient: ClassVar[bool] = False
 
     def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
         ratio_T, _ = policy_ratio(logprob_T, streams)
@@ -205,7 +191,7 @@ class ScaledK3:
 
 
 @dataclass(frozen=True)
-class TrustRegion:
+class TrustRegion(Objective):
     """prime-rl's: -r A where exp(logprob) - exp(old) is inside the region, plus kl times log^2 r.
 
     A token is dropped when its probability has moved further than `high` up (A > 0) or further
@@ -215,8 +201,6 @@ class TrustRegion:
     low: float
     high: float
     kl: float
-    whole_batch: ClassVar[bool] = False
-    entropy_gradient: ClassVar[bool] = False
 
     def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
         advantage_T = _need(streams, "advantage_T", self).to(logprob_T.dtype)
@@ -229,11 +213,10 @@ class TrustRegion:
 
 
 @dataclass(frozen=True)
-class EntropyBonus:
+class EntropyBonus(Objective):
     """-coefficient times the entropy of the row; costs one pass over the chunk's logits."""
 
     coefficient: float
-    whole_batch: ClassVar[bool] = False
     entropy_gradient: ClassVar[bool] = True
 
     def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
@@ -243,7 +226,7 @@ class EntropyBonus:
 
 
 @dataclass(frozen=True)
-class Corrected:
+class Corrected(Objective):
     """`inner` times the constant importance weight exp(old - sampler), bounded.
 
     mode    "truncate" limits the weight to [low, high]; "mask" drops what lies outside
@@ -260,10 +243,9 @@ class Corrected:
     def __post_init__(self) -> None:
         if self.mode not in ("truncate", "mask"):
             raise ValueError(f"Corrected.mode: expected 'truncate' or 'mask', got {self.mode!r}")
-        if self.level not in ("token", "sequence", "geometric"):
-            raise ValueError(
-                f"Corrected.level: expected 'token', 'sequence' or 'geometric', got {self.level!r}"
-            )
+        if self.level not in get_args(Level):
+            known = get_args(Level)
+            raise ValueError(f"Corrected.level: expected one of {known}, got {self.level!r}")
         if self.level != "token" and self.num_sequences < 1:
             raise ValueError(f"Corrected.num_sequences: expected >= 1, got {self.num_sequences}")
 
@@ -287,7 +269,7 @@ class Corrected:
 
 
 @dataclass(frozen=True)
-class Sum:
+class Sum(Objective):
     """The sum of several objectives, for example a clip, a KL term and an entropy bonus."""
 
     parts: tuple[Objective, ...]
@@ -353,7 +335,7 @@ def _fold(value_T: Tensor, streams: Streams, level: Level, num_sequences: int) -
     edge_S1 = torch.arange(num_sequences + 1, device=value_T.device)
     offset_S1 = torch.searchsorted(streams.sequence_T, edge_S1)
     total_S = torch.segment_reduce(torch.where(live_T, value_T, 0), "sum", offsets=offset_S1)
-    if level == "geometric":
+    if level == "sequence-mean":
         count_S = torch.segment_reduce(live_T.to(value_T.dtype), "sum", offsets=offset_S1)
         total_S = total_S / count_S.clamp(min=1)
     return total_S[streams.sequence_T]

@@ -14,9 +14,9 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from intfast.kernels.launch import HeadOptions
-from intfast.kernels.linear_objective import linear_objective
-from intfast.kernels.objectives import CrossEntropy, Streams
+from .head.plan import HeadOptions
+from .linear_objective import linear_objective
+from .objectives import CrossEntropy, Streams
 
 
 def span_cross_entropy(
@@ -31,7 +31,7 @@ def span_cross_entropy(
     hidden_TD, weight_VD, target_T   as in `linear_objective`
     spans     (start, end) rows of weight 1, end excluded, without overlap; or a (T,) float weight
               per token. CUDA weights need rows_R, or the index would have to be read back
-    options   `launch.HeadOptions`; the entropy is not computed
+    options   `head.plan.HeadOptions`; the entropy is not computed
     raises    ValueError as `linear_objective`, and on a span outside the rows or an overlap
     """
     rows_R = options.pop("rows_R", None)

@@ -8,16 +8,9 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = DEVICE == "cpu"
 # In fp32, and in the narrow types after the check of kernels_bf16.
-FORMS = ["reference", *(["odds", "rows"] if HAS_TRITON and INTERPRETED else ["rows"])]
-FORMS = FORMS if HAS_TRITON else ["reference"]
+PATHS = ["plain", *(["odds", "rows"] if HAS_TRITON and INTERPRETED else ["rows"])]
+PATHS = PATHS if HAS_TRITON else ["plain"]
 LOGPROB_BUDGET = 1e-5
-
-
-def options(form: str) -> dict:
-    """Head options that force one implementation."""
-    if form == "reference":
-        return {"impl": "reference"}
-    return {"impl": "triton", "form": form}
 
 
 def inputs(T: int, D: int, V: int, scale: float = 1.0, dtype=torch.float32):

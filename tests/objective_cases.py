@@ -54,7 +54,7 @@ def plain(objective, logprob, entropy, s):
             member = torch.nn.functional.one_hot(s.sequence_T, SEQUENCES).to(logprob)
             member = member * (s.weight_T != 0)[:, None]
             total = log_weight @ member
-            if objective.level == "geometric":
+            if objective.level == "sequence-mean":
                 total = total / member.sum(0)
             log_weight = total[s.sequence_T]
         weight = log_weight.exp()
@@ -105,7 +105,7 @@ OBJECTIVES = [
     Corrected(PolicyClip(), high=1.3, low=0.8),
     Corrected(PolicyClip(), high=1.3, low=0.8, mode="mask"),
     Corrected(Reinforce(), high=4.0, level="sequence", num_sequences=SEQUENCES),
-    Corrected(Reinforce(), high=1.1, level="geometric", num_sequences=SEQUENCES),
+    Corrected(Reinforce(), high=1.1, level="sequence-mean", num_sequences=SEQUENCES),
     Sum((PolicyClip(), Kl(0.1, "k3"), EntropyBonus(0.05))),
     SequenceClip(SEQUENCES, 0.1, 0.1),
     SequenceClip(SEQUENCES, 0.02, 0.02, dual=1.05),

@@ -1,6 +1,11 @@
 """The kernel benchmark: its cost card, its gate, its peers and one run on a CPU."""
 
 import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,22 +59,19 @@ def test_each_op_runs_on_a_cpu(op):
             assert "status" not in entry, (name, entry)
             assert not any(key.endswith(("_ms", "_mb")) for key in entry)
             assert name == "intfast" or entry["hot_intfast_times_as_fast"]["p50"] > 0
-    wanted = {
-        "group_advantages": {"intfast", "intfast reference", "eager, equal groups"},
-        "linear_logprob": {"intfast", "eager"},
-    }.get(op, {"intfast", "eager"})
-    assert wanted <= rows[0]["figures"].keys()
+    assert {"intfast", "eager"} <= rows[0]["figures"].keys()
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_a_wrong_variant_gets_no_figures(index):
     case = Case("span_cross_entropy", 40, 16, 50)
-    data = kernel_cases.make_data(case, "cpu", 0)
-    truth = kernel_cases.head_truth(case, data)
-    right = kernel_cases.variants(case, data, (), False)[0]
+    op = kernel_cases.OPS[case.op]
+    data = op.inputs(case, "cpu", 0)
+    truth = op.truth(case, data)
+    right = kernel_cases.variants(case, ())[0]
 
-    def spoil():
-        step = right.build()
+    def spoil(data, main):
+        step = right.build(data, main)
 
         def wrong():
             found = list(step())
@@ -78,17 +80,40 @@ def test_a_wrong_variant_gets_no_figures(index):
 
         return wrong
 
-    def raises():
+    def raises(data, main):
         raise ImportError("a broken package\nwith details")
 
     figures = {}
     steps = kernels._gated(
         [right, Variant("wrong", spoil, ours=True), Variant("broken", raises)],
-        truth, data.main_VD, figures, "cpu",
+        data, False, truth, figures, "cpu",
     )  # fmt: skip
     assert list(steps) == ["intfast"]
     assert figures["wrong"]["status"].startswith("WRONG")
     assert figures["broken"]["status"] == "ImportError: a broken package"
+
+
+def test_pytest_benchmark_runs_the_same_cases_and_compares(tmp_path):
+    words = ["benchmarks", "--benchmark-only", "-k", "group_advantages", "--device", "cpu"]
+    words += ["--shapes", "small", "--benchmark-max-time=0.01", "--benchmark-min-rounds=2"]
+    words += [f"--benchmark-storage={tmp_path}", f"--benchmark-json={tmp_path / 'all.json'}"]
+
+    def pytest_of(*more):
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *words, *more], cwd=Path(__file__).parents[1],
+            env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True,
+        )  # fmt: skip
+
+    done = pytest_of("--benchmark-save=before")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "all.json").read_text())["benchmarks"]
+    label = "group_advantages-64"
+    assert {row["name"] for row in rows} == {
+        f"test_kernel[{label}-{name}]" for name in ("intfast", "eager")
+    }
+    assert all(row["extra_info"]["errors"]["value"] < 1e-3 for row in rows)
+    assert {row["group"] for row in rows} == {label}
+    assert "before" in pytest_of("--benchmark-compare=0001").stdout
 
 
 def test_nan_is_wrong():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ import torch
 from intfast.credit import REWARDS, divisor, examples, group_advantages, with_gradient
 from intfast.engine.protocol import Completion
 from intfast.kernels import group_advantages as kernel
+from intfast.kernels.objectives import Level
 from intfast.settings.numerics import BatchConfig, CreditConfig, OptimConfig, PolicyConfig
 
 
@@ -207,6 +209,16 @@ def test_settings_do_not_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_trainer_and_the_ops_use_the_same_words():
+    credit, policy = get_type_hints(CreditConfig), get_type_hints(PolicyConfig)
+    for ours, theirs in (
+        (credit["baseline"], kernel.Baseline),
+        (credit["scale"], kernel.Scale),
+        (policy["correction_level"], Level),
+    ):
+        assert set(get_args(ours)) == set(get_args(theirs))
+
+
 @pytest.mark.parametrize("scale", ["group", "group-population", "batch", "none"])
 @pytest.mark.parametrize("baseline", ["mean", "leave-one-out"])
 def test_advantages_equal_those_of_the_kernel(scale, baseline):
@@ -215,11 +227,9 @@ def test_advantages_equal_those_of_the_kernel(scale, baseline):
     made = group_advantages(rewards, CreditConfig(scale=scale, baseline=baseline))
     flat = torch.tensor([float("nan") if r is None else r for group in rewards for r in group])
     offsets = torch.tensor([0, 4, 5, 8, 11])
-    names = {"group": "std", "group-population": "population"}
     op = kernel.group_advantages(
-        flat, offsets, eps=CreditConfig().eps, scale=names.get(scale, scale),
-        baseline=baseline.replace("-", "_"),
-    )  # fmt: skip
+        flat, offsets, eps=CreditConfig().eps, scale=scale, baseline=baseline
+    )
     ours = [0.0 if a is None else a for group in made.advantages_P_G for a in group]
     assert op.advantage_N.tolist() == pytest.approx(ours, rel=1e-6)
     assert int(op.counts.active) == made.num_active

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernels_common import DEVICE, FORMS, HAS_TRITON, inputs, options
+from kernels_common import DEVICE, HAS_TRITON, PATHS, inputs
 
-from intfast.kernels import reference
+from intfast.kernels import truth as definition
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import linear_objective
@@ -37,11 +37,11 @@ def streams(logprob_T):
     return Streams(weight_T, noise[1], logprob_T + 0.2 * noise[2], logprob_T, None, sequence_T)
 
 
-def clip(form):
-    return Sum((PolicyClip(), Kl(0.1), *([] if form == "odds" else [EntropyBonus(0.1)])))
+def clip(path):
+    return Sum((PolicyClip(), Kl(0.1), *([] if path == "odds" else [EntropyBonus(0.1)])))
 
 
-# op -> (differentiable result) from (hidden, weight, target, streams, form, options)
+# op -> (differentiable result) from (hidden, weight, target, streams, path, options)
 CALLS = {
     "logprob": lambda h, w, t, s, f, o: linear_logprob(h, w, t, **o)[0],
     "entropy": lambda h, w, t, s, f, o: linear_logprob(h, w, t, entropy="gradient", **o)[1],
@@ -53,22 +53,22 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("main", [False, True])
 @pytest.mark.parametrize("op", CALLS)
-def test_outputs_whole_inputs_untouched_and_the_same_twice(op, main, form):
-    if op == "entropy" and form == "odds":
+def test_outputs_whole_inputs_untouched_and_the_same_twice(op, main, path):
+    if op == "entropy" and path == "odds":
         pytest.skip("no gradient through the entropy")
     hidden, weight, target = inputs(T, 18, 40)
-    held_streams = streams(reference.linear_logprob(hidden, weight, target)[0])
+    held_streams = streams(definition.linear_logprob(hidden, weight, target)[0])
     pair = hidden.requires_grad_(), weight.requires_grad_()
     held = [*pair, target, *(s for s in held_streams if s is not None)]
     before = [x.detach().clone() for x in held]
     runs = []
     for chunk_bytes in (10**9, 10**9, 2_500, 2_500):
         buffer = torch.ones(weight.shape, device=DEVICE) if main else None
-        extra = {"chunk_bytes": chunk_bytes, "main_grad_VD": buffer, **options(form)}
-        made = CALLS[op](*pair, target, held_streams, form, extra)
+        extra = {"chunk_bytes": chunk_bytes, "main_grad_VD": buffer, "path": path}
+        made = CALLS[op](*pair, target, held_streams, path, extra)
         upstream = torch.ones_like(made)
         given = upstream.clone()
         # retained: what the graph holds must serve twice, except where it was added to a buffer
@@ -85,8 +85,8 @@ def test_outputs_whole_inputs_untouched_and_the_same_twice(op, main, form):
         assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("impl", ["reference", *(["triton"] if HAS_TRITON else [])])
-def test_group_advantages_leave_nothing_unwritten(impl):
+@pytest.mark.parametrize("path", ["plain", *(["triton"] if HAS_TRITON else [])])
+def test_group_advantages_leave_nothing_unwritten(path):
     rewards = torch.tensor([1.0, 0.0, float("nan"), 0.5, 0.5, float("nan")], device=DEVICE)
     offsets = torch.tensor([0, 3, 3, 5, 6], device=DEVICE)
     starts = torch.tensor([0, 2, 4, 5, 9, 9, 11], device=DEVICE)
@@ -94,7 +94,7 @@ def test_group_advantages_leave_nothing_unwritten(impl):
     held = (rewards, offsets, starts, weight)
     before = [x.clone() for x in held]
     runs = [
-        group_advantages(rewards, offsets, TokenLayout(starts, weight), impl=impl) for _ in range(2)
+        group_advantages(rewards, offsets, TokenLayout(starts, weight), path=path) for _ in range(2)
     ]
     for value, again in zip(*(run[:3] for run in runs), strict=True):
         assert torch.isfinite(value).all() and torch.equal(value, again)
@@ -103,9 +103,9 @@ def test_group_advantages_leave_nothing_unwritten(impl):
     assert [int(c) for c in runs[0].counts] == [0, 1, 1, 4, 7]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("into_grad", [True, False])
-def test_main_gradient_of_tied_embeddings(form, into_grad):
+def test_main_gradient_of_tied_embeddings(path, into_grad):
     """One parameter is both ends of the model: the head adds to the buffer, the embedding after."""
     _, weight, target = inputs(T, 16, 40)
     ids = (target + 3) % 40
@@ -114,14 +114,14 @@ def test_main_gradient_of_tied_embeddings(form, into_grad):
         return head(torch.tanh(tied[ids]), tied)
 
     wide = weight.double().requires_grad_()
-    truth = loss_of(wide, lambda h, w: -reference.linear_logprob(h, w, target)[0].sum())
+    truth = loss_of(wide, lambda h, w: -definition.linear_logprob(h, w, target)[0].sum())
     (want,) = torch.autograd.grad(truth, wide)
 
     tied = weight.clone().requires_grad_()
     buffer = torch.ones_like(weight)
     if into_grad:
         tied.grad = buffer
-    everything = {"main_grad_VD": buffer, "chunk_bytes": 2_000, **options(form)}
+    everything = {"main_grad_VD": buffer, "chunk_bytes": 2_000, "path": path}
     for _ in range(2):  # two micro-batches
         loss_of(
             tied, lambda h, w: span_cross_entropy(h, w, target, [(0, T)], **everything)
@@ -213,7 +213,7 @@ def names_in(node):
     return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
 
 
-SOURCES = sorted(path for path in KERNELS.glob("*.py") if "@triton.jit" in path.read_text())
+SOURCES = sorted(path for path in KERNELS.rglob("*.py") if "@triton.jit" in path.read_text())
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from kernels_common import LOGPROB_BUDGET, assert_within
 
-from intfast.kernels import reference
-from intfast.kernels.autotune import Shape, autotune
+from intfast.kernels import truth as definition
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
-from intfast.kernels.launch import IGNORE
+from intfast.kernels.head.plan import IGNORE
+from intfast.kernels.head.tiles import Shape, autotune
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import EntropyBonus, Kl, PolicyClip, SequenceClip, Streams, Sum
@@ -24,7 +24,7 @@ pytestmark = [
 
 VOCABULARIES = [1, 31, 257, 32_000, 50_257, 128_256, 151_936]
 ROWS = [0, 1, 3, 255, 1025]
-# Not a multiple of a tile; not a multiple of 16 bytes (the rows form); a model's own.
+# Not a multiple of a tile; not a multiple of 16 bytes (the rows path); a model's own.
 WIDTHS = [200, 100, 2560]
 # Every size of each axis once and the largest together; not the whole product.
 SHAPES = [
@@ -33,7 +33,7 @@ SHAPES = [
     *((255, width, 50_257) for width in WIDTHS),
     (1025, 2560, 151_936),
 ]
-FORMS = ["odds", "rows"]
+PATHS = ["odds", "rows"]
 
 
 @pytest.fixture(autouse=True)
@@ -72,16 +72,16 @@ class Fp32Logits(torch.autograd.Function):
 def plain_logprob(hidden, weight, target, temperature=1.0):
     """(log-prob, entropy): the reference in fp64, eager PyTorch otherwise."""
     if hidden.dtype == torch.float64:
-        return reference.linear_logprob(hidden, weight, target, temperature=temperature)
+        return definition.linear_logprob(hidden, weight, target, temperature=temperature)
     live = target != IGNORE
     logp = (Fp32Logits.apply(hidden, weight) / temperature).log_softmax(1)
     chosen = logp.gather(1, target.clamp(min=0)[:, None])[:, 0]
     return torch.where(live, chosen, 0), torch.where(live, -(logp.exp() * logp).sum(1), 0)
 
 
-def skip_unaligned(form, width):
-    if form == "odds" and width % 8:
-        pytest.skip("the odds form needs rows of 16 bytes; it refuses this width")
+def skip_unaligned(path, width):
+    if path == "odds" and width % 8:
+        pytest.skip("the odds path needs rows of 16 bytes; it refuses this width")
 
 
 def gradients(loss, *leaves):
@@ -111,11 +111,11 @@ def three_ways(hidden, weight, ours, plain):
     return found
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_logprob(form, shape):
+def test_logprob(path, shape):
     rows, width, vocabulary = shape
-    skip_unaligned(form, width)
+    skip_unaligned(path, width)
     hidden, weight, target = make(*shape)
     target[rows // 2 : rows // 2 + 1] = IGNORE
     upstream = torch.randn(rows, generator=torch.Generator().manual_seed(1)).cuda()
@@ -124,7 +124,7 @@ def test_logprob(form, shape):
     def ours(h, w):
         # Two chunks, so that the weight's gradient is summed over them.
         half = max(1, rows // 2) * 4 * max(8, vocabulary)
-        logprob, _ = linear_logprob(h, w, target, impl="triton", form=form, chunk_bytes=half,
+        logprob, _ = linear_logprob(h, w, target, path=path, chunk_bytes=half,
                                     **kwargs)  # fmt: skip
         return (logprob * upstream).sum()
 
@@ -137,23 +137,21 @@ def test_logprob(form, shape):
     if rows == 0:
         return
     with torch.no_grad():
-        logprob, entropy = linear_logprob(
-            hidden, weight, target, impl="triton", form=form, **kwargs
-        )
-        exact = reference.linear_logprob(hidden.double(), weight.double(), target, **kwargs)
+        logprob, entropy = linear_logprob(hidden, weight, target, path=path, **kwargs)
+        exact = definition.linear_logprob(hidden.double(), weight.double(), target, **kwargs)
     assert (logprob <= 0).all()
     assert (logprob.double() - exact[0]).abs().max() <= LOGPROB_BUDGET
     assert (entropy.double() - exact[1]).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_confident_tokens_and_large_logits(form):
+@pytest.mark.parametrize("path", PATHS)
+def test_confident_tokens_and_large_logits(path):
     """1 - p down to 1e-6 keeps its relative accuracy; logits of +-80 stay finite."""
     hidden, weight, target = make(64, 256, 32_000)
     scale = torch.linspace(0, 60, 64, device="cuda")[:, None]
     hidden = (scale * weight[target].float() / 256).to(torch.bfloat16)
-    logprob, _ = linear_logprob(hidden, weight, target, impl="triton", form=form)
-    exact, _ = reference.linear_logprob(hidden.double(), weight.double(), target)
+    logprob, _ = linear_logprob(hidden, weight, target, path=path)
+    exact, _ = definition.linear_logprob(hidden.double(), weight.double(), target)
     assert exact.abs().min() < 1e-6
     assert ((logprob.double() - exact).abs() <= 1e-5 + 1e-3 * exact.abs()).all()
     confident = exact.abs() < 1e-3
@@ -164,20 +162,20 @@ def test_confident_tokens_and_large_logits(form):
     weight[::2] *= -1
     large = [value.to(torch.bfloat16) for value in (hidden, weight)]
     target = torch.tensor([0, 1, 98], device="cuda")
-    logprob, entropy = linear_logprob(*large, target, impl="triton", form=form)
-    exact, _ = reference.linear_logprob(*(value.double() for value in large), target)
+    logprob, entropy = linear_logprob(*large, target, path=path)
+    exact, _ = definition.linear_logprob(*(value.double() for value in large), target)
     assert torch.isfinite(entropy).all()
     assert ((logprob.double() - exact).abs() <= 1e-5 * (1 + exact.abs())).all()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", ["clip", "sum", "sequence"])
 @pytest.mark.parametrize("main", [False, True])
-def test_objective(form, kind, main):
+def test_objective(path, kind, main):
     rows = 700
     hidden, weight, target = make(rows, 256, 50_257, peak=6.0)
     made = torch.Generator().manual_seed(2)
-    near, _ = reference.linear_logprob(hidden.double(), weight.double(), target)
+    near, _ = definition.linear_logprob(hidden.double(), weight.double(), target)
     streams = Streams(
         (torch.rand(rows, generator=made) > 0.4).float().cuda(),
         # constant within a sequence, as the sequence objective's derivative assumes
@@ -198,7 +196,7 @@ def test_objective(form, kind, main):
     def ours(h, w):
         options = {"rows_R": rows_R, "main_grad_VD": buffer, "chunk_bytes": 130 * 50_264 * 6}
         return linear_objective(
-            h, w, target, objective, streams, impl="triton", form=form, entropy="none", **options
+            h, w, target, objective, streams, path=path, entropy="none", **options
         ).loss
 
     def plain(h, w):
@@ -243,7 +241,7 @@ def test_entropy_bonus_runs_and_agrees():
     objective = Sum((PolicyClip(), EntropyBonus(0.3)))
 
     def ours(h, w):
-        return linear_objective(h, w, target, objective, streams, impl="triton").loss
+        return linear_objective(h, w, target, objective, streams).loss
 
     def plain(h, w):
         logp, entropy = plain_logprob(h, w, target)
@@ -264,7 +262,7 @@ def test_span_cross_entropy(shape):
     weight_T[1::3] = 0
 
     def ours(h, w):
-        return span_cross_entropy(h, w, target, weight_T, impl="triton")
+        return span_cross_entropy(h, w, target, weight_T)
 
     def plain(h, w):
         return -(weight_T.cuda() * plain_logprob(h, w, target)[0]).sum()
@@ -279,14 +277,14 @@ def test_frozen_head_masked_rows_and_strided_inputs():
     hidden, weight, target = make(96, 256, 1003)
     strided = torch.stack((hidden, hidden), 2)[..., 0].requires_grad_()
     assert not strided.is_contiguous()
-    logprob, _ = linear_logprob(strided, weight, target, impl="triton")
+    logprob, _ = linear_logprob(strided, weight, target)
     (got,) = torch.autograd.grad(logprob.sum(), strided)
     plain = hidden.detach().clone().requires_grad_()
-    value, _ = linear_logprob(plain, weight, target, impl="triton")
+    value, _ = linear_logprob(plain, weight, target)
     (expected,) = torch.autograd.grad(value.sum(), plain)
     assert torch.equal(logprob, value) and torch.equal(got, expected)
     target[:] = IGNORE
-    logprob, _ = linear_logprob(plain, weight, target, impl="triton")
+    logprob, _ = linear_logprob(plain, weight, target)
     (got,) = torch.autograd.grad(logprob.sum(), plain)
     assert (logprob == 0).all() and (got == 0).all()
 
@@ -297,7 +295,7 @@ def test_same_bits_from_run_to_run():
     results = []
     for _ in range(3):
         pair = leaves(hidden, weight)
-        loss = linear_objective(*pair, target, PolicyClip(), streams, impl="triton").loss
+        loss = linear_objective(*pair, target, PolicyClip(), streams).loss
         results.append((loss.detach(), *gradients(loss, *pair)))
     for again in results[1:]:
         for first, value in zip(results[0], again, strict=True):
@@ -320,8 +318,8 @@ def test_no_wait_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("scale", ["std", "population", "batch", "none"])
-@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@pytest.mark.parametrize("scale", ["group", "group-population", "batch", "none"])
+@pytest.mark.parametrize("baseline", ["mean", "leave-one-out"])
 def test_group_advantages(scale, baseline):
     made = torch.Generator().manual_seed(4)
     sizes = torch.tensor([8, 1, 5, 0, 16, 3, 8])
@@ -332,11 +330,11 @@ def test_group_advantages(scale, baseline):
     starts = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
     weight = (torch.rand(int(lengths.sum()), generator=made) > 0.3).float()
     results = []
-    for device, impl in (("cuda", "triton"), ("cpu", "reference")):
+    for device, path in (("cuda", "triton"), ("cpu", "plain")):
         layout = TokenLayout(starts.to(device), weight.to(device))
         results.append(
             group_advantages(
-                rewards.to(device), offsets.to(device), layout, impl=impl, scale=scale,
+                rewards.to(device), offsets.to(device), layout, path=path, scale=scale,
                 baseline=baseline, eps=1e-4,
             )
         )  # fmt: skip
@@ -352,7 +350,7 @@ def test_compiled_objective():
     streams = Streams(torch.ones(200, device="cuda"), torch.randn(200).cuda())
 
     def loss_of(h, w):
-        return linear_objective(h, w, target, PolicyClip(), streams, impl="triton").loss
+        return linear_objective(h, w, target, PolicyClip(), streams).loss
 
     found = []
     for call in (loss_of, torch.compile(loss_of)):
@@ -369,8 +367,8 @@ def test_autotune_on_the_device(tmp_path):
     choice = autotune(shape, tmp_path / "tiles.json")
     assert all(0 < seconds < 1 for _, seconds in choice.seconds)
     assert autotune(shape, tmp_path / "tiles.json") == choice
-    options = {"impl": "triton", "form": "odds", "entropy": "none"}
-    exact, _ = reference.linear_logprob(hidden.double(), weight.double(), target)
+    options = {"path": "odds", "entropy": "none"}
+    exact, _ = definition.linear_logprob(hidden.double(), weight.double(), target)
     for tile, _ in choice.seconds:
         logprob, _ = linear_logprob(hidden, weight, target, tile=tile, **options)
         assert (logprob.double() - exact).abs().max() <= LOGPROB_BUDGET

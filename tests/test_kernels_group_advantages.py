@@ -8,7 +8,7 @@ from kernels_common import DEVICE, HAS_TRITON
 
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
 
-IMPLS = ["reference", *(["triton"] if HAS_TRITON else [])]
+PATHS = ["plain", *(["triton"] if HAS_TRITON else [])]
 NAN = float("nan")
 
 
@@ -25,8 +25,8 @@ def golden(rewards, offsets, baseline, scale, eps):
             others = [rewards[j] for j in group if j != i]
             base = np.mean(values) if baseline == "mean" else np.mean(others)
             divisor = {
-                "std": np.std(values, ddof=1) + eps,
-                "population": np.std(values) + eps,
+                "group": np.std(values, ddof=1) + eps,
+                "group-population": np.std(values) + eps,
                 "batch": np.std(scored, ddof=1) + eps,
                 "none": 1.0,
             }[scale]
@@ -47,10 +47,10 @@ def batch(seed):
     return rewards, offsets, token_offsets, weights
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
-@pytest.mark.parametrize("scale", ["std", "population", "batch", "none"])
-def test_against_numpy(impl, baseline, scale):
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("baseline", ["mean", "leave-one-out"])
+@pytest.mark.parametrize("scale", ["group", "group-population", "batch", "none"])
+def test_against_numpy(path, baseline, scale):
     rewards, offsets, token_offsets, weights = batch(5)
     layout = TokenLayout(
         torch.tensor(token_offsets, device=DEVICE),
@@ -59,7 +59,7 @@ def test_against_numpy(impl, baseline, scale):
     got = group_advantages(
         torch.tensor(rewards, dtype=torch.float32, device=DEVICE),
         torch.tensor(offsets, device=DEVICE), layout,
-        baseline=baseline, scale=scale, eps=1e-2, impl=impl,
+        baseline=baseline, scale=scale, eps=1e-2, path=path,
     )  # fmt: skip
     want = golden(rewards, offsets, baseline, scale, 1e-2)
     np.testing.assert_allclose(got.advantage_N.cpu(), want, atol=2e-6)
@@ -79,24 +79,63 @@ def test_against_numpy(impl, baseline, scale):
     assert min(counts) > 0
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-def test_equal_rewards_give_exactly_zero(impl):
+@pytest.mark.parametrize("path", PATHS)
+def test_equal_rewards_give_exactly_zero(path):
     # the fp32 mean of some of these groups is not their reward; over eps that would be noise
     sizes = torch.arange(3, 21)
     rewards = torch.repeat_interleave(torch.linspace(0.1, 0.9, 18), sizes).to(DEVICE)
     offsets = torch.cat((torch.zeros(1, dtype=torch.int64), sizes.cumsum(0))).to(DEVICE)
-    for scale in ("std", "population"):
-        got = group_advantages(rewards, offsets, scale=scale, eps=1e-7, impl=impl)
+    for scale in ("group", "group-population"):
+        got = group_advantages(rewards, offsets, scale=scale, eps=1e-7, path=path)
         assert (got.advantage_N == 0).all() and int(got.counts.active) == 0
     assert got.advantage_T is None and got.weight_T is None
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-def test_large_offsets_in_rewards_do_not_cancel(impl):
+@pytest.mark.parametrize("path", PATHS)
+def test_large_offsets_in_rewards_do_not_cancel(path):
     rewards = torch.tensor([4096.0, 4096.5, 4097.0, 4095.0], device=DEVICE)
-    got = group_advantages(rewards, torch.tensor([0, 4], device=DEVICE), eps=0.0, impl=impl)
-    want = golden(rewards.tolist(), [0, 4], "mean", "std", 0.0)
+    got = group_advantages(rewards, torch.tensor([0, 4], device=DEVICE), eps=0.0, path=path)
+    want = golden(rewards.tolist(), [0, 4], "mean", "group", 0.0)
     np.testing.assert_allclose(got.advantage_N.cpu(), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_group_is_of_one_kind(path):
+    # all right, all wrong, active although every reward is above the bound, no reward at all
+    rewards = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.6, 1.0, NAN, NAN], device=DEVICE)
+    offsets = torch.tensor([0, 2, 4, 6, 8, 8], device=DEVICE)
+    counts = group_advantages(rewards, offsets, path=path).counts
+    assert [int(value) for value in counts] == [1, 1, 1, 6, 0]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("offsets", [[0], [0, 0], [0, 0, 0]])
+def test_no_samples_and_no_groups(path, offsets):
+    layout = TokenLayout(torch.zeros(1, dtype=torch.int64, device=DEVICE), torch.ones(0).to(DEVICE))
+    for tokens in (None, layout):
+        for scale in ("group", "batch"):
+            got = group_advantages(
+                torch.ones(0).to(DEVICE), torch.tensor(offsets, device=DEVICE), tokens,
+                scale=scale, path=path,
+            )  # fmt: skip
+            assert got.advantage_N.shape == (0,) and not any(int(value) for value in got.counts)
+            assert tokens is None or got.advantage_T.shape == got.weight_T.shape == (0,)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "leave-one-out"])
+@pytest.mark.parametrize("scale", ["group", "group-population", "batch", "none"])
+def test_fp64_rewards_stay_fp64_on_the_plain_path(baseline, scale):
+    rewards, offsets, token_offsets, weights = batch(5)
+    layout = TokenLayout(torch.tensor(token_offsets), torch.tensor(weights, dtype=torch.float32))
+    got = group_advantages(
+        torch.tensor(rewards), torch.tensor(offsets), layout,
+        baseline=baseline, scale=scale, path="plain",
+    )  # fmt: skip
+    want = golden(rewards, offsets, baseline, scale, 1e-4)
+    assert got.advantage_N.dtype == got.advantage_T.dtype == torch.float64
+    np.testing.assert_allclose(got.advantage_N, want, rtol=1e-14, atol=1e-15)
+    sample_T = np.repeat(np.arange(len(rewards)), np.diff(token_offsets))
+    np.testing.assert_array_equal(got.advantage_T, got.advantage_N[sample_T])
 
 
 def test_bad_arguments_are_refused():
@@ -107,4 +146,13 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="scale"):
         group_advantages(rewards, torch.tensor([0, 4]), scale="mad")
     with pytest.raises(ValueError, match="rewards"):
-        group_advantages(rewards.double(), torch.tensor([0, 4]))
+        group_advantages(rewards.half(), torch.tensor([0, 4]))
+    with pytest.raises(ValueError, match="path: expected one of"):
+        group_advantages(rewards, torch.tensor([0, 4]), path="odds")
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+def test_the_kernel_refuses_fp64():
+    rewards, offsets = torch.zeros(4, device=DEVICE).double(), torch.tensor([0, 4], device=DEVICE)
+    with pytest.raises(ValueError, match="path='plain'"):
+        group_advantages(rewards, offsets, path="triton")

@@ -6,7 +6,8 @@ import torch
 from kernels_common import inputs
 from objective_cases import OBJECTIVES, plain, streams_for
 
-from intfast.kernels import objectives, reference
+from intfast.kernels import objectives
+from intfast.kernels import truth as definition
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import Cispo, PolicyClip, SequenceClip, Streams
 
@@ -87,7 +88,7 @@ def test_gradcheck_through_the_head(objective, chunk_bytes):
     """Hidden states and weight to the weighted sum, in fp64; CISPO against its surrogate."""
     hidden, weight, target = inputs(9, 4, 7, dtype=torch.float64)
     pair = hidden.requires_grad_(), weight.requires_grad_()
-    near, _ = reference.linear_logprob(hidden.detach(), weight.detach(), target)
+    near, _ = definition.linear_logprob(hidden.detach(), weight.detach(), target)
     s = streams_of(objective, near)
     options = {"chunk_bytes": chunk_bytes, "temperature": 0.9, "softcap": 5.0}
     if not isinstance(objective, Cispo):
@@ -99,11 +100,11 @@ def test_gradcheck_through_the_head(objective, chunk_bytes):
         return
     got = torch.autograd.grad(linear_objective(*pair, target, objective, s, **options).loss, pair)
     plain_options = {"temperature": 0.9, "softcap": 5.0}
-    at, _ = reference.linear_logprob(*pair, target, **plain_options)
+    at, _ = definition.linear_logprob(*pair, target, **plain_options)
     loss = surrogate(objective, at.detach(), s)
 
     def call(h, w):
-        logprob, entropy = reference.linear_logprob(h, w, target, **plain_options)
+        logprob, entropy = definition.linear_logprob(h, w, target, **plain_options)
         return (s.weight_T * loss(logprob, entropy)).sum()
 
     assert torch.autograd.gradcheck(call, pair)

@@ -4,18 +4,17 @@ import pytest
 import torch
 from kernels_common import (
     DEVICE,
-    FORMS,
     HAS_TRITON,
     INTERPRETED,
+    PATHS,
     assert_twice,
     assert_within,
     inputs,
     logprob_budget,
-    options,
 )
 
-from intfast.kernels import reference
-from intfast.kernels.launch import IGNORE
+from intfast.kernels import truth as definition
+from intfast.kernels.head.plan import IGNORE
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import CrossEntropy, Reinforce, Streams
@@ -67,7 +66,7 @@ def run(fn, hidden, weight, target, **kwargs):
 
 
 def truth_of(hidden, weight, target):
-    return run(reference.linear_logprob, hidden.double(), weight.double(), target)
+    return run(definition.linear_logprob, hidden.double(), weight.double(), target)
 
 
 def assert_logprobs(got, truth):
@@ -93,14 +92,14 @@ def test_the_interpreter_rounds_as_a_device_does(narrow_interpreter):
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_reference_path_keeps_the_bound_exactly(shape, dtype):
+def test_plain_path_keeps_the_bound_exactly(shape, dtype):
     """The bound of fp32 logits and fp32 gradient products, without a floor."""
     rows, width, vocabulary = shape
     case = inputs(rows, width, vocabulary, scale=2.0, dtype=dtype)
-    truth, eager = truth_of(*case), run(reference.linear_logprob, *case)
+    truth, eager = truth_of(*case), run(definition.linear_logprob, *case)
     # Two chunks, and one; all rows of this many columns are one chunk by default.
     for chunk_bytes in {10**9, max(1, rows // 2) * vocabulary * 8}:
-        got = run(linear_logprob, *case, impl="reference", chunk_bytes=chunk_bytes)
+        got = run(linear_logprob, *case, path="plain", chunk_bytes=chunk_bytes)
         assert_logprobs(got[0], truth[0])
         for value, plain, exact in zip(got[1:], eager[1:], truth[1:], strict=True):
             assert value.dtype == dtype
@@ -108,30 +107,30 @@ def test_reference_path_keeps_the_bound_exactly(shape, dtype):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_reference_path_in_fp32(shape):
+def test_plain_path_in_fp32(shape):
     case = inputs(*shape, scale=2.0)
-    truth, eager = truth_of(*case), run(reference.linear_logprob, *case)
-    got = run(linear_logprob, *case, impl="reference")
+    truth, eager = truth_of(*case), run(definition.linear_logprob, *case)
+    got = run(linear_logprob, *case, path="plain")
     assert_logprobs(got[0], truth[0])
     for value, plain, exact in zip(got[1:], eager[1:], truth[1:], strict=True):
         if exact.numel():
             assert_within(value, plain, exact, 2e-6)
 
 
-@pytest.mark.skipif("rows" not in FORMS, reason="needs triton")
+@pytest.mark.skipif("rows" not in PATHS, reason="needs triton")
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 @pytest.mark.parametrize("shape", [(36, 18, 70), (1, 16, 31), (3, 5, 1), (5, 70, 150)], ids=str)
 def test_rows_form_keeps_the_bound_exactly(shape, dtype, narrow_interpreter):
     case = inputs(*shape, scale=4.0, dtype=dtype)
     truth, eager = truth_of(*case), run(between, *case)
     for chunk_bytes in (10**9, 6 * 70 * 20):
-        got = run(linear_logprob, *case, chunk_bytes=chunk_bytes, **options("rows"))
+        got = run(linear_logprob, *case, chunk_bytes=chunk_bytes, path="rows")
         assert_logprobs(got[0], truth[0])
         for value, plain, exact in zip(got[1:], eager[1:], truth[1:], strict=True):
             assert_twice(value, plain, exact)
 
 
-@pytest.mark.skipif("odds" not in FORMS, reason="needs triton and its interpreter")
+@pytest.mark.skipif("odds" not in PATHS, reason="needs triton and its interpreter")
 @pytest.mark.parametrize("scale", [2.0, 8.0])
 def test_odds_form_in_bf16(scale, narrow_interpreter):
     """Twice eager's error over the array and in its worst row.
@@ -142,7 +141,7 @@ def test_odds_form_in_bf16(scale, narrow_interpreter):
     case = inputs(36, 18, 150, scale=scale, dtype=torch.bfloat16)
     truth, eager = truth_of(*case), run(between, *case)
     for chunk_bytes in (10**9, 6 * 150 * 20):
-        got = run(linear_logprob, *case, chunk_bytes=chunk_bytes, **options("odds"))
+        got = run(linear_logprob, *case, chunk_bytes=chunk_bytes, path="odds")
         assert_logprobs(got[0], truth[0])
         for value, plain, exact in zip(got[1:], eager[1:], truth[1:], strict=True):
             error, allowed = (value.double() - exact).abs(), 2 * (plain.double() - exact).abs()
@@ -156,9 +155,9 @@ def test_one_row_sums_as_well_as_many():
     hidden, weight, target = inputs(3, 8, 151_936, scale=2.0)
     truth = truth_of(hidden, weight, target)
     for chunk_bytes in (1, 10**9):
-        got = run(linear_logprob, hidden, weight, target, impl="reference", chunk_bytes=chunk_bytes)
+        got = run(linear_logprob, hidden, weight, target, path="plain", chunk_bytes=chunk_bytes)
         assert (got[1].double() - truth[1]).abs().max() < 1e-5
-    one = run(linear_logprob, hidden[:1], weight, target[:1], impl="reference")
+    one = run(linear_logprob, hidden[:1], weight, target[:1], path="plain")
     exact = truth_of(hidden[:1], weight, target[:1])
     assert (one[1].double() - exact[1]).abs().max() < 1e-5
 
@@ -167,20 +166,20 @@ def test_one_row_sums_as_well_as_many():
 def test_one_chunk_rounds_its_weight_gradient_once(dtype):
     """The factors of a single chunk were rounded to the weight's type before the product."""
     case = inputs(1, 4, 151_936, scale=2.0, dtype=dtype)
-    truth, eager = truth_of(*case), run(reference.linear_logprob, *case)
-    got = run(linear_logprob, *case, impl="reference")
+    truth, eager = truth_of(*case), run(definition.linear_logprob, *case)
+    got = run(linear_logprob, *case, path="plain")
     assert_twice(got[2], eager[2], truth[2])
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_autocast_changes_nothing(form):
+@pytest.mark.parametrize("path", PATHS)
+def test_autocast_changes_nothing(path):
     hidden, weight, target = inputs(9, 16, 40)
     streams = Streams(torch.ones(9), torch.linspace(-1, 1, 9))
     pair = hidden.requires_grad_(), weight.requires_grad_()
 
     def both():
-        logprob, _ = linear_logprob(*pair, target, **options(form))
-        out = linear_objective(*pair, target, Reinforce(), streams, **options(form))
+        logprob, _ = linear_logprob(*pair, target, path=path)
+        out = linear_objective(*pair, target, Reinforce(), streams, path=path)
         grads = torch.autograd.grad(logprob.sum() + out.loss, pair)
         return logprob, out.loss, *grads
 
@@ -195,9 +194,9 @@ def test_autocast_changes_nothing(form):
 def test_all_rows_masked_in_every_type(dtype):
     hidden, weight, target = inputs(5, 8, 31, dtype=dtype)
     target[:] = IGNORE
-    got = run(linear_logprob, hidden * float("nan"), weight, target, impl="reference")
+    got = run(linear_logprob, hidden * float("nan"), weight, target, path="plain")
     assert all((value == 0).all() for value in got)
     streams = Streams(torch.ones(5, device=DEVICE))
     pair = hidden.requires_grad_(), weight.requires_grad_()
-    out = linear_objective(*pair, target, CrossEntropy(), streams, impl="reference")
+    out = linear_objective(*pair, target, CrossEntropy(), streams, path="plain")
     assert out.loss == 0 and all((g == 0).all() for g in torch.autograd.grad(out.loss, pair))

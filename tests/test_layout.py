@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
+CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 FLOORS = [
     "records safe_text settings sources",
     "config",
@@ -27,7 +27,7 @@ FLOORS = [
     "rl",
     "pipeline",
     "study",
-    "train compare report adapters",
+    "train compare report",
 ]
 """From the ground up: a file or package of intfast/ imports from lower floors, or its own."""
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
@@ -99,6 +99,19 @@ def test_the_kernels_folder_hides_no_package():
         "print(m is None or 'site-packages' in str(m.__file__))"
     )
     assert where == "True"
+
+
+def test_every_op_has_its_test_and_its_benchmark_under_its_name():
+    files = sorted((ROOT / "kernels").glob("*.py"))
+    ops = [path.stem for path in files if f"\ndef {path.stem}(" in path.read_text()]
+    assert ops == ["group_advantages", "linear_logprob", "linear_objective", "span_cross_entropy"]
+    table = (ROOT / "kernels/README.md").read_text()
+    cases = (ROOT / "benchmarks/kernel_cases.py").read_text()
+    for op in ops:
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| [`{op}`]")]
+        assert len(row.split(" | ")) == 8 and row.count("](") >= 7
+        assert (ROOT / f"tests/test_kernels_{op}.py").exists() and f"test_kernels_{op}.py" in row
+        assert f'    "{op}": Op(' in cases
 
 
 def test_no_pickle_and_no_remote_code():

@@ -78,6 +78,9 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert stored["intervention"]["gates"] == summary["intervention"]["gates"]
     for name in ("config.toml", "manifest.json", "metrics.jsonl", "report.html"):
         assert (folder / name).is_file()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["loss_head"]["sft"].startswith("plain, at most ")
+    assert manifest["loss_head"] == manifest["starts"][0]["loss_head"]
 
 
 def test_the_rows_say_how_the_answers_were_graded(finished):

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from intfast.config import Config, SamplingConfig
 from intfast.engine.cache import BLOCK, bytes_per_slot, round_up
 from intfast.engine.generation import PREFILL_TOKENS
-from intfast.kernels.launch import DEFAULT_CHUNK_BYTES
+from intfast.kernels.head.plan import DEFAULT_CHUNK_BYTES
 from intfast.model.decoder import Decoder, ModelConfig
 
 Requests = Sequence[tuple[int, SamplingConfig]]

@@ -1,6 +1,6 @@
 """The loss head of one chunk of rows in plain PyTorch: the path of CPU tensors, and of fp64.
 
-The same odds form as `head_odds` (formulas there), so that a confident token keeps its relative
+The same algebra as `odds` (formulas there), so that a confident token keeps its relative
 accuracy, and the same statistics; the gradient products follow from the kept array without a
 softmax over the vocabulary.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intfast.kernels.launch import IGNORE, HeadPlan
+from .plan import IGNORE, HeadPlan
 
 # Above this exponent a row is taken relative to its largest logit instead of its target's.
 MAX_EXPONENT = 64.0

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from intfast.kernels.launch import IGNORE
+from .head.plan import IGNORE
 
 
 def linear_logprob(
@@ -77,7 +77,7 @@ def group_advantages(
     offsets_P1: Tensor,
     *,
     baseline: str = "mean",
-    scale: str = "std",
+    scale: str = "group",
     eps: float = 1e-4,
 ) -> Tensor:
     """Advantage of each sample within its group, one group after the other."""
@@ -91,11 +91,11 @@ def group_advantages(
         if len(reward) < 2 or reward.max() == reward.min():
             continue
         centred = reward - reward.mean()
-        if baseline == "leave_one_out":
+        if baseline == "leave-one-out":
             centred = centred * len(reward) / (len(reward) - 1)
         divisor = {
-            "std": lambda r: r.std() + eps,
-            "population": lambda r: r.std(correction=0) + eps,
+            "group": lambda r: r.std() + eps,
+            "group-population": lambda r: r.std(correction=0) + eps,
             "batch": lambda r: batch_std + eps,
             "none": lambda r: 1.0,
         }[scale](reward)

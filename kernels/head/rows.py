@@ -1,8 +1,8 @@
 """The loss head of one chunk of rows from fp32 logits: the portable Triton path.
 
 The logits come from the vendor's matrix product; one kernel reduces a row to the statistics of
-`head_odds` (formulas there) in a single read, a second one turns the row into its gradient. Two
-reads and one write of the logits more than the odds form, but any type, any alignment, and a
+`odds` (formulas there) in a single read, a second one turns the row into its gradient. Two
+reads and one write of the logits more than the odds path, but any type, any alignment, and a
 gradient through the entropy.
 """
 
@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from intfast.kernels.head_odds import _IGNORE, MAX_EXPONENT, _cap, _cap_slope, _finish
-from intfast.kernels.launch import HeadPlan, product
+from .plan import HeadPlan, product
+from .rowmath import IGNORED, MAX_EXPONENT, cap, cap_slope, finish
 
 
 @triton.jit
@@ -34,12 +34,12 @@ def _row_statistics(
 ):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(target_ptr + row)
-    live = target != _IGNORE
+    live = target != IGNORED
     known = (target >= 0) & (target < V)
     own_raw = tl.load(z_ptr + row * stride_zc + target, mask=known, other=0.0)
-    logit = _cap(own_raw, scale, softcap, SOFTCAP)
+    logit = cap(own_raw, scale, softcap, SOFTCAP)
     # An impossible target must show as NaN.
-    logit = tl.where(known | (target == _IGNORE), logit, float("nan"))
+    logit = tl.where(known | (target == IGNORED), logit, float("nan"))
     shift = 0.0
     r = 0.0
     k = 0.0
@@ -47,7 +47,7 @@ def _row_statistics(
         cols = start + tl.arange(0, BLOCK_V)
         raw = tl.load(z_ptr + row * stride_zc + cols, mask=cols < V, other=float("-inf"))
         valid = (cols < V) & (cols != target)
-        u = _cap(raw, scale, softcap, SOFTCAP) - logit
+        u = cap(raw, scale, softcap, SOFTCAP) - logit
         top = tl.max(tl.where(valid, u, float("-inf")), 0)
         # Stay relative to the target until an exponent leaves the range, then follow the maximum.
         raised = tl.where(top > MAX_EXPONENT, tl.maximum(shift, top), shift)
@@ -63,7 +63,7 @@ def _row_statistics(
     tl.store(stats_ptr + num_rows + row, shift)
     tl.store(stats_ptr + 2 * num_rows + row, r)
     tl.store(stats_ptr + 3 * num_rows + row, k)
-    logprob, entropy = _finish(shift, r, k, live)
+    logprob, entropy = finish(shift, r, k, live)
     tl.store(logprob_ptr + row, logprob)
     tl.store(entropy_ptr + row, entropy)
 
@@ -104,20 +104,20 @@ def _row_gradient(
         cols = start + tl.arange(0, BLOCK_V)
         mask = cols < V
         raw = tl.load(z_ptr + row * stride_zc + cols, mask=mask, other=0.0)
-        z = _cap(raw, scale, softcap, SOFTCAP)
+        z = cap(raw, scale, softcap, SOFTCAP)
         u = z - logit - shift
         slope = -dlogprob
         if ENTROPY:
             slope = slope - dentropy * (u - mean)
         grad = tl.where(cols == target, own_slope, slope * tl.exp(u)) / total
-        grad = grad * _cap_slope(z, scale, softcap, SOFTCAP) * scale
+        grad = grad * cap_slope(z, scale, softcap, SOFTCAP) * scale
         tl.store(out_ptr + row * stride_oc + cols, grad.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def chunk(
     hidden_CD: Tensor, weight_VD: Tensor, target_C: Tensor, plan: HeadPlan, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(logprob_C, entropy_C, stats_4C, kept_CV); stats as in `head_odds`, kept are raw logits."""
+    """(logprob_C, entropy_C, stats_4C, kept_CV); stats as in `odds`, kept are raw logits."""
     num_rows, vocabulary = hidden_CD.shape[0], weight_VD.shape[0]
     logit_CV = product(hidden_CD, weight_VD.T)
     fp32 = {"dtype": torch.float32, "device": hidden_CD.device}

@@ -1,8 +1,8 @@
-"""Opt-in: the tile of the odds form chosen by timing, and recorded.
+"""Tiles of the odds path: the static table, and, on request, a choice by timing that is recorded.
 
-The ops never time anything; they take the static table (`launch.ODDS_TILES`) or the tile they are
-given. Two runs of a timer can disagree, and then ranks differ in their last bits; so a choice is
-made once, kept in a JSON file, and read from there by every later run and rank:
+The ops never time anything; they take the static table (`ODDS_TILES`) or the tile they are given.
+Two runs of a timer can disagree, and then ranks differ in their last bits; so a choice is made
+once, kept in a JSON file, and read from there by every later run and rank:
 
     choice = autotune(Shape(rows=4096, width=2560, vocabulary=151_936), "tiles.json")
     linear_objective(..., entropy="none", tile=choice.tile)
@@ -24,9 +24,59 @@ from typing import Literal
 
 import torch
 
-from intfast.kernels.launch import ODDS_TILES, Head, Tile, plan_head, table_architecture
+Kind = Literal["logprob", "entropy", "softcap"]
+"""What the product reduces besides the sum; a softcap comes with the entropy."""
 
-Kind = Literal["plain", "entropy", "softcap"]
+
+@dataclass(frozen=True)
+class Tile:
+    """The launch configuration of the head's first matrix product."""
+
+    block_c: int
+    block_v: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+    tma: bool
+    warp_specialize: bool
+
+
+# Nothing here was ever timed: no kernel has run on a GPU yet. `python -m benchmarks.compile_check`
+# compiled them, and these are the largest tiles without spills on Triton 3.6 and 3.9. Reducing the
+# entropy or applying a softcap in the epilogue needs more registers.
+ODDS_TILES = {
+    80: {
+        "logprob": Tile(128, 128, 32, 8, 4, tma=False, warp_specialize=False),
+        "entropy": Tile(128, 128, 32, 8, 3, tma=False, warp_specialize=False),
+        "softcap": Tile(128, 128, 32, 8, 3, tma=False, warp_specialize=False),
+    },
+    90: {
+        "logprob": Tile(128, 256, 64, 4, 3, tma=True, warp_specialize=True),
+        "entropy": Tile(128, 128, 64, 4, 4, tma=True, warp_specialize=True),
+        "softcap": Tile(128, 128, 64, 4, 4, tma=True, warp_specialize=True),
+    },
+    100: {
+        "logprob": Tile(128, 128, 64, 8, 4, tma=True, warp_specialize=True),
+        "entropy": Tile(128, 128, 64, 8, 4, tma=True, warp_specialize=False),
+        "softcap": Tile(128, 64, 64, 8, 4, tma=True, warp_specialize=False),
+    },
+}
+# What one thread block may use, CUDA C++ programming guide, table of compute capabilities.
+SHARED_LIMIT_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
+
+# Small tiles, so that the interpreter sees several of them and ragged tails on small inputs.
+INTERPRETER_TILE = Tile(16, 32, 16, 4, 1, tma=False, warp_specialize=False)
+
+
+def table_architecture(capability: tuple[int, int]) -> int:
+    """The key of the tile table for a device; ValueError below compute capability 8.0."""
+    major = capability[0]
+    if major < 8:
+        raise ValueError(f"expected compute capability >= 8.0, got {capability}; use path='rows'")
+    # 12.x has neither wgmma nor tcgen05 and little shared memory: the sm_80 kernels fit it.
+    return {9: 90, 10: 100, 11: 100}.get(major, 80)
+
+
 Measure = Callable[[Tile], float]
 """Seconds of one launch with a tile."""
 
@@ -44,19 +94,20 @@ def _tma_tiles(*sizes: tuple[int, int, int, int, int]) -> tuple[Tile, ...]:
 
 
 _SM90_SMALL = _tiles((128, 128, 128, 4, 2), (128, 128, 64, 4, 3), (64, 128, 64, 4, 4), special=True)
+# As little timed as the table: they compile without spills.
 CANDIDATES: dict[int, dict[str, tuple[Tile, ...]]] = {
     80: {
-        "plain": _tiles((128, 256, 32, 8, 3), (256, 128, 32, 8, 3), (64, 128, 64, 4, 4)),
+        "logprob": _tiles((128, 256, 32, 8, 3), (256, 128, 32, 8, 3), (64, 128, 64, 4, 4)),
         "entropy": _tiles((128, 128, 64, 8, 3), (64, 128, 64, 4, 4)),
         "softcap": _tiles((128, 128, 64, 8, 3), (64, 128, 64, 4, 4)),
     },
     90: {
-        "plain": (*_tiles((128, 128, 64, 4, 4), special=True), *_SM90_SMALL),
+        "logprob": (*_tiles((128, 128, 64, 4, 4), special=True), *_SM90_SMALL),
         "entropy": _SM90_SMALL,
         "softcap": _SM90_SMALL,
     },
     100: {
-        "plain": _tma_tiles((128, 128, 64, 8, 4), (128, 64, 64, 8, 4)),
+        "logprob": _tma_tiles((128, 128, 64, 8, 4), (128, 64, 64, 8, 4)),
         "entropy": _tma_tiles((128, 128, 64, 8, 3)),
         "softcap": _tma_tiles((128, 64, 64, 8, 3)),
     },
@@ -70,8 +121,8 @@ class Shape:
     rows: int
     width: int
     vocabulary: int
-    kind: Kind = "plain"
-    """"plain" for entropy="none", "entropy" for its value, "softcap" where there is one."""
+    kind: Kind = "logprob"
+    """"logprob" for entropy="none", "entropy" for its value, "softcap" where there is one."""
     keep: bool = True
     """Whether the exponentials are kept for gradients."""
 
@@ -114,7 +165,7 @@ def autotune(
 ) -> Choice:
     """The recorded choice for this device, software and shape; timed and recorded if there is none.
 
-    shape     rows is the chunk's, see `launch.HeadPlan.chunk_rows`
+    shape     rows is the chunk's, see `plan.HeadPlan.chunk_rows`
     file      JSON; made if missing. Let one rank write it before the others read it
     measure   a timer in place of the device's own
     raises    ValueError on a file that is not of this form, RuntimeError without a CUDA device
@@ -171,7 +222,8 @@ def _choice(record: dict) -> Choice:
 
 
 def _device_timer(shape: Shape, device: torch.device) -> Measure:
-    from intfast.kernels import head
+    from . import chunks
+    from .plan import Head, plan_head
 
     made = torch.Generator(device).manual_seed(0)
 
@@ -185,19 +237,19 @@ def _device_timer(shape: Shape, device: torch.device) -> Measure:
 
     def measure(tile: Tile) -> float:
         options = Head(
-            tile=tile, form="odds", chunk_bytes=2**62,
-            entropy="none" if shape.kind == "plain" else "value",
+            tile=tile, path="odds", chunk_bytes=2**62,
+            entropy="none" if shape.kind == "logprob" else "value",
             softcap=30.0 if shape.kind == "softcap" else None,
         )  # fmt: skip
         plan = plan_head(hidden_CD, weight_VD, target_C, options)
-        inputs = head.Inputs(hidden_CD, weight_VD, target_C, plan)
+        inputs = chunks.Inputs(hidden_CD, weight_VD, target_C, plan)
         # The first launch compiles, and the next ones follow other tiles: neither is timed.
         for _ in range(1 if tile in warm else 3):
-            head.forward(inputs, 0, shape.rows, shape.keep)
+            chunks.forward(inputs, 0, shape.rows, shape.keep)
         warm.add(tile)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        head.forward(inputs, 0, shape.rows, shape.keep)
+        chunks.forward(inputs, 0, shape.rows, shape.keep)
         end.record()
         end.synchronize()
         return start.elapsed_time(end) * 1e-3

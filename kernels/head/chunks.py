@@ -14,16 +14,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from intfast.kernels import head_reference
-from intfast.kernels.launch import (
+from . import plain
+from .plan import (
     IGNORE,
+    NAMESPACE,
     Head,
     HeadPlan,
-    Tile,
     accumulate,
     padded_columns,
     plan_head,
     product,
+    read_recipe,
     readable,
 )
 
@@ -54,7 +55,7 @@ def gather(
     """The rows of a call, compacted."""
     if rows_R is not None:
         hidden_TD, target_T = hidden_TD.index_select(0, rows_R), target_T.index_select(0, rows_R)
-    if plan.form != "reference" and hidden_TD.stride(1) != 1:
+    if plan.path != "plain" and hidden_TD.stride(1) != 1:
         hidden_TD = hidden_TD.contiguous()
     return Inputs(hidden_TD, weight_VD, target_T, plan)
 
@@ -68,15 +69,10 @@ def scatter(value_R: Tensor, rows_R: Tensor | None, num_rows: int) -> Tensor:
 
 def forward(inputs: Inputs, start: int, end: int, keep: bool) -> Chunk:
     """The chunk of rows start..end."""
-    plan = inputs.plan
     hidden_CD, target_C = _rows(inputs, start, end)
-    return Chunk(
-        *_operator(inputs, _chunk, _run_chunk)(
-            hidden_CD, inputs.weight_VD, target_C, plan.temperature, plan.softcap,
-            plan.entropy, plan.form, _tile_list(plan.tile), keep,
-        ),
-        hidden_CD, target_C,
-    )  # fmt: skip
+    run = _operator(inputs, _chunk, _run_chunk)
+    made = run(hidden_CD, inputs.weight_VD, target_C, inputs.plan.recipe, keep)
+    return Chunk(*made, hidden_CD, target_C)
 
 
 def statistics(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -118,7 +114,6 @@ class Gradients:
         self, chunk: Chunk, start: int, end: int, dlogprob_C: Tensor, dentropy_C: Tensor | None
     ) -> None:
         """Both gradient products of one chunk; `chunk.kept` is used up."""
-        plan = self.inputs.plan
         hidden_CD, target_C = chunk.hidden_CD, chunk.target_C
         live_C = target_C != IGNORE
         dlogprob_C = torch.where(live_C, dlogprob_C, 0)
@@ -126,8 +121,8 @@ class Gradients:
             dentropy_C = torch.where(live_C, dentropy_C, 0)
         hidden_grad_CD = _operator(self.inputs, _chunk_gradient, _run_chunk_gradient)(
             chunk.kept, chunk.stats, dlogprob_C, dentropy_C, hidden_CD, self.inputs.weight_VD,
-            target_C, self.weight_VD, plan.temperature, plan.softcap, plan.form,
-            self.need_hidden, self.fresh and start == 0,
+            target_C, self.weight_VD, self.inputs.plan.recipe, self.need_hidden,
+            self.fresh and start == 0,
         )  # fmt: skip
         if self.need_hidden and self.hidden_RD is None:
             self.hidden_RD = hidden_grad_CD
@@ -159,21 +154,9 @@ def _rows(inputs: Inputs, start: int, end: int) -> tuple[Tensor, Tensor]:
     return hidden_CD.masked_fill(ignored_C1, 0), target_C
 
 
-def _operator(inputs: Inputs, registered: Callable, plain: Callable) -> Callable:
+def _operator(inputs: Inputs, registered: Callable, function: Callable) -> Callable:
     # Dispatch through the registry costs as much as a small CPU chunk.
-    return plain if inputs.plan.form == "reference" and readable(inputs.target_R) else registered
-
-
-def _tile_list(tile: Tile | None) -> list[int]:
-    # Operator arguments are plain types.
-    return [] if tile is None else [int(value) for value in vars(tile).values()]
-
-
-def _make_plan(
-    temperature: float, softcap: float, entropy: str, form: str, tile: list[int]
-) -> HeadPlan:
-    made = Tile(*tile[:5], tma=bool(tile[5]), warp_specialize=bool(tile[6])) if tile else None
-    return HeadPlan(form, temperature, softcap, entropy, 1, made)
+    return function if inputs.plan.path == "plain" and readable(inputs.target_R) else registered
 
 
 def _without_autocast(run: Callable) -> Callable:
@@ -189,44 +172,34 @@ def _without_autocast(run: Callable) -> Callable:
 
 @_without_autocast
 def _run_chunk(
-    hidden_CD: Tensor,
-    weight_VD: Tensor,
-    target_C: Tensor,
-    temperature: float,
-    softcap: float,
-    entropy: str,
-    form: str,
-    tile: list[int],
-    keep: bool,
+    hidden_CD: Tensor, weight_VD: Tensor, target_C: Tensor, recipe: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    plan = _make_plan(temperature, softcap, entropy, form, tile)
-    if form == "reference":
-        return head_reference.chunk(hidden_CD, weight_VD, target_C, plan, keep)
+    plan = read_recipe(recipe)
+    if plan.path == "plain":
+        return plain.chunk(hidden_CD, weight_VD, target_C, plan, keep)
     if hidden_CD.shape[0] == 0:
-        return _chunk_fake(
-            hidden_CD, weight_VD, target_C, temperature, softcap, entropy, form, tile, keep
-        )
-    if form == "odds":
-        from intfast.kernels import head_odds
+        return _chunk_fake(hidden_CD, weight_VD, target_C, recipe, keep)
+    if plan.path == "odds":
+        from . import odds
 
-        return head_odds.chunk(hidden_CD, weight_VD, target_C, plan, keep)
-    from intfast.kernels import head_rows
+        return odds.chunk(hidden_CD, weight_VD, target_C, plan, keep)
+    from . import rows
 
-    return head_rows.chunk(hidden_CD, weight_VD, target_C, plan, keep)
+    return rows.chunk(hidden_CD, weight_VD, target_C, plan, keep)
 
 
-_chunk = torch.library.custom_op("intfast::head_chunk", _run_chunk, mutates_args=())
+_chunk = torch.library.custom_op(f"{NAMESPACE}::head_chunk", _run_chunk, mutates_args=())
 
 
 @_chunk.register_fake
-def _chunk_fake(hidden_CD, weight_VD, target_C, temperature, softcap, entropy, form, tile, keep):
+def _chunk_fake(hidden_CD, weight_VD, target_C, recipe, keep):
     num_rows, vocabulary = hidden_CD.shape[0], weight_VD.shape[0]
     wide = torch.promote_types(hidden_CD.dtype, torch.float32)
     logprob_C = hidden_CD.new_empty(num_rows, dtype=wide)
     stats = hidden_CD.new_empty(4, num_rows, dtype=wide)
     if not keep:
         kept = hidden_CD.new_empty(0)
-    elif form == "odds":
+    elif read_recipe(recipe).path == "odds":
         kept = hidden_CD.new_empty(num_rows, padded_columns(vocabulary))[:, :vocabulary]
     else:
         kept = hidden_CD.new_empty(num_rows, vocabulary, dtype=wide)
@@ -243,27 +216,25 @@ def _run_chunk_gradient(
     weight_VD: Tensor,
     target_C: Tensor,
     weight_grad_VD: Tensor | None,
-    temperature: float,
-    softcap: float,
-    form: str,
+    recipe: str,
     need_hidden: bool,
     overwrite: bool,
 ) -> Tensor:
-    plan = _make_plan(temperature, softcap, "none", form, [])
+    plan = read_recipe(recipe)
     scale_C1 = None
-    if form == "rows":
-        from intfast.kernels import head_rows
+    if plan.path == "rows":
+        from . import rows
 
-        left_CV = head_rows.chunk_gradient(
+        left_CV = rows.chunk_gradient(
             kept_CV, stats, dlogprob_C, dentropy_C, target_C, plan, hidden_CD.dtype
         )
-    elif form == "odds":
-        from intfast.kernels import head_odds
+    elif plan.path == "odds":
+        from . import odds
 
-        left_CV, scale_C = head_odds.chunk_gradient(kept_CV, stats, dlogprob_C, plan)
+        left_CV, scale_C = odds.chunk_gradient(kept_CV, stats, dlogprob_C, plan)
         scale_C1 = scale_C[:, None]
     else:
-        left_CV, scale_C = head_reference.chunk_gradient(
+        left_CV, scale_C = plain.chunk_gradient(
             kept_CV, stats, dlogprob_C, dentropy_C, target_C, plan
         )
         scale_C1 = scale_C[:, None]
@@ -283,7 +254,7 @@ def _run_chunk_gradient(
 
 
 _chunk_gradient = torch.library.custom_op(
-    "intfast::head_chunk_gradient",
+    f"{NAMESPACE}::head_chunk_gradient",
     _run_chunk_gradient,
     mutates_args=("kept_CV", "weight_grad_VD"),
 )
@@ -292,6 +263,6 @@ _chunk_gradient = torch.library.custom_op(
 @_chunk_gradient.register_fake
 def _chunk_gradient_fake(
     kept_CV, stats, dlogprob_C, dentropy_C, hidden_CD, weight_VD, target_C, weight_grad_VD,
-    temperature, softcap, form, need_hidden, overwrite,
+    recipe, need_hidden, overwrite,
 ):  # fmt: skip
     return hidden_CD.new_empty(hidden_CD.shape[0] if need_hidden else 0, hidden_CD.shape[1])

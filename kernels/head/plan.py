@@ -1,4 +1,4 @@
-"""What the ops share before anything is launched: options, checks, the chunk plan, tile tables.
+"""What the ops share before anything is launched: options, checks, and the plan of a call.
 
 Every choice is made here from shapes, types and the device, once, and can be printed
 (`HeadPlan.describe`). Nothing is chosen by timing or by catching an exception; a caller who has
@@ -7,62 +7,31 @@ measured a better tile gives it through the option `tile`.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
+from .tiles import INTERPRETER_TILE, ODDS_TILES, Tile, table_architecture
+
 IGNORE = -100
 """The target of a row that carries no loss."""
 
-Impl = Literal["auto", "triton", "reference"]
-Form = Literal["auto", "odds", "rows"]
+NAMESPACE = __package__.removesuffix(".head").replace(".", "_")
+"""Of the registered operators: the folder's own name, so that a copy of it can load beside it."""
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+HeadPath = Literal["auto", "plain", "odds", "rows"]
 Entropy = Literal["none", "value", "gradient"]
 
 # One chunk of 4,096 rows at the largest common vocabulary, 151,936, in bf16.
 DEFAULT_CHUNK_BYTES = 1_250_000_000
 _ROW_MULTIPLE = 128
-
-
-@dataclass(frozen=True)
-class Tile:
-    """The launch configuration of the head's first matrix product."""
-
-    block_c: int
-    block_v: int
-    block_d: int
-    num_warps: int
-    num_stages: int
-    tma: bool
-    warp_specialize: bool
-
-
-# Chosen by `python -m benchmarks.compile_check`: the largest tiles without spills on Triton 3.6
-# and 3.9. Reducing the entropy or applying a softcap in the epilogue needs more registers.
-ODDS_TILES = {
-    80: {
-        "plain": Tile(128, 128, 32, 8, 4, tma=False, warp_specialize=False),
-        "entropy": Tile(128, 128, 32, 8, 3, tma=False, warp_specialize=False),
-        "softcap": Tile(128, 128, 32, 8, 3, tma=False, warp_specialize=False),
-    },
-    90: {
-        "plain": Tile(128, 256, 64, 4, 3, tma=True, warp_specialize=True),
-        "entropy": Tile(128, 128, 64, 4, 4, tma=True, warp_specialize=True),
-        "softcap": Tile(128, 128, 64, 4, 4, tma=True, warp_specialize=True),
-    },
-    100: {
-        "plain": Tile(128, 128, 64, 8, 4, tma=True, warp_specialize=True),
-        "entropy": Tile(128, 128, 64, 8, 4, tma=True, warp_specialize=False),
-        "softcap": Tile(128, 64, 64, 8, 4, tma=True, warp_specialize=False),
-    },
-}
-# What one thread block may use, CUDA C++ programming guide, table of compute capabilities.
-SHARED_LIMIT_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
-
-# Small tiles, so that the interpreter sees several of them and ragged tails on small inputs.
-INTERPRETER_TILE = Tile(16, 32, 16, 4, 1, tma=False, warp_specialize=False)
 
 
 class HeadOptions(TypedDict, total=False):
@@ -76,9 +45,9 @@ class HeadOptions(TypedDict, total=False):
                   gets none; gives the weight a gradient even where requires_grad is False
     chunk_bytes   bound of the (rows, V) buffer, in bytes; one row is the least
     entropy       "none" skips the entropy, "value" has no gradient through it, "gradient" has
-    impl          "auto" is Triton for CUDA tensors and the reference for all others
-    form          of the Triton path: "odds" (bf16; exponential inside the matrix product) or
-                  "rows" (fp32 logits from cuBLAS, row kernels); "auto" picks by type and device
+    path          "plain" is torch alone, on any device; Triton has "odds" (bf16; exponential inside
+                  the matrix product) and "rows" (fp32 logits from cuBLAS, row kernels); "auto" is
+                  "plain" but on CUDA, and there what fits the type, the shape and the device
     tile          a launch configuration for "odds" instead of the table's
     """
 
@@ -88,8 +57,7 @@ class HeadOptions(TypedDict, total=False):
     main_grad_VD: Tensor | None
     chunk_bytes: int
     entropy: Entropy
-    impl: Impl
-    form: Form
+    path: HeadPath
     tile: Tile | None
 
 
@@ -103,45 +71,57 @@ class Head:
     main_grad_VD: Tensor | None = None
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     entropy: Entropy = "value"
-    impl: Impl = "auto"
-    form: Form = "auto"
+    path: HeadPath = "auto"
     tile: Tile | None = None
+
+
+def head_of(options: HeadOptions) -> Head:
+    """The options of a call; TypeError on one that does not exist says which ones do."""
+    known = HeadOptions.__annotations__
+    if unknown := [name for name in options if name not in known]:
+        raise TypeError(f"{', '.join(unknown)}: expected some of {', '.join(known)}")
+    return Head(**options)
 
 
 @dataclass(frozen=True)
 class HeadPlan:
     """How one call runs: plain values only, fixed before the first launch."""
 
-    form: Literal["reference", "odds", "rows"]
+    path: Literal["plain", "odds", "rows"]
     temperature: float
     softcap: float
     """0 for none."""
     entropy: Entropy
-    chunk_rows: int
     tile: Tile | None
+    chunk_rows: int = 1
 
     def chunks(self, num_rows: int) -> list[tuple[int, int]]:
         """(start, end) of each chunk of rows."""
         starts = range(0, num_rows, self.chunk_rows)
         return [(start, min(start + self.chunk_rows, num_rows)) for start in starts]
 
+    @property
+    def recipe(self) -> str:
+        """The plan of one chunk as a word per value, as the operators take it; see `read_recipe`.
+
+        Example: "odds 1.0 0.0 none 128 256 64 4 3 1 1".
+        """
+        tile = "" if self.tile is None else " ".join(str(int(v)) for v in vars(self.tile).values())
+        return f"{self.path} {self.temperature!r} {self.softcap!r} {self.entropy} {tile}"
+
     def describe(self) -> str:
         """One line for the run's records."""
-        return f"head: form={self.form} chunk_rows={self.chunk_rows} tile={self.tile}"
+        tile = "" if self.tile is None else f", {self.tile}"
+        return f"{self.path}, at most {self.chunk_rows} rows at once, entropy {self.entropy}{tile}"
 
 
-def resolve_impl(impl: Impl, device: torch.device) -> Literal["triton", "reference"]:
-    """The implementation for tensors on `device`; ValueError if Triton cannot run there."""
-    if impl not in ("auto", "triton", "reference"):
-        raise ValueError(f"impl: expected 'auto', 'triton' or 'reference', got {impl!r}")
-    if impl == "auto":
-        return "triton" if device.type == "cuda" else "reference"
-    if impl == "triton" and device.type != "cuda" and not interpreted():
-        raise ValueError(
-            f"impl='triton': expected CUDA tensors, got {device.type}; move them, use "
-            "impl='auto', or set TRITON_INTERPRET=1 before the import to debug on the CPU"
-        )
-    return impl
+@functools.lru_cache(maxsize=64)
+def read_recipe(recipe: str) -> HeadPlan:
+    """The plan that has this `HeadPlan.recipe`, but for the size of the chunks."""
+    path, temperature, softcap, entropy, *tile = recipe.split()
+    sizes, flags = map(int, tile[:5]), (word == "1" for word in tile[5:])
+    made = Tile(*sizes, *flags) if tile else None
+    return HeadPlan(path, float(temperature), float(softcap), entropy, made)
 
 
 def interpreted() -> bool:
@@ -149,30 +129,26 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def table_architecture(capability: tuple[int, int]) -> int:
-    """The key of the tile table for a device; ValueError below compute capability 8.0."""
-    major = capability[0]
-    if major < 8:
-        raise ValueError(f"expected compute capability >= 8.0, got {capability}; use form='rows'")
-    # 12.x has neither wgmma nor tcgen05 and little shared memory: the sm_80 kernels fit it.
-    return {9: 90, 10: 100, 11: 100}.get(major, 80)
-
-
 def plan_head(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, head: Head) -> HeadPlan:
     """Check the inputs of a head op and fix how it runs; ValueError says what to change."""
     check_head(hidden_TD, weight_VD, target_T, head)
-    form = _resolve_form(hidden_TD, weight_VD, head)
     num_rows = hidden_TD.shape[0] if head.rows_R is None else head.rows_R.shape[0]
-    chunk_rows = max(1, head.chunk_bytes // _bytes_per_row(form, hidden_TD, weight_VD.shape[0]))
+    return plan_for(num_rows, weight_VD, head)
+
+
+def plan_for(num_rows: int, weight_VD: Tensor, head: Head) -> HeadPlan:
+    """How a head op would run on so many rows with this weight, without a call."""
+    path = _resolve_path(weight_VD, head)
+    chunk_rows = max(1, head.chunk_bytes // _bytes_per_row(path, weight_VD))
     if chunk_rows < num_rows:
         num_chunks = -(-num_rows // chunk_rows)
         even = -(-num_rows // num_chunks)
         aligned = -(-even // _ROW_MULTIPLE) * _ROW_MULTIPLE
         chunk_rows = aligned if aligned <= chunk_rows else even
-    tile = _resolve_tile(form, hidden_TD, head)
+    tile = _resolve_tile(path, weight_VD, head)
     softcap = 0.0 if head.softcap is None else float(head.softcap)
-    temperature = float(head.temperature)
-    return HeadPlan(form, temperature, softcap, head.entropy, min(chunk_rows, num_rows or 1), tile)
+    chunk_rows = min(chunk_rows, num_rows or 1)
+    return HeadPlan(path, float(head.temperature), softcap, head.entropy, tile, chunk_rows)
 
 
 def check_head(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, head: Head) -> None:
@@ -248,48 +224,62 @@ def _check_targets(target_T: Tensor, vocabulary: int) -> None:
         )
 
 
-def _resolve_form(hidden_TD: Tensor, weight_VD: Tensor, head: Head) -> str:
-    if resolve_impl(head.impl, hidden_TD.device) == "reference":
-        return "reference"
-    if hidden_TD.dtype == torch.float64:
-        raise ValueError("impl='triton': expected fp32, bf16 or fp16, got fp64; use 'reference'")
-    if head.form not in ("auto", "odds", "rows"):
-        raise ValueError(f"form: expected 'auto', 'odds' or 'rows', got {head.form!r}")
+def needs_triton(path: str, device: torch.device) -> None:
+    """ValueError where Triton cannot run on `device`, RuntimeError where it is not installed."""
+    if not HAS_TRITON:
+        raise RuntimeError(f"path={path!r}: needs the package triton; install it, or path='plain'")
+    if device.type != "cuda" and not interpreted():
+        raise ValueError(
+            f"path={path!r}: expected CUDA tensors, got {device.type}; move them, use "
+            "path='auto', or set TRITON_INTERPRET=1 before the import to debug on the CPU"
+        )
+
+
+def _resolve_path(weight_VD: Tensor, head: Head) -> str:
+    if head.path not in get_args(HeadPath):
+        raise ValueError(f"path: expected one of {get_args(HeadPath)}, got {head.path!r}")
+    if head.path == "plain" or (head.path == "auto" and not weight_VD.is_cuda):
+        return "plain"
+    needs_triton(head.path, weight_VD.device)
+    if weight_VD.dtype == torch.float64:
+        raise ValueError(
+            f"path={head.path!r}: expected fp32, bf16 or fp16, got fp64; use path='plain'"
+        )
     # Exponentials relative to the target overflow fp16.
     blockers = {
-        "fp16 inputs": hidden_TD.dtype == torch.float16,
+        "fp16 inputs": weight_VD.dtype == torch.float16,
         "a gradient through the entropy": head.entropy == "gradient",
     }
-    if hidden_TD.is_cuda:
-        blockers["fp32 inputs on a GPU"] = hidden_TD.dtype == torch.float32
-        blockers["rows that are no multiple of 16 bytes"] = not _tma_aligned(hidden_TD, weight_VD)
-        blockers["this device"] = torch.cuda.get_device_capability(hidden_TD.device)[0] < 8
+    if weight_VD.is_cuda:
+        blockers["fp32 inputs on a GPU"] = weight_VD.dtype == torch.float32
+        blockers["rows that are no multiple of 16 bytes"] = not _tma_aligned(weight_VD)
+        blockers["this device"] = torch.cuda.get_device_capability(weight_VD.device)[0] < 8
     blocking = [reason for reason, blocks in blockers.items() if blocks]
-    if head.form == "odds" and blocking:
-        raise ValueError(f"form='odds': not made for {' or '.join(blocking)}; use form='rows'")
-    if head.form == "auto":
+    if head.path == "odds" and blocking:
+        raise ValueError(f"path='odds': not made for {' or '.join(blocking)}; use path='rows'")
+    if head.path == "auto":
         return "rows" if blocking else "odds"
-    return head.form
+    return head.path
 
 
-def _tma_aligned(hidden_TD: Tensor, weight_VD: Tensor) -> bool:
+def _tma_aligned(weight_VD: Tensor) -> bool:
     # The hidden states are copied where they are not; the weight is too large for that.
-    return hidden_TD.shape[1] % 8 == 0 and weight_VD.is_contiguous()
+    return weight_VD.shape[1] % 8 == 0 and weight_VD.is_contiguous()
 
 
-def _resolve_tile(form: str, hidden_TD: Tensor, head: Head) -> Tile | None:
-    if form != "odds":
+def _resolve_tile(path: str, weight_VD: Tensor, head: Head) -> Tile | None:
+    if path != "odds":
         if head.tile is not None:
-            raise ValueError(f"tile: expected only with the odds form, got form {form!r}")
+            raise ValueError(f"tile: expected only with path 'odds', got path {path!r}")
         return None
     if head.tile is not None:
         return head.tile
-    if not hidden_TD.is_cuda:
+    if not weight_VD.is_cuda:
         return INTERPRETER_TILE
-    arch = table_architecture(torch.cuda.get_device_capability(hidden_TD.device))
+    arch = table_architecture(torch.cuda.get_device_capability(weight_VD.device))
     if head.softcap is not None:
         return ODDS_TILES[arch]["softcap"]
-    return ODDS_TILES[arch]["plain" if head.entropy == "none" else "entropy"]
+    return ODDS_TILES[arch]["logprob" if head.entropy == "none" else "entropy"]
 
 
 def padded_columns(vocabulary: int) -> int:
@@ -297,14 +287,14 @@ def padded_columns(vocabulary: int) -> int:
     return -(-vocabulary // 8) * 8
 
 
-def _bytes_per_row(form: str, hidden_TD: Tensor, vocabulary: int) -> int:
-    size = hidden_TD.element_size()
-    if form == "odds":
+def _bytes_per_row(path: str, weight_VD: Tensor) -> int:
+    vocabulary, size = weight_VD.shape[0], weight_VD.element_size()
+    if path == "odds":
         return padded_columns(vocabulary) * size
-    if form == "rows":
+    if path == "rows":
         # fp32 logits, and their gradient in the inputs' type where it cannot overwrite them
         return vocabulary * (4 if size == 4 else 4 + size)
-    # The reference keeps the exponents beside their exponentials, and upcasts.
+    # The plain path keeps the exponents beside their exponentials, and upcasts.
     return vocabulary * 2 * max(size, 4)
 
 

@@ -1,4 +1,4 @@
-"""The loss head of one chunk of rows in odds form: the exponential lives in the matrix product.
+"""The loss head of one chunk of rows by its odds: the exponential lives in the matrix product.
 
     u_cv = z_cv - z_ct - shift_c        z = softcap(hidden . weight) / temperature, t the target
     E_cv = exp(u_cv), 0 in the target's column
@@ -25,51 +25,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from intfast.kernels.launch import HeadPlan, interpreted, padded_columns
+from .plan import HeadPlan, interpreted, padded_columns
+from .rowmath import IGNORED, MAX_EXPONENT, cap, cap_slope, finish
 
-MAX_EXPONENT = tl.constexpr(64.0)
 # A sum that holds one clamped exponential, exp(64) = 6.2e27, is at least this.
 _CLAMPED_SUM = tl.constexpr(6e27)
-_IGNORE = tl.constexpr(-100)
-
-
-@triton.jit
-def _cap(z, scale, softcap, SOFTCAP: tl.constexpr):
-    """The final logit of a raw one; `scale` is 1 / temperature."""
-    if SOFTCAP:
-        # tanh by the exponential: the interpreter has no libdevice
-        z = softcap * (1.0 - 2.0 / (tl.exp(z * (2.0 / softcap)) + 1.0))
-    return z * scale
-
-
-@triton.jit
-def _cap_slope(z, scale, softcap, SOFTCAP: tl.constexpr):
-    """d capped / d raw of a final logit, without the temperature."""
-    if SOFTCAP:
-        tanh = z / (scale * softcap)
-        return 1.0 - tanh * tanh
-    else:
-        return 1.0
-
-
-@triton.jit
-def _log1p(x):
-    # tl.log compiles to an approximation with a large relative error near 1, so small arguments
-    # take log1p(x) = 2 atanh(x / (2 + x)); the first term left out is below 1e-9 of the sum.
-    s = x / (2.0 + x)
-    q = s * s
-    tail = 1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13)))))
-    return tl.where(x < 0.5, 2.0 * s * (1.0 + q * tail), tl.log(1.0 + x))
-
-
-@triton.jit
-def _finish(shift, r, k, live):
-    """(logprob, entropy) of rows from their sums."""
-    own = tl.exp(-shift)
-    total = r + own
-    log_total = tl.where(shift > 0, tl.log(total), _log1p(r))
-    logprob = tl.where(live, -(shift + log_total), 0.0)
-    return logprob, tl.where(live, log_total - (k - shift * own) / total, 0.0)
 
 
 @triton.jit
@@ -97,9 +57,9 @@ def _target_logit(
         x = tl.load(x_ptr + row * stride_xc + inner, mask=inner < D, other=0.0)
         w = tl.load(w_ptr + column * stride_wv + inner, mask=inner < D, other=0.0)
         acc += x.to(tl.float32) * w.to(tl.float32)
-    logit = _cap(tl.sum(acc), scale, softcap, SOFTCAP)
+    logit = cap(tl.sum(acc), scale, softcap, SOFTCAP)
     # The logit of an ignored row is not used; an impossible target must show as NaN.
-    logit = tl.where(known | (target == _IGNORE), logit, float("nan"))
+    logit = tl.where(known | (target == IGNORED), logit, float("nan"))
     tl.store(logit_ptr + row, logit)
 
 
@@ -162,7 +122,7 @@ def _odds_matmul(
 
         target = tl.load(target_ptr + rows, mask=in_rows, other=-1)
         logit = tl.load(logit_ptr + rows, mask=in_rows, other=0.0)
-        z = _cap(acc, scale, softcap, SOFTCAP)
+        z = cap(acc, scale, softcap, SOFTCAP)
         u = z - logit[:, None]
         valid = (cols[None, :] < V) & (cols[None, :] != target.to(tl.int32)[:, None])
         e = tl.where(valid, tl.exp(tl.minimum(u, MAX_EXPONENT)), 0.0)
@@ -171,7 +131,7 @@ def _odds_matmul(
         if ENTROPY:
             tl.store(part + num_rows, tl.sum(e * u, 1), mask=in_rows)
         if STORE:
-            out = (e * _cap_slope(z, scale, softcap, SOFTCAP)).to(e_ptr.dtype.element_ty)
+            out = (e * cap_slope(z, scale, softcap, SOFTCAP)).to(e_ptr.dtype.element_ty)
             if TMA:
                 e_desc.store([tile_c * BLOCK_C, tile_v * BLOCK_V], out)
             else:
@@ -209,19 +169,19 @@ def _finish_rows(
         r += tl.sum(tl.load(at, mask=mask, other=0.0), 0)
         if ENTROPY:
             k += tl.sum(tl.load(at + num_rows, mask=mask, other=0.0), 0)
-    target = tl.load(target_ptr + rows, mask=in_rows, other=_IGNORE)
-    live = target != _IGNORE
+    target = tl.load(target_ptr + rows, mask=in_rows, other=IGNORED)
+    live = target != IGNORED
     # A negative shift asks _rereference for this row.
     shift = tl.where(live & (r >= _CLAMPED_SUM), -1.0, 0.0)
     logit = tl.load(stats_ptr + rows, mask=in_rows, other=0.0)
     tl.store(stats_ptr + num_rows + rows, shift, mask=in_rows)
     tl.store(stats_ptr + 2 * num_rows + rows, r, mask=in_rows)
     tl.store(stats_ptr + 3 * num_rows + rows, k, mask=in_rows)
-    logprob, entropy = _finish(tl.maximum(shift, 0.0), r, k, live)
+    logprob, entropy = finish(tl.maximum(shift, 0.0), r, k, live)
     tl.store(logprob_ptr + rows, logprob, mask=in_rows)
     tl.store(entropy_ptr + rows, entropy, mask=in_rows)
     if STORE:
-        own = -r * _cap_slope(logit, scale, softcap, SOFTCAP)
+        own = -r * cap_slope(logit, scale, softcap, SOFTCAP)
         e_at = e_ptr + rows.to(tl.int64) * stride_ec + tl.maximum(target, 0)
         tl.store(e_at, own.to(e_ptr.dtype.element_ty), mask=in_rows & live)
 
@@ -269,32 +229,32 @@ def _rereference(
         for start in range(0, V, BLOCK_V):
             cols = start + tl.arange(0, BLOCK_V)
             raw = _raw_logits(x_ptr, w_ptr, row, cols, V, D, stride_xc, stride_wv, BLOCK_D)
-            z = tl.where(cols < V, _cap(raw, scale, softcap, SOFTCAP), float("-inf"))
+            z = tl.where(cols < V, cap(raw, scale, softcap, SOFTCAP), float("-inf"))
             top = tl.maximum(top, tl.max(z, 0))
         r = 0.0
         k = 0.0
         for start in range(0, V, BLOCK_V):
             cols = start + tl.arange(0, BLOCK_V)
             raw = _raw_logits(x_ptr, w_ptr, row, cols, V, D, stride_xc, stride_wv, BLOCK_D)
-            z = _cap(raw, scale, softcap, SOFTCAP)
+            z = cap(raw, scale, softcap, SOFTCAP)
             u = z - top
             e = tl.where((cols < V) & (cols != target), tl.exp(u), 0.0)
             r += tl.sum(e, 0)
             k += tl.sum(e * u, 0)
             if STORE:
-                out = (e * _cap_slope(z, scale, softcap, SOFTCAP)).to(e_ptr.dtype.element_ty)
+                out = (e * cap_slope(z, scale, softcap, SOFTCAP)).to(e_ptr.dtype.element_ty)
                 tl.store(e_ptr + row * stride_ec + cols, out, mask=cols < V)
         shift = top - logit
         tl.store(stats_ptr + num_rows + row, shift)
         tl.store(stats_ptr + 2 * num_rows + row, r)
         tl.store(stats_ptr + 3 * num_rows + row, k)
-        logprob, entropy = _finish(shift, r, k, True)
+        logprob, entropy = finish(shift, r, k, True)
         tl.store(logprob_ptr + row, logprob)
         tl.store(entropy_ptr + row, entropy)
         if STORE:
             # Threads of the loop above wrote a 0 into this column.
             tl.debug_barrier()
-            own = -r * _cap_slope(logit, scale, softcap, SOFTCAP)
+            own = -r * cap_slope(logit, scale, softcap, SOFTCAP)
             tl.store(e_ptr + row * stride_ec + target, own.to(e_ptr.dtype.element_ty))
 
 

@@ -8,7 +8,7 @@ importing this module, and no other trainer is imported before one of its functi
                            linear_cross_entropy = verl_logprob
     torchtitan             loss=titan_loss().Config() in a trainer config
     prime-rl               [trainer.loss] type = "custom",
-                           import_path = "intfast.adapters.prime_rl_loss"
+                           import_path = "intfast.kernels.adapters.prime_rl_loss"
 
 Versions they were written against: transformers 5.23, TRL 1.16, verl 0.9.1, torchtitan 0.3,
 prime-rl 0.8. Heads sharded over devices are refused: the ops need the whole weight.
@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intfast.kernels.launch import IGNORE
-from intfast.kernels.linear_logprob import linear_logprob
-from intfast.kernels.linear_objective import linear_objective
-from intfast.kernels.objectives import (
+from .head.plan import IGNORE
+from .linear_logprob import linear_logprob
+from .linear_objective import linear_objective
+from .objectives import (
     Cispo,
     Kl,
     Objective,
@@ -37,7 +37,7 @@ from intfast.kernels.objectives import (
     Sum,
     TrustRegion,
 )
-from intfast.kernels.span_cross_entropy import span_cross_entropy
+from .span_cross_entropy import span_cross_entropy
 
 
 def token_loss(objective: Objective, logprob_T: Tensor, streams: Streams) -> Tensor:

@@ -8,8 +8,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from intfast import adapters
-from intfast.kernels.launch import IGNORE
+from intfast.kernels import adapters
+from intfast.kernels.head.plan import IGNORE
 from intfast.kernels.objectives import PolicyClip, Streams
 
 
