@@ -20,7 +20,7 @@ from intfast import cli, collect, intervene, sft
 from intfast.config import Config, InterveneConfig
 from intfast.evaluate import Estimate, bootstrap
 from intfast.records import Continuation, Intervention
-from intfast.run import Run, open_run, manifest
+from intfast.run import Run, manifest, open_run
 from intfast.state.metrics import make_console
 from intfast.waves import Tried, waves
 

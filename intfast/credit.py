@@ -11,7 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+
 from intfast.engine.protocol import Completion
+from intfast.kernels import group_advantages as kernel
 from intfast.records import Example, Record
 from intfast.settings.numerics import CreditConfig, PolicyConfig
 
@@ -45,65 +48,52 @@ class Credit(Record):
         return idle / max(1, self.num_active + idle)
 
 
-def group_advantages(rewards_P_G: Sequence[Sequence[float | None]], config: CreditConfig) -> Credit:
+def group_advantages(
+    rewards_P_G: Sequence[Sequence[float | None]],
+    config: CreditConfig,
+    device: torch.device | str = "cpu",
+) -> Credit:
     """Advantages of each group's completions; exactly 0 in a group without variance.
 
     A reward None (unscored) is left out of baseline and deviation.
+    device: where the op of kernels/ runs, in Triton on CUDA; rewards and advantages are fp32
     Raises ValueError on a reward that is not finite.
     """
-    scored_P = [_scored(index, group) for index, group in enumerate(rewards_P_G)]
-    batch_std = _std([reward for scored in scored_P for reward in scored], ddof=1)
-    flat_P = [scored[0] for scored in scored_P if scored and max(scored) == min(scored)]
-    num_right = sum(reward > 0 for reward in flat_P)
-    num_groups = sum(bool(scored) for scored in scored_P)
+    flat_N = [_finite(p, reward) for p, group in enumerate(rewards_P_G) for reward in group]
+    sizes_P = [len(group) for group in rewards_P_G]
+    found = kernel.group_advantages(
+        torch.tensor(flat_N, dtype=torch.float32, device=device),
+        torch.tensor([0, *sizes_P], device=device).cumsum(0),
+        baseline=config.baseline,
+        scale=config.scale,
+        eps=config.eps,
+        right_above=0.0,
+    )
+    num_right, num_wrong, num_active, num_scored, _ = torch.stack(found.counts).tolist()
+    groups = zip(rewards_P_G, found.advantage_N.cpu().split(sizes_P), strict=True)
     return Credit(
         advantages_P_G=[
-            _advantages(group, scored, batch_std, config)
-            for group, scored in zip(rewards_P_G, scored_P, strict=True)
+            [None if r is None else a for r, a in zip(group, advantage_G.tolist(), strict=True)]
+            for group, advantage_G in groups
         ],
-        num_active=num_groups - len(flat_P),
-        num_all_wrong=len(flat_P) - num_right,
+        num_active=num_active,
+        num_all_wrong=num_wrong,
         num_all_right=num_right,
-        num_unscored_groups=len(scored_P) - num_groups,
-        num_unscored=sum(map(len, rewards_P_G)) - sum(map(len, scored_P)),
+        num_unscored_groups=len(rewards_P_G) - num_active - num_wrong - num_right,
+        num_unscored=len(flat_N) - num_scored,
     )
 
 
-def _scored(index: int, group: Sequence[float | None]) -> list[float]:
-    scored = [reward for reward in group if reward is not None]
-    for reward in scored:
-        if not math.isfinite(reward):
-            raise ValueError(
-                f"reward of group {index}: expected a finite number or None, got {reward}; "
-                "give None for a completion that could not be graded"
-            )
-    return scored
-
-
-def _std(values: list[float], ddof: int) -> float:
-    """Standard deviation by centred sums; 0 for fewer than two values."""
-    if len(values) < 2:
-        return 0.0
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - ddof))
-
-
-def _advantages(
-    group: Sequence[float | None], scored: list[float], batch_std: float, config: CreditConfig
-) -> list[float | None]:
-    # Equality decides, not a small deviation: rounding of the mean divided by eps is not credit.
-    if not scored or max(scored) == min(scored):
-        return [None if reward is None else 0.0 for reward in group]
-    mean = math.fsum(scored) / len(scored)
-    # reward - mean of the others = (reward - mean of all) * n / (n - 1)
-    factor = len(scored) / (len(scored) - 1) if config.baseline == "leave-one-out" else 1.0
-    if config.scale == "group":
-        factor /= _std(scored, ddof=1) + config.eps
-    elif config.scale == "group-population":
-        factor /= _std(scored, ddof=0) + config.eps
-    elif config.scale == "batch":
-        factor /= batch_std + config.eps
-    return [None if reward is None else (reward - mean) * factor for reward in group]
+def _finite(group: int, reward: float | None) -> float:
+    """The reward, NaN for None: what the op takes for unscored."""
+    if reward is None:
+        return math.nan
+    if not math.isfinite(reward):
+        raise ValueError(
+            f"reward of group {group}: expected a finite number or None, got {reward}; "
+            "give None for a completion that could not be graded"
+        )
+    return reward
 
 
 def examples(

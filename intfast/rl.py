@@ -69,7 +69,7 @@ def rl(
             if stage.step == start or (check_every and step % check_every == 0):
                 # The same tokens, scored by both sides: stale weights are not learned from.
                 parity.check_rollouts(run, f"{name} step {step}", *rollouts[:2])
-            found = credit.group_advantages(rewards(rollouts.groups_P_G), config.credit)
+            found = credit.group_advantages(rewards(rollouts.groups_P_G), config.credit, run.device)
             advantages_P_G, located = process_credit.inside(run, *rollouts[:2], found, step)
             row = counts(run, rollouts, found) | located
             with run.updating():
@@ -162,7 +162,7 @@ def counts(run: Run, rollouts: Rollouts, found: Credit) -> dict[str, Any]:
     """What a step drew, groups that were replaced included; `found` is of those it learns from."""
     groups_P_G = [group for _, group in rollouts.drawn]
     if len(groups_P_G) > len(rollouts.groups_P_G):
-        found = credit.group_advantages(rewards(groups_P_G), run.config.rl.credit)
+        found = credit.group_advantages(rewards(groups_P_G), run.config.rl.credit, run.device)
     flat = [graded for group in groups_P_G for graded in group]
     lengths = [len(graded.completion.token_ids) for graded in flat]
     num_scored = max(1, found.num_active + found.num_all_wrong + found.num_all_right)

@@ -72,6 +72,17 @@ def test_rl_tells_the_engine_of_every_update(run_of):
         assert run.sampler.engine.policy_version - before >= updates > 0
 
 
+def test_advantages_come_from_the_op_once_a_step(run_of, monkeypatch):
+    calls, op = [], credit.kernel.group_advantages
+    monkeypatch.setattr(
+        credit.kernel, "group_advantages", lambda *a, **k: calls.append(a) or op(*a, **k)
+    )
+    with run_of() as run:
+        rl.rl(run, "base_rl", "base", run.problems)
+    assert len(calls) == 6
+    assert {tuple(offsets.tolist()) for _, offsets in calls} == {(0, 8, 16, 24, 32)}
+
+
 @pytest.mark.parametrize("stop_before", [1, 3, 4])
 def test_interrupted_rl_continues_to_the_same_weights(run_of, monkeypatch, stop_before):
     with run_of(run="whole") as run:

@@ -70,8 +70,11 @@ def scatter(value_R: Tensor, rows_R: Tensor | None, num_rows: int) -> Tensor:
 def forward(inputs: Inputs, start: int, end: int, keep: bool) -> Chunk:
     """The chunk of rows start..end."""
     hidden_CD, target_C = _rows(inputs, start, end)
-    run = _operator(inputs, _chunk, _run_chunk)
-    made = run(hidden_CD, inputs.weight_VD, target_C, inputs.plan.recipe, keep)
+    if _is_called_directly(inputs):
+        with torch.autocast(hidden_CD.device.type, enabled=False):
+            made = plain.chunk(hidden_CD, inputs.weight_VD, target_C, inputs.plan, keep)
+    else:
+        made = _chunk(hidden_CD, inputs.weight_VD, target_C, inputs.plan.recipe, keep)
     return Chunk(*made, hidden_CD, target_C)
 
 
@@ -119,7 +122,8 @@ class Gradients:
         dlogprob_C = torch.where(live_C, dlogprob_C, 0)
         if dentropy_C is not None:
             dentropy_C = torch.where(live_C, dentropy_C, 0)
-        hidden_grad_CD = _operator(self.inputs, _chunk_gradient, _run_chunk_gradient)(
+        direct = _is_called_directly(self.inputs)
+        hidden_grad_CD = (_run_chunk_gradient if direct else _chunk_gradient)(
             chunk.kept, chunk.stats, dlogprob_C, dentropy_C, hidden_CD, self.inputs.weight_VD,
             target_C, self.weight_VD, self.inputs.plan.recipe, self.need_hidden,
             self.fresh and start == 0,
@@ -154,9 +158,9 @@ def _rows(inputs: Inputs, start: int, end: int) -> tuple[Tensor, Tensor]:
     return hidden_CD.masked_fill(ignored_C1, 0), target_C
 
 
-def _operator(inputs: Inputs, registered: Callable, function: Callable) -> Callable:
-    # Dispatch through the registry costs as much as a small CPU chunk.
-    return function if inputs.plan.path == "plain" and readable(inputs.target_R) else registered
+def _is_called_directly(inputs: Inputs) -> bool:
+    """Whether a chunk passes the operators by: their dispatch costs as much as a small chunk."""
+    return inputs.plan.path == "plain" and readable(inputs.target_R)
 
 
 def _without_autocast(run: Callable) -> Callable:
