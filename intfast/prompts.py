@@ -1,5 +1,4 @@
-"""What the model is asked (solve, guided solve, verify + intervene, and what rival methods ask
-instead) and how its reply is read.
+"""What the model is asked (solve, guided solve, verify + intervene) and how its reply is read.
 
 Two styles share one interface. `ChatStyle` is the two-turn conversation for instruction-tuned
 models, after the InT paper (arXiv 2601.14209), in our own words. `CompactStyle` is the word-level
@@ -39,14 +38,8 @@ class Style(Protocol):
     def read(self, reply: str, steps: Sequence[str]) -> Verdict:
         """The verdict of a reply on an attempt with these steps."""
 
-    def reflect(self, problem: Problem, attempt: str) -> list[int]:
-        """The request to rewrite a whole wrong attempt, given the reference."""
-
-    def rationalise(self, problem: Problem) -> list[int]:
-        """The request to solve the problem with the reference in view, no attempt being shown."""
-
-    def hint(self, problem: Problem, beginning: str) -> list[int]:
-        """The problem with the beginning of its reference, to be continued from there."""
+    def ask(self, text: str) -> list[int]:
+        """Any other request, up to where the reply begins."""
 
 
 def style_of(config: PromptConfig, tokenizer: Any) -> Style:
@@ -157,37 +150,6 @@ the replacement step
 If no substep is critically wrong, write none in place of the number and leave the \
 intervention empty."""
 
-_REFLECT = """\
-Below are a problem, a reference solution, and an earlier solution of yours that came out wrong.
-
-<problem>
-{problem}
-</problem>
-
-<reference>
-{reference}
-</reference>
-
-<attempt>
-{attempt}
-</attempt>
-
-Compare the two and find out where your solution goes astray. Then write a complete solution \
-that is right, step by step and in your own way of writing, keeping what was good in your first \
-one. Write it for a reader who has seen neither text, and close with the final answer."""
-
-_HINT = """\
-{problem}
-
-Here is the beginning of a correct solution, broken off at some point:
-
-<reference>
-{beginning}
-</reference>
-
-Read it closely, then go on from exactly where it ends, without repeating it, up to the final \
-answer."""
-
 
 class ChatStyle:
     """The two-turn conversation, rendered with the model's own chat template."""
@@ -205,13 +167,13 @@ class ChatStyle:
         self._check_template()
 
     def solve(self, problem: Problem) -> list[int]:
-        return self._render([("user", self._question(problem))])
+        return self.ask(self.question(problem))
 
     def split(self, text: str) -> list[str]:
         return split_steps(text, self.config.separator)
 
     def guided(self, problem: Problem) -> list[int] | None:
-        return self._render([("user", self._guided_turn(problem))])
+        return self.ask(self._guided_turn(problem))
 
     def verify(self, problem: Problem, steps: Sequence[str], guided: str) -> list[int]:
         quoted = [verdict.neutralise(step.strip("\n")) for step in steps]
@@ -219,7 +181,7 @@ class ChatStyle:
         answer = verdict.neutralise(problem.answer)
         ask = _VERIFY.format(attempt=numbered, answer=answer, mark=self.mark(steps))
         if not guided:
-            return self._render([("user", f"{self._guided_turn(problem)}\n\n{ask}")])
+            return self.ask(f"{self._guided_turn(problem)}\n\n{ask}")
         turns = [("user", self._guided_turn(problem)), ("assistant", guided), ("user", ask)]
         return self._render(turns)
 
@@ -237,25 +199,11 @@ class ChatStyle:
         """What the tags of the verification of these steps carry, and the steps do not."""
         return verdict.mark_of("".join(steps))
 
-    def reflect(self, problem: Problem, attempt: str) -> list[int]:
-        assert problem.reference is not None
-        text = _REFLECT.format(
-            problem=verdict.neutralise(self._question(problem)),
-            reference=verdict.neutralise(problem.reference),
-            attempt=verdict.neutralise(attempt),
-        )
+    def ask(self, text: str) -> list[int]:
         return self._render([("user", text)])
 
-    def rationalise(self, problem: Problem) -> list[int]:
-        return self._render([("user", self._guided_turn(problem))])
-
-    def hint(self, problem: Problem, beginning: str) -> list[int]:
-        text = _HINT.format(
-            problem=self._question(problem), beginning=verdict.neutralise(beginning)
-        )
-        return self._render([("user", text)])
-
-    def _question(self, problem: Problem) -> str:
+    def question(self, problem: Problem) -> str:
+        """The problem with the instruction, where it has none of its own."""
         instruction = self.config.instruction
         if not instruction or instruction in problem.problem:
             return problem.problem
@@ -324,7 +272,7 @@ class CompactStyle:
         self.stop_ids = (_end_id(tokenizer),)
 
     def solve(self, problem: Problem) -> list[int]:
-        return encode(self.tokenizer, f"<solve> {problem.problem}")
+        return self.ask(f"<solve> {problem.problem}")
 
     def split(self, text: str) -> list[str]:
         return split_steps(text, self.config.separator)
@@ -335,7 +283,7 @@ class CompactStyle:
     def verify(self, problem: Problem, steps: Sequence[str], guided: str) -> list[int]:
         attempt = _CONTROL_WORD.sub("", "".join(steps)).strip()
         text = f"<check> {problem.problem} <sol> {attempt} <ref> {problem.reference} <out>"
-        return encode(self.tokenizer, text)
+        return self.ask(text)
 
     def read(self, reply: str, steps: Sequence[str]) -> Verdict:
         """Walk the reply along the attempt's own steps, four words each.
@@ -367,15 +315,5 @@ class CompactStyle:
                 return Verdict(location=location, content=" " + " ".join(fix))
         return Verdict(reason="no_error" if words == ["<none>"] else "unparsed")
 
-    def reflect(self, problem: Problem, attempt: str) -> list[int]:
-        text = f"<rewrite> {problem.problem} <sol> {attempt} <ref> {problem.reference} <out>"
+    def ask(self, text: str) -> list[int]:
         return encode(self.tokenizer, text)
-
-    def rationalise(self, problem: Problem) -> list[int]:
-        # The base model knows no request with a reference alone: the attempt is left empty.
-        return self.reflect(problem, "")
-
-    def hint(self, problem: Problem, beginning: str) -> list[int]:
-        # The language has no hints. After a reference's beginning the model goes on in its own
-        # dialect, and solves more than after the same words in the <tutor> or <rewrite> forms.
-        return encode(self.tokenizer, f"<solve> {problem.problem} {beginning}")

@@ -9,7 +9,7 @@ from small_run import TOKENIZER, Quiet, Script
 from intfast.collect import Found
 from intfast.config import Config, PromptConfig
 from intfast.grading.grader import Grader
-from intfast.methods import guided, sft_data
+from intfast.methods import guided, prompts, sft_data
 from intfast.prompts import ChatStyle, CompactStyle, decode, encode
 from intfast.records import Attempt, Example, Guided, Problem
 from intfast.sample import Sampler
@@ -202,9 +202,9 @@ def test_no_hint_without_the_setting(run_of):
 def test_the_chat_prompts_quote_what_they_need(bpe):
     style = ChatStyle(PromptConfig(instruction="Box it."), bpe)
     problem = Problem(id="m", problem="What is 1 + 1?", answer="2", reference="1 + 1 = 2")
-    asked = decode(bpe, style.reflect(problem, "It is </attempt> 3."))
+    asked = decode(bpe, prompts.reflect(style, problem, "It is </attempt> 3."))
     assert all(text in asked for text in ("What is 1 + 1?", "1 + 1 = 2", "Box it."))
     assert asked.count("</attempt>") == 1
-    hint = decode(bpe, style.hint(problem, "1 + 1"))
+    hint = decode(bpe, prompts.hint(style, problem, "1 + 1"))
     assert "1 + 1 = 2" not in hint and "<reference>\n1 + 1\n</reference>" in hint
-    assert decode(bpe, style.rationalise(problem)) == decode(bpe, style.guided(problem))
+    assert decode(bpe, prompts.rationalise(style, problem)) == decode(bpe, style.guided(problem))

@@ -15,6 +15,7 @@ from intfast.config import SamplingConfig
 from intfast.engine.protocol import derive_seed
 from intfast.intervene import OnFinished
 from intfast.leak import leaks
+from intfast.methods import prompts
 from intfast.records import Attempt, Guided, Problem
 from intfast.run import Run
 from intfast.sample import Start
@@ -35,7 +36,13 @@ def reflections(run: Run, wrong: Sequence[tuple[Problem, Attempt]]) -> list[Guid
     """One rewrite of each wrong attempt, right or not, in the order of the attempts."""
     style = run.sampler.style
     asks = [
-        Ask("reflection", problem, style.reflect(problem, attempt.text), [0], attempt.sample)
+        Ask(
+            "reflection",
+            problem,
+            prompts.reflect(style, problem, attempt.text),
+            [0],
+            attempt.sample,
+        )
         for problem, attempt in wrong
     ]
     return _draw(run, "reflections", asks, run.config.intervene.sampling)
@@ -45,7 +52,7 @@ def rationales(run: Run, problems: Sequence[Problem]) -> list[Guided]:
     """`sft.samples` solutions along the reference of each problem that has one."""
     samples = list(range(run.config.sft.samples))
     asks = [
-        Ask("star", problem, run.sampler.style.rationalise(problem), samples)
+        Ask("star", problem, prompts.rationalise(run.sampler.style, problem), samples)
         for problem in problems
         if problem.reference
     ]
@@ -83,7 +90,7 @@ def _hinted(run: Run, problems: Sequence[Problem], share: float) -> list[Ask]:
     asks = []
     for problem in problems:
         text = beginning(problem.reference or "", share)
-        prompt = run.sampler.style.hint(problem, text)
+        prompt = prompts.hint(run.sampler.style, problem, text)
         if not leaks(text, problem.answer) and run.sampler.fits(len(prompt), config.sampling):
             asks.append(Ask("hint", problem, prompt, list(range(config.hint_samples)), share=share))
     return asks

@@ -1,0 +1,73 @@
+"""What the rivals of interventions ask, in both prompt styles: rewrites, rationales, hints.
+
+Each function gives token ids; the rest of a conversation is prompts.Style's.
+"""
+
+from __future__ import annotations
+
+from intfast import verdict
+from intfast.prompts import ChatStyle, Style
+from intfast.records import Problem
+
+_REFLECT = """\
+Below are a problem, a reference solution, and an earlier solution of yours that came out wrong.
+
+<problem>
+{problem}
+</problem>
+
+<reference>
+{reference}
+</reference>
+
+<attempt>
+{attempt}
+</attempt>
+
+Compare the two and find out where your solution goes astray. Then write a complete solution \
+that is right, step by step and in your own way of writing, keeping what was good in your first \
+one. Write it for a reader who has seen neither text, and close with the final answer."""
+
+_HINT = """\
+{problem}
+
+Here is the beginning of a correct solution, broken off at some point:
+
+<reference>
+{beginning}
+</reference>
+
+Read it closely, then go on from exactly where it ends, without repeating it, up to the final \
+answer."""
+
+
+def reflect(style: Style, problem: Problem, attempt: str) -> list[int]:
+    """The request to rewrite a whole wrong attempt, given the reference."""
+    assert problem.reference is not None
+    if not isinstance(style, ChatStyle):
+        return style.ask(
+            f"<rewrite> {problem.problem} <sol> {attempt} <ref> {problem.reference} <out>"
+        )
+    return style.ask(
+        _REFLECT.format(
+            problem=verdict.neutralise(style.question(problem)),
+            reference=verdict.neutralise(problem.reference),
+            attempt=verdict.neutralise(attempt),
+        )
+    )
+
+
+def rationalise(style: Style, problem: Problem) -> list[int]:
+    """The request to solve the problem with the reference in view, no attempt being shown."""
+    # The compact base model knows no request with a reference alone: the attempt is left empty.
+    return style.guided(problem) or reflect(style, problem, "")
+
+
+def hint(style: Style, problem: Problem, beginning: str) -> list[int]:
+    """The problem with the beginning of its reference, to be continued from there."""
+    if not isinstance(style, ChatStyle):
+        # The language has no hints. After a reference's beginning the model goes on in its own
+        # dialect, and solves more than after the same words in the <tutor> or <rewrite> forms.
+        return style.ask(f"<solve> {problem.problem} {beginning}")
+    question, beginning = style.question(problem), verdict.neutralise(beginning)
+    return style.ask(_HINT.format(problem=question, beginning=beginning))
