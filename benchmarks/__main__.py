@@ -18,6 +18,7 @@ from benchmarks import (
     fidelity,
     gates,
     harness,
+    house,
     kernels,
     process_credit,
     quickstart,
@@ -48,7 +49,10 @@ def main() -> None:
         )
         harness.add_arguments(command)
         module.add_arguments(command)
+    commands.add_parser("house", help=house.__doc__.splitlines()[0])
     args = parser.parse_args()
+    if args.name == "house":
+        return house.main()
     harness.run(next(module for module in BENCHMARKS if args.name == module.NAME), args)
 
 

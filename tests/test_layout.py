@@ -8,31 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import house
+
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
-FLOORS = [
-    "records safe_text settings sources",
-    "config",
-    "cli evaluate verdict waves",
-    "kernels prompts state",
-    "grading model",
-    "data engine leak",
-    "batch credit sample",
-    "intervene limits loss",
-    "run",
-    "plan update",
-    "parity",
-    "collect sft",
-    "methods",
-    "rl",
-    "pipeline",
-    "study",
-    "train compare report",
-]
-"""From the ground up: a file or package of intfast/ imports from lower floors, or its own."""
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
-FLOOR = {name: rank for rank, names in enumerate(FLOORS) for name in names.split()}
 
 
 def python(code: str) -> str:
@@ -53,28 +34,23 @@ def test_files_and_functions_stay_readable(path):
             assert length <= limit, f"{node.name} has {length} lines"
 
 
-def imported(path: Path) -> set[str]:
-    """The dotted names below `intfast` that a file imports, at its top or inside a function."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 0:
-            module = node.module.split(".")
-            if module[0] == "intfast":
-                found |= {".".join([*module[1:], alias.name]) for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {a.name[8:] for a in node.names if a.name.startswith("intfast.")}
-    return found - {"__version__"}
-
-
 def test_imports_point_down_the_house():
-    wrong = []
-    for path in (ROOT / "intfast").rglob("*.py"):
-        own = path.relative_to(ROOT / "intfast").with_suffix("").parts[0]
-        for name in imported(path) if own != "__init__" else ():
-            other = name.partition(".")[0]
-            if other != own and FLOOR[other] >= FLOOR[own]:
-                wrong.append((str(path.relative_to(ROOT)), name))
-    assert wrong == []
+    assert house.upward() == []
+
+
+def test_the_core_is_named_and_bounded():
+    """An evening's reading: the files of house.CORE, which know nothing of what looks at runs."""
+    core = {name: house.measured(house.PACKAGE / name) for name in house.CORE}
+    assert len(core) <= 19
+    assert sum(found.lines for found in core.values()) <= 4000
+    comments = sum(found.comments for found in core.values())
+    assert comments >= 0.06 * sum(found.lines for found in core.values())
+    assert sum(found.raising for found in core.values()) < comments
+    assert sum(house.measured(path).lines for path in house.PACKAGE.rglob("*.py")) <= 13_000
+    known = {name.partition(".")[0] for file, name in house.crossings() if file in house.CORE}
+    own = {name.removesuffix(".py") for name in house.CORE}
+    packages = {"engine", "grading", "kernels", "methods", "model", "state"}
+    assert known <= own | packages | {"safe_text", "parity", "limits", "data"}
 
 
 def test_importing_the_package_loads_nothing_heavy():
