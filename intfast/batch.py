@@ -68,6 +68,7 @@ class Batch:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 # Only from pinned memory is a copy asynchronous.
+                # The copy is behind the step before it, if the host has run ahead.
                 source = value.pin_memory() if to_cuda and not value.is_cuda else value
                 moved[field.name] = source.to(device, non_blocking=to_cuda)
         return replace(self, **moved)
@@ -107,6 +108,7 @@ def pack(examples: Sequence[Example], config: BatchConfig) -> Packed:
     Raises ValueError when no token is trainable, when a sequence does not fit, and on streams that
     are not finite where they are used.
     """
+    # First what would silently drop a stream, then the rows.
     _check_streams(examples)
     found = (_sequence(index, example) for index, example in enumerate(examples))
     sequences = [sequence for sequence in found if sequence is not None]
@@ -115,6 +117,7 @@ def pack(examples: Sequence[Example], config: BatchConfig) -> Packed:
             f"update of {len(examples)} examples: expected a token with a weight, got none; "
             "skip the update, or look at why every example was dropped"
         )
+    # No padding: sequences lie end to end, and attention keeps them apart.
     bins = _first_fit_decreasing([len(sequence.token_ids) for sequence in sequences], config)
     return Packed(
         batches=tuple(_batch([sequences[index] for index in members]) for members in bins),
@@ -161,6 +164,7 @@ def _check_streams(examples: Sequence[Example]) -> None:
 
 def _sequence(index: int, example: Example) -> _Sequence | None:
     """The rows of one Example up to its last weighted token; None without a weighted token."""
+    # Rows without weight are never in a matrix product of the head: they are not even kept.
     weight = _stream(index, example, "weights")
     rows = np.flatnonzero(weight[1:])
     if rows.size == 0:
@@ -216,6 +220,7 @@ def _first_fit_decreasing(lengths: list[int], config: BatchConfig) -> list[list[
         )
     bins: list[list[int]] = []
     free: list[int] = []
+    # The longest first leaves the fewest gaps; Python's sort is stable, so ties keep their order.
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         fits = (place for place, room in enumerate(free) if room >= lengths[index])
         place = next(fits, len(bins))

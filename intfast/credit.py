@@ -59,6 +59,7 @@ def group_advantages(
     device: where the op of kernels/ runs, in Triton on CUDA; rewards and advantages are fp32
     Raises ValueError on a reward that is not finite.
     """
+    # Flat, with offsets: groups may differ in size, and one launch serves them all.
     flat_N = [_finite(p, reward) for p, group in enumerate(rewards_P_G) for reward in group]
     sizes_P = [len(group) for group in rewards_P_G]
     found = kernel.group_advantages(
@@ -67,8 +68,10 @@ def group_advantages(
         baseline=config.baseline,
         scale=config.scale,
         eps=config.eps,
+        # A group of equal rewards is "all right" as soon as these are positive.
         right_above=0.0,
     )
+    # One transfer for all five counts.
     num_right, num_wrong, num_active, num_scored, _ = torch.stack(found.counts).tolist()
     groups = zip(rewards_P_G, found.advantage_N.cpu().split(sizes_P), strict=True)
     return Credit(
@@ -122,6 +125,8 @@ def examples(
             )
         for completion, advantage in zip(completions, advantages, strict=True):
             truncated = completion.finish_reason == "length"
+            # A completion cut at the limit has no outcome of its own; its reward still made the
+            # baseline.
             if advantage is None or (config.mask_truncated and truncated):
                 continue
             made.append(_example(prompt_ids, completion, advantage, config, problem_id))
@@ -146,7 +151,10 @@ def _example(
             f"group {problem_id!r}: expected one log-prob per sampled token, got "
             f"{len(completion.logprobs)} for {length}; let the engine return them"
         )
+    # GRPO averages within a sequence, DAPO over all tokens, Dr. GRPO divides by a constant: here
+    # these weights and the divisor alone tell them apart.
     weight = 1.0 / length if config.normalisation == "sequence-mean" and length else 1.0
+    # Prompt tokens were not sampled: no weight, no advantage, no ratio.
     before = [0.0] * len(prompt_ids)
     scalar = isinstance(advantage, (int, float))
     return Example(
@@ -167,6 +175,8 @@ def divisor(examples_N: Sequence[Example], config: CreditConfig, max_new_tokens:
     "constant": sequences x max_new_tokens (Dr. GRPO).
     Raises ValueError when nothing is left to divide by.
     """
+    # Counted over the whole update, by whoever splits it: a mean of means would favour the
+    # tokens of small micro-batches.
     if config.normalisation == "token":
         count = sum(weight != 0 for example in examples_N for weight in example.weights)
     elif config.normalisation == "constant":

@@ -17,19 +17,26 @@ def train(run: Run) -> Found:
     Raises ValueError for what the user can change, RuntimeError for the environment.
     """
     config = run.config
+    # Before anything is trained: every table needs the base beside it.
     collect.evaluation(run, "base")
+    # Attempts and interventions come from the base model alone. SFT starts from it too, so what is
+    # trained on is what this very model wrote: the prefix, and the step that it proposed itself.
     found = collect.gather(run, [config])
 
     if config.sft.epochs:
+        # InT is one choice of SFT data among others: rivals share everything else.
         found.supervised = sft_data.STAGES.get(config.sft.data, config.sft.data)
         found.examples = sft_data.examples(run, found)
         sft(run, found.supervised, found.examples)
         collect.evaluation(run, found.supervised)
 
+    # RL continues from SFT. Without SFT it starts from the base, which is the plain GRPO arm.
     last = found.supervised
     if config.rl.steps:
         problems = found.rl_problems(config.rl.problems)
+        # Empty unless rl.hint asks for them; they are sampled once and kept in guided.jsonl.
         hints = guided.hints(run, problems)
+        # The same problems, seeds and steps from both starts: what differs is the start.
         for name in (last, "base") if config.rl.from_base else (last,):
             rl(run, f"{name}_rl", name, problems, hints)
             collect.evaluation(run, f"{name}_rl")

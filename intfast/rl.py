@@ -53,11 +53,13 @@ def rl(
     if is_finished(run, name):
         return
     tasks = _tasks(problems, hints or {})
+    # For a comparison at equal tokens: what the run generated before RL counts too.
     collected = sum(collect.generated_tokens(run).values()) if config.until_tokens else 0
     reference = _reference(run, initial) if config.policy.kl else None
     policy_loss = partial(
         loss.policy_loss, config=config.policy, temperature=config.sampling.temperature
     )
+    # The schedule is over updates, of which a step has as many as it has minibatches.
     with Stage(run, name, initial, config.optim, config.steps * config.minibatches) as stage:
         start, is_last = stage.step, False
         parity.before_generating(run)
@@ -69,18 +71,27 @@ def rl(
             if stage.step == start or (check_every and step % check_every == 0):
                 # The same tokens, scored by both sides: stale weights are not learned from.
                 parity.check_rollouts(run, f"{name} step {step}", *rollouts[:2])
+            # GRPO: a reward counts by how far it lies above its own group, so that problems that
+            # are
+            # always or never solved move nothing.
             found = credit.group_advantages(rewards(rollouts.groups_P_G), config.credit, run.device)
+            # Credit inside wrong rollouts, where configured; else the advantages as they are.
             advantages_P_G, located = process_credit.inside(run, *rollouts[:2], found, step)
             row = counts(run, rollouts, found) | located
+            # The engine sleeps while the step trains: their memory is the same memory.
             with run.updating():
                 with run.metrics.phase("prepare"):
                     updates = minibatches(run, rollouts, advantages_P_G, step)
                 stats = []
                 with run.metrics.phase("train"):
+                    # Off-policy from the second update on; the clipped ratio to the old policy
+                    # bounds that.
                     for packed, divisor in scored(run, updates, reference):
                         stats.append(update(stage, packed, divisor, policy_loss))
             row |= loss.together(stats)
+            # Written before the step is saved: a row of a step that was lost is dropped on resume.
             run.metrics.row(name, step, row, _line(name, step, config.steps, row))
+            # A stage at equal tokens goes on past its steps until the budget is generated.
             is_last = step >= config.steps and (
                 not config.until_tokens
                 or collected + collect.rl_tokens(run, name) >= config.until_tokens
@@ -121,6 +132,7 @@ def draw(run: Run, name: str, tasks: Sequence[Task], cursor: int) -> Rollouts:
     config = run.config.rl
     rollouts = Rollouts([], [], [], cursor)
     for _ in range(1 + config.refill):
+        # Only the groups that are still missing are drawn again.
         wanted = config.problems_per_step - len(rollouts.starts_P)
         starts_P = [_start(run, tasks, place) for place in range(cursor, cursor + wanted)]
         cursor += wanted
@@ -139,9 +151,11 @@ def draw(run: Run, name: str, tasks: Sequence[Task], cursor: int) -> Rollouts:
 def _start(run: Run, tasks: Sequence[Task], place: int) -> Start:
     """The task at a place of the endless stream, with its seeds."""
     seed = run.config.seed
+    # The stream has no state but a number: any place of it can be found again from the seed.
     epoch, index = divmod(place, len(tasks))
     problem, prompt_ids = tasks[shuffled(len(tasks), derive_seed(seed, "rl-order", epoch))[index]]
     samples = range(run.config.rl.group_size)
+    # The place is in the seed: the same problem in the next epoch draws other rollouts.
     seeds = [derive_seed(seed, "rl", place, problem.id, sample) for sample in samples]
     return Start(problem, seeds, prompt_ids=prompt_ids)
 
@@ -155,6 +169,7 @@ def rewards(groups_P_G: Sequence[Sequence[Graded]]) -> list[list[float | None]]:
 
 
 def _has_variance(group: Sequence[Graded]) -> bool:
+    # Equality and not a small deviation decides, as in the op.
     return len({reward for reward in rewards([group])[0] if reward is not None}) > 1
 
 
@@ -165,6 +180,7 @@ def counts(run: Run, rollouts: Rollouts, found: Credit) -> dict[str, Any]:
         found = credit.group_advantages(rewards(groups_P_G), run.config.rl.credit, run.device)
     flat = [graded for group in groups_P_G for graded in group]
     lengths = [len(graded.completion.token_ids) for graded in flat]
+    # Groups without any graded rollout are in none of the shares.
     num_scored = max(1, found.num_active + found.num_all_wrong + found.num_all_right)
     values = {
         "reward": _mean_reward(groups_P_G),
@@ -211,6 +227,7 @@ def minibatches(
 ) -> list[tuple[Packed, float]]:
     """(packed, divisor) of each update of a step; those without any gradient are left out."""
     config = run.config.rl
+    # One training sequence per rollout: prompt without loss, sampled tokens with their advantage.
     made = credit.examples(
         [run.sampler.start_prompt(start) for start in rollouts.starts_P],
         [[graded.completion for graded in group] for group in rollouts.groups_P_G],
@@ -223,6 +240,7 @@ def minibatches(
     for part in split(made, config.minibatches, seed) if made else []:
         # Counted before sequences of advantage 0 are left out: they are part of the mean.
         divisor = credit.divisor(part, config.credit, config.sampling.max_new_tokens)
+        # Sequences of advantage zero cost a forward and change nothing, unless KL or entropy does.
         if kept := credit.with_gradient(part, config.policy):
             updates.append((pack(kept, run.config.batch), divisor))
     return updates

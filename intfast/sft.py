@@ -25,10 +25,12 @@ def sft(run: Run, name: str, examples: Sequence[Example]) -> None:
         return
     if not examples:
         raise NoExamples(_why_no_examples(run))
+    # The last step of an epoch may be smaller; none of its examples is dropped.
     steps_per_epoch = -(-len(examples) // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
     with (
         Stage(run, name, "base", config.optim, total_steps) as stage,
+        # SFT generates nothing, so the engine gives its KV memory to the whole stage.
         run.updating(),
         run.metrics.progress(name, total_steps) as advance,
     ):

@@ -54,13 +54,16 @@ class Stage:
             run.hold(self.initial)
         else:
             run.restore(found[1])
+        # Nobody may take these weights for those of a finished stage, an evaluation least of all.
         run.changed(f"{self.name} in training")
+        # After the weights: fp32 masters are made from what the parameters hold now.
         self.optimizer = Optimizer(run.decoder.named_parameters(), self.config, self.total_updates)
         if found is not None:
             self.step, tensors, state = found
             self.optimizer.load_state_tensors(_under("optim.", tensors), state.pop("optim"))
             self.saved, self.state = self.step, state
             run.metrics.say(f"{self.name}: continues after step {self.step}")
+        # Rows of steps that ran but were not saved: those steps come again.
         run.metrics.forget_after(self.name, self.step)
         return self
 
@@ -91,11 +94,13 @@ class Stage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # An error saves nothing: what it left half done must not be continued from.
         if kind is not None and issubclass(kind, interrupt.Stopped):
             if self.saved < self.step:
                 self.save()
             kept = f"step {self.saved} is saved" if self.saved else "no step was finished"
             self.run.metrics.say(f"{self.name}: stopped; {kept}")
+        # Its hooks would feed the next optimizer of the same parameters.
         self.optimizer.close()
         if kind is None:
             self.run.changed(self.name)
@@ -127,12 +132,15 @@ def update(stage: Stage, packed: Packed, divisor: float, loss_of: LossOf) -> dic
     run, decoder = stage.run, stage.run.decoder
     total: loss.Stats | None = None
     for batch in packed.batches:
+        # A sign of life for the watchdog; a stop waits until the step is whole.
         interrupt.beat()
         batch = batch.to(run.device)
         # The last layer computes only the rows that carry loss.
         hidden_ND = decoder(*batch.inputs())
         loss_sum, stats = loss_of(hidden_ND, decoder.head_weight_VD, batch)
+        # Divided before the sum over micro-batches, not by the number of them: their sizes differ.
         (loss_sum / divisor).backward()
+        # Stays on the device: reading it here would wait once a micro-batch.
         total = loss.merge_stats(total, stats)
     # The only wait for the device before the gradient norm.
     values = loss.read_stats(total)
