@@ -67,8 +67,10 @@ def draw_missing(
     """Do the missing work of a stage in chunks of `rollout.chunk_samples`, under one bar."""
     if not todo:
         return
+    # Nothing may be generated with weights that were not compared on both sides.
     parity.before_generating(run)
     with interrupt.phase(title), run.metrics.progress(title, sum(map(size, todo))) as advance:
+        # A chunk is what an interruption can cost: its records are on the disk before the next.
         for chunk in chunks(todo, run.config.rollout.chunk_samples, size):
             interrupt.check()
             work(chunk, advance)
@@ -81,6 +83,7 @@ def attempts(run: Run) -> list[Attempt]:
     """`attempts.samples` graded attempts of every training problem, from the base model."""
     num = run.config.attempts.samples
     journal = run.folder.journal("attempts", Attempt)
+    # What is there is known by its name, not by its place: records may be missing anywhere.
     done = {(record.problem_id, record.sample) for record in journal.records}
     todo = [
         (problem, missing)
@@ -93,6 +96,7 @@ def attempts(run: Run) -> list[Attempt]:
     def work(chunk: Any, advance: intervene.OnFinished) -> None:
         journal.append(_attempt(run, chunk, advance))
 
+    # Held only where something is drawn: a finished stage loads no weights.
     run.hold("base")
     draw_missing(run, "attempts", todo, lambda item: len(item[1]), work)
     grades = Counter(record.grade for record in journal.records)
@@ -120,6 +124,7 @@ def _attempt(
 def select(run: Run, records: Sequence[Attempt]) -> list[Problem]:
     """The problems that go on: all, or those that no attempt solved; at most `max_problems`."""
     config = run.config.attempts
+    # Attempts at all problems, selected or not, tell which are solved.
     solved = {record.problem_id for record in records if record.grade == "correct"}
     unsolved = [problem for problem in run.problems if problem.id not in solved]
     if config.unsolved_only and not unsolved:
@@ -173,6 +178,7 @@ def interventions(
         line = "interventions: " + ", ".join(f"{n} {gate}" for gate, n in gates.most_common())
         run.metrics.row("verify", 1, dict(gates), line)
 
+    # Records name their attempt; the problem and its text are looked up here.
     pairs = {(problem.id, attempt.sample): (problem, attempt) for problem, attempt in wrong}
     passed = [
         (*pairs[record.problem_id, record.attempt], record)
@@ -182,6 +188,7 @@ def interventions(
     continuations = run.folder.journal("continuations", Continuation)
     if config.continuations:
         _continue(run, passed, continuations)
+    # Judged again each time: a run that continues with more continuations decides by all of them.
     journal.replace(intervene.judge(journal.records, continuations.records, config))
     return journal.records, continuations.records
 
@@ -264,6 +271,7 @@ def evaluation(run: Run, name: str, step: int | None = None) -> Evaluation | Non
     if step is None:
         run.hold(name)
     config, seed = run.config.evaluate, run.config.seed
+    # The same seeds for every set of weights, so that differences are paired.
     starts = [
         Start(p, [derive_seed(seed, "evaluate", p.id, n) for n in range(config.samples)])
         for p in run.tests

@@ -26,13 +26,16 @@ def leaks(content: str, answer: str) -> bool:
     arithmetic knows. Elsewhere an answer of MIN_TELLING or more characters counts as a whole word,
     and a number of as many digits in any spelling; a shorter one ("2") does not.
     """
+    # A box is a final answer wherever it stands, however short it is.
     if any(compare_quickly(answer, box) is Reason.CORRECT for box in all_boxed(content)):
         return True
     text, wanted = _plain(content), _plain(answer)
+    # As it is written, and as arithmetic would write it.
     spellings = {(text, wanted), (normalise(text), normalise(wanted))}
     value = number(normalise(wanted))
     is_telling = value is not None and sum(map(str.isdigit, wanted)) >= MIN_TELLING
     for found in _NUMBER.finditer(normalise(text)) if value is not None else ():
+        # "The answer is 7" tells with one digit; a bare 7 in the middle of a sum tells nothing.
         before = normalise(text)[: found.start()]
         is_said = re.search(_SAID + r"$", before) is not None
         is_whole = not re.search(r"[\w.]$", before)

@@ -58,11 +58,15 @@ def sft_loss(hidden_ND: Tensor, weight_VD: Tensor, batch: Batch) -> tuple[Tensor
     hidden_ND  (N, D) last hidden states of `batch.rows_N`; differentiable
     weight_VD  (V, D) same dtype; differentiable, may be frozen
     """
+    # Only rows with weight came through the last layer: another number of rows is another batch.
     _check_rows(hidden_ND, batch)
     streams = Streams(batch.weight_N)
+    # The op makes log-probs and both gradients in one pass and never holds all logits; autograd
+    # sees one function from hidden states to a scalar.
     output = linear_objective(
         hidden_ND, weight_VD, batch.target_N, CrossEntropy(), streams, entropy="none"
     )
+    # A statistic of all tokens alike; the loss weighs them.
     return output.loss, _counted(output) | {"nll_sum": _sum(-output.logprob_T)}
 
 
@@ -90,6 +94,7 @@ def policy_loss(
         sequence_T=batch.sequence_N,
     )
     _check_streams(streams, config)
+    # What the loss is made of is decided once per batch; the kernels know tensors only.
     objective = objective_of(config, len(batch.lengths))
     output = linear_objective(
         hidden_ND, weight_VD, batch.target_N, objective, streams, temperature=temperature
@@ -114,6 +119,8 @@ def objective_of(config: PolicyConfig, num_sequences: int) -> Objective:
     is the derivative of the sequence's loss where these are equal within the sequence, so not with
     correction_level="token" (GSPO-token).
     """
+    # PPO clips a gain from above; without a second bound a token of negative advantage that the
+    # policy now likes far better would be charged without limit.
     dual = config.dual_clip or None
     objective: Objective = {
         "grpo": PolicyClip(config.clip_low, config.clip_high, dual),
@@ -121,6 +128,8 @@ def objective_of(config: PolicyConfig, num_sequences: int) -> Objective:
         "cispo": Cispo(1 - config.clip_low, 1 + config.clip_high),
         "reinforce": Reinforce(),
     }[config.objective]
+    # Rollouts come from the engine, whose log-probs differ by rounding from the trainer's. The
+    # ratio between the two is an importance weight, constant for the gradient.
     if config.correction != "off":
         objective = Corrected(
             objective,
@@ -130,6 +139,8 @@ def objective_of(config: PolicyConfig, num_sequences: int) -> Objective:
             level=config.correction_level,
             num_sequences=num_sequences,
         )
+    # Divergence and entropy are of every token, whatever its advantage: this is why
+    # credit.with_gradient then keeps all sequences.
     parts = [objective]
     if config.kl != 0:
         parts.append(Kl(config.kl, config.kl_estimator))
@@ -143,6 +154,7 @@ def policy_stats(
 ) -> Stats:
     """What the objective did to the rows: ratios, clipped shares, mismatch with the sampler."""
     level = "sequence-mean" if config.objective == "gspo" else "token"
+    # GSPO clips the ratio of a whole sequence, so its clipped share is of sequences too.
     ratio_N, _ = policy_ratio(output.logprob_T, streams, level, num_sequences)
     stats = {"ratio_sum": _sum(ratio_N), "entropy_sum": _sum(output.entropy_T)}
     stats |= _clip_stats(ratio_N, streams.advantage_T, config)
@@ -157,6 +169,8 @@ def policy_stats(
 def _clip_stats(ratio_N: Tensor, advantage_N: Tensor, config: PolicyConfig) -> Stats:
     if config.objective == "reinforce":
         return {}
+    # Which tokens the clip took out of the gradient: CISPO keeps them all and only bounds their
+    # factor, so for it both ends count, whatever the sign.
     below_N, above_N = ratio_N < 1 - config.clip_low, ratio_N > 1 + config.clip_high
     if config.objective == "cispo":
         return {"clip_low_sum": _sum(below_N), "clip_high_sum": _sum(above_N)}
@@ -173,6 +187,7 @@ def _clip_stats(ratio_N: Tensor, advantage_N: Tensor, config: PolicyConfig) -> S
 def _sampler_stats(
     logprob_N: Tensor, streams: Streams, config: PolicyConfig, num_sequences: int
 ) -> Stats:
+    # In the only update of a step the current log-probs are those of the policy that sampled.
     old_N = logprob_N if streams.old_T is None else streams.old_T
     difference_N = (old_N - streams.sampler_T).abs()
     level = config.correction_level
@@ -224,6 +239,7 @@ def _check_streams(streams: Streams, config: PolicyConfig) -> None:
 
 
 def _sum(value_N: Tensor) -> Tensor:
+    # A sum of a million fp32 terms loses digits that a mean over an update shows.
     return value_N.sum(dtype=torch.float64)
 
 
@@ -243,6 +259,7 @@ def merge_stats(total: Stats | None, stats: Stats) -> Stats:
             f"stats: expected the names {sorted(total)}, got {sorted(stats)}; "
             "merge micro-batches of one update and one objective"
         )
+    # The name says how: that keeps every statistic of micro-batches a statistic of the update.
     merge = {"sum": torch.add, "min": torch.minimum, "max": torch.maximum}
     return {name: merge[name.rsplit("_", 1)[1]](total[name], stats[name]) for name in total}
 
@@ -252,6 +269,7 @@ def read_stats(total: Stats) -> dict[str, float]:
 
     `loss_sum` stays a sum: its divisor is the caller's.
     """
+    # One transfer for all of them.
     values = torch.stack([value.double() for value in total.values()]).tolist()
     raw = dict(zip(total, values, strict=True))
     num_tokens = raw.pop("num_tokens_sum")

@@ -56,6 +56,8 @@ def split_steps(text: str, separator: str) -> list[str]:
     Example: split_steps("a\\n\\nb", "\\n\\n") == ["a\\n\\n", "b"].
     """
     steps: list[str] = []
+    # A step keeps the separators behind it: steps joined are the attempt, byte for byte, and a cut
+    # between them is a cut of the text.
     for piece in re.findall(rf".*?(?:{re.escape(separator)})+|.+$", text, flags=re.DOTALL):
         if steps and not steps[-1].strip():
             steps[-1] += piece  # leading separators belong to the first step
@@ -66,6 +68,7 @@ def split_steps(text: str, separator: str) -> list[str]:
 
 def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
     """The exact text of token ids, special tokens included."""
+    # Cleaning up spaces would make a text that no cut of the ids gives back.
     return tokenizer.decode(
         list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
@@ -82,6 +85,7 @@ def cut(tokenizer: Any, token_ids: Sequence[int], text: str, end: int) -> tuple[
     The ids are never re-tokenised: the cut falls on the last boundary of the sampled tokens that
     is not past `end`; what lies between that boundary and `end` is returned as text.
     """
+    # Decoded length grows with the number of tokens: bisection needs ten decodes for a thousand.
     low, high = 0, len(token_ids)
     while low < high:
         middle = (low + high + 1) // 2
@@ -176,12 +180,16 @@ class ChatStyle:
         return self.ask(self._guided_turn(problem))
 
     def verify(self, problem: Problem, steps: Sequence[str], guided: str) -> list[int]:
+        # The attempt is quoted inside our tags: it must not close them, nor bring its own.
         quoted = [verdict.neutralise(step.strip("\n")) for step in steps]
         numbered = "\n\n".join(f"[Substep {k}]\n{step}" for k, step in enumerate(quoted, 1))
+        # The verifier is told the answer so that it can keep it out of the step; the leak gate
+        # looks whether it did.
         answer = verdict.neutralise(problem.answer)
         ask = _VERIFY.format(attempt=numbered, answer=answer, mark=self.mark(steps))
         if not guided:
             return self.ask(f"{self._guided_turn(problem)}\n\n{ask}")
+        # The guided solution stands as the model's own earlier turn, as in the paper.
         turns = [("user", self._guided_turn(problem)), ("assistant", guided), ("user", ask)]
         return self._render(turns)
 
@@ -230,6 +238,7 @@ class ChatStyle:
             ) from error
         if lost := [part for part in asked if part not in text]:
             raise ValueError(f"the chat template loses turns: {lost} is not in {text!r}")
+        # Otherwise every completion would run into its limit and be graded as cut off.
         end = decode(self.tokenizer, self.stop_ids)
         if end not in text.partition(asked[1])[2].partition(asked[2])[0]:
             raise ValueError(

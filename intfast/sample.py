@@ -46,6 +46,7 @@ class Graded(NamedTuple):
 
 def fits(context: int, num_tokens: int, sampling: SamplingConfig) -> bool:
     """Whether a prompt of so many tokens leaves room to answer in a context of so many."""
+    # A prompt is never cut, and an answer is not asked for where it could not be finished.
     return context - num_tokens >= min(sampling.max_new_tokens, MIN_ROOM)
 
 
@@ -72,6 +73,7 @@ class Sampler:
         """Counts the seconds inside under a name; metrics.Metrics.phase."""
         self.watch = watch
         """Is told of every grade, and may stop the run; grading.watch.GradeWatch.add."""
+        # Rendering a chat template takes longer than a decode step; a problem is asked many times.
         self._prompts: dict[str, list[int]] = {}
 
     def prompt(self, problem: Problem) -> list[int]:
@@ -99,6 +101,8 @@ class Sampler:
             prompt_ids=prompt_ids,
             seeds=seeds,
             sampling=Sampling(
+                # The context bounds what the model can still say; the sample then ends by "length",
+                # as one that used up its own limit does.
                 max_new_tokens=min(sampling.max_new_tokens, self.context - len(prompt_ids)),
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -114,6 +118,8 @@ class Sampler:
     def without_stop(self, completion: Completion) -> list[int]:
         """The token ids of a completion, without the token that stopped it."""
         ids = completion.token_ids
+        # The stop token is part of what the policy chose, so it stays in the completion that is
+        # trained on; it is not part of the answer.
         return ids[:-1] if ids and ids[-1] in self.style.stop_ids else ids
 
     def attempt(self, problem: Problem, sample: int, graded: Graded) -> Attempt:
@@ -165,6 +171,7 @@ class Sampler:
 
         Answers that need a grading worker are with it while other samples are still generated.
         """
+        # A partial answer is prompt to the engine: only what is sampled now carries log-probs.
         requests = [
             self.request([*self.start_prompt(s), *s.answer_ids], s.seeds, sampling)
             for s in starts_P
@@ -173,12 +180,16 @@ class Sampler:
 
         def grade_ahead(p: int, g: int, completion: Completion) -> None:
             start = starts_P[p]
+            # The grader reads the whole answer, the beginning that was given included.
             text = self.text(completion, start.answer_ids)
             answers[p, g] = Submission(start.problem.answer, text, completion.finish_reason)
+            # Workers compare while the engine still decodes: grading costs no time of its own.
             self.grader.start(answers[p, g])
 
         completions_P_G = self.complete(requests, on_finished, grade_ahead)
         with self.phase("grade"):
+            # In the order of the samples and not in that of their ends, so that a run does not
+            # depend on which sample ended first.
             graded = self.grader.grade_many(answers[place] for place in sorted(answers))
         self.watch(graded)
         grades = iter(graded)

@@ -21,6 +21,7 @@ _INVISIBLE = (
     r"[\s\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]*"
 )
 _NAMES = "|".join(_INVISIBLE.join(tag) for tag in TAGS)
+# Also with full-width angle brackets: a tokenizer may read them as plain ones.
 _OUR_TAGS = re.compile(rf"[<\uff1c\ufe64](?={_INVISIBLE}/?{_INVISIBLE}(?:{_NAMES}))", re.IGNORECASE)
 
 
@@ -39,6 +40,8 @@ class Verdict(Record):
 
 def mark_of(text: str) -> str:
     """Eight hexadecimal digits that do not occur in a text; the same text gives the same mark."""
+    # The attempt was written before its mark is known; should it hold the mark all the same, the
+    # next one is taken.
     for salt in range(len(text) + 1):
         mark = hashlib.blake2b(f"{salt} {text}".encode(errors="replace"), digest_size=4).hexdigest()
         if mark not in text:
@@ -58,6 +61,7 @@ def has_tags(text: str) -> bool:
 
 def special_tokens(tokenizer: Any) -> list[str]:
     """The texts that a transformers tokenizer reads as control tokens, longest first."""
+    # A transformers tokenizer reads these texts as control tokens wherever they stand.
     added = tokenizer.added_tokens_decoder.values()
     texts = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
     return sorted((text for text in texts if len(text) > 1), key=lambda text: (-len(text), text))
@@ -82,7 +86,9 @@ def read(reply: str, mark: str, num_steps: int, tokens: Iterable[str] = ()) -> V
         rf"(?:<intervention-{mark}>(.*?)</intervention-{mark}>)?",
         re.DOTALL,
     )
+    # A set: a reply that says the same thing twice says one thing.
     found = {(place, content.strip()) for place, content in block.findall(reply)}
+    # What remains must hold no piece of a block: half a verdict is none.
     rest = block.sub("", reply)
     if not found or f"location-{mark}" in rest or f"intervention-{mark}" in rest:
         return Verdict(reason="unparsed")
@@ -91,6 +97,7 @@ def read(reply: str, mark: str, num_steps: int, tokens: Iterable[str] = ()) -> V
     ((place, content),) = found
     if place.lower() == "none":
         return Verdict(reason="unparsed" if content else "no_error")
+    # ASCII digits alone: int() would also read those of other scripts.
     if not re.fullmatch(r"[0-9]{1,6}", place) or not content or has_tags(content):
         return Verdict(reason="unparsed")
     location = int(place)

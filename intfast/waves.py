@@ -34,6 +34,7 @@ def waves(tried_I: Sequence[Tried], config: InterveneConfig) -> Iterator[list[ra
     """
     drawn_I = [0] * len(tried_I)
     active_I = [True] * len(tried_I)
+    # Which samples make a wave depends on their numbers alone, so a replay cuts the same waves.
     for begin in range(0, config.continuations, config.wave):
         if begin and config.stop != "never":
             active_I = _worth_it(tried_I, drawn_I, active_I, config)
@@ -60,6 +61,7 @@ def _worth_it(
     tried_I: Sequence[Tried], drawn_I: list[int], active_I: list[bool], config: InterveneConfig
 ) -> list[bool]:
     """Which of the active interventions get another wave."""
+    # Outcomes of finished waves only: a wave that is half drawn decides nothing.
     right_I = [sum(t.done[n] for n in range(d)) for t, d in zip(tried_I, drawn_I, strict=True)]
     kept_I = [right >= config.min_correct for right in right_I]
     unlocked = {t.problem_id for t, kept in zip(tried_I, kept_I, strict=True) if kept}
@@ -72,6 +74,7 @@ def _worth_it(
     counts: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     left: Counter[str] = Counter()
     for tried, drawn, right, on in zip(tried_I, drawn_I, right_I, active_I, strict=True):
+        # Attempts at one problem share its difficulty: their outcomes are pooled.
         before = counts[tried.problem_id]
         counts[tried.problem_id] = (before[0] + right, before[1] + drawn - right)
         left[tried.problem_id] += on * (config.continuations - drawn)
@@ -80,6 +83,7 @@ def _worth_it(
     prior = fit_beta([*counts.values(), (1, config.continuations - 1)])
 
     def chance(tried: Tried, drawn: int) -> float:
+        # With one success enough for the problem, all draws that are left to it count.
         num = left[tried.problem_id] if config.one_per_problem else config.continuations - drawn
         return chance_of_success(prior, *counts[tried.problem_id], num)
 
@@ -106,6 +110,7 @@ def _fit_beta(counts: tuple[tuple[tuple[int, int], int], ...]) -> tuple[float, f
             for (right, wrong), times in counts
         )
 
+    # A grid and not an optimiser: the same answer on every machine.
     grid = [(mean * k, (1 - mean) * k) for mean in MEANS for k in CONCENTRATIONS]
     return max(grid, key=log_likelihood)
 
