@@ -23,7 +23,7 @@ from intfast.config import Config, SamplingConfig
 from intfast.engine.cache import BLOCK, bytes_per_slot, round_up
 from intfast.engine.generation import PREFILL_TOKENS
 from intfast.kernels.head.plan import DEFAULT_CHUNK_BYTES
-from intfast.model.decoder import Decoder, ModelConfig
+from intfast.model.decoder import Architecture, Decoder
 
 Requests = Sequence[tuple[int, SamplingConfig]]
 GIB = 2**30
@@ -79,13 +79,13 @@ class Plan(NamedTuple):
 
 
 @functools.cache
-def num_parameters(architecture: ModelConfig) -> int:
+def num_parameters(architecture: Architecture) -> int:
     """Parameters of the decoder; tied heads count once."""
     decoder = Decoder(architecture, torch.float32, "meta")
     return sum(parameter.numel() for parameter in decoder.parameters())
 
 
-def layer_numbers(architecture: ModelConfig) -> int:
+def layer_numbers(architecture: Architecture) -> int:
     """Numbers that one layer keeps for its backward pass, per token.
 
     Each norm: its normalised input and its output; qkv as one piece, because values are a view of
@@ -98,7 +98,7 @@ def layer_numbers(architecture: ModelConfig) -> int:
     return 4 * a.hidden_size + attention + 4 * a.intermediate_size
 
 
-def micro_batch(config: Config, architecture: ModelConfig, width: int, kind: str) -> int:
+def micro_batch(config: Config, architecture: Architecture, width: int, kind: str) -> int:
     """What one micro-batch of `batch.max_tokens` keeps, and the most that comes on top.
 
     Kept are the numbers of all layers, with checkpointing their inputs only. On top come either the
@@ -112,7 +112,7 @@ def micro_batch(config: Config, architecture: ModelConfig, width: int, kind: str
     return kept * tokens * width + max(top * tokens * width, loss_head(a, tokens, width, kind))
 
 
-def loss_head(architecture: ModelConfig, tokens: int, width: int, kind: str) -> int:
+def loss_head(architecture: Architecture, tokens: int, width: int, kind: str) -> int:
     """A chunk of logits, and the gradients of head and hidden states; every row carries loss."""
     a = architecture
     single = tokens * a.vocab_size * 4 <= DEFAULT_CHUNK_BYTES
@@ -126,7 +126,7 @@ def loss_head(architecture: ModelConfig, tokens: int, width: int, kind: str) -> 
     return chunk + gradient + hidden
 
 
-def sampling(config: Config, architecture: ModelConfig, width: int, kind: str) -> int:
+def sampling(config: Config, architecture: Architecture, width: int, kind: str) -> int:
     """A forward over prompts, or drawing one token of every row; the larger of the two."""
     a = architecture
     truncated = any(s.top_p < 1 or s.top_k for _, s in requests(config))
@@ -153,13 +153,13 @@ def requests(config: Config) -> list[tuple[int, SamplingConfig]]:
     return found or [(PROMPT_TOKENS, config.rl.sampling)]
 
 
-def longest(config: Config, architecture: ModelConfig, made: Requests) -> int:
+def longest(config: Config, architecture: Architecture, made: Requests) -> int:
     """Tokens of the longest sequence of some requests."""
     context = config.rollout.context or architecture.max_positions
     return min(context, max(prompt + sampling.max_new_tokens for prompt, sampling in made))
 
 
-def sample_bytes(config: Config, architecture: ModelConfig, engine: str) -> int:
+def sample_bytes(config: Config, architecture: Architecture, engine: str) -> int:
     """Keys and values of the longest sample; vLLM wants room for a whole context."""
     if engine == "vllm":
         slots = (config.rollout.context or architecture.max_positions) + 4 * BLOCK
@@ -172,7 +172,7 @@ def sample_bytes(config: Config, architecture: ModelConfig, engine: str) -> int:
 
 
 def make_plan(
-    config: Config, architecture: ModelConfig, target: Target, cache: int | None = None
+    config: Config, architecture: Architecture, target: Target, cache: int | None = None
 ) -> Plan:
     """The plan of a config; `cache` stands for `rollout.cache_gib` where it is given."""
     cache = cache_bytes(config, architecture, target) if cache is None else cache
@@ -193,14 +193,14 @@ def make_plan(
         Item("keys and values of the engine", 0 if config.rollout.sleep else cache, cache),
         Item(f"{target.engine} engine and libraries, assumed", overhead, overhead),
     ]
-    if target.engine == "vllm" and not config.weights.share:
+    if target.engine == "vllm" and config.rollout.engine == "vllm_copy":
         items.append(Item("vLLM's copy of the weights", num * width, num * width))
     if config.rl.steps and config.rl.policy.kl:
         items.append(Item("reference model", num * width, num * width))
     return Plan(items)
 
 
-def cache_bytes(config: Config, architecture: ModelConfig, target: Target) -> int:
+def cache_bytes(config: Config, architecture: Architecture, target: Target) -> int:
     """Bytes for keys and values: `rollout.cache_gib`, or for "auto" what is left of the device.
 
     "auto" is at most what `rollout.max_rows` of the longest samples can use, and at least one of
@@ -217,7 +217,7 @@ def cache_bytes(config: Config, architecture: ModelConfig, target: Target) -> in
     return max(least, min(left, (config.rollout.max_rows + 1) * sample))
 
 
-def remedies(config: Config, architecture: ModelConfig, target: Target) -> list[str]:
+def remedies(config: Config, architecture: Architecture, target: Target) -> list[str]:
     """Settings that, each alone, make the plan fit what is free; else those that help."""
     changes: dict[str, Config | None] = {}
     if not config.model.activation_checkpointing:
@@ -256,7 +256,7 @@ def remedies(config: Config, architecture: ModelConfig, target: Target) -> list[
     ]
 
 
-def _fits(config: Config, architecture: ModelConfig, target: Target) -> bool:
+def _fits(config: Config, architecture: Architecture, target: Target) -> bool:
     return make_plan(config, architecture, target).left(target.free) >= 0
 
 
@@ -271,7 +271,7 @@ def with_rows(config: Config, rows: int) -> Config:
 
 
 def largest_batch(
-    config: Config, architecture: ModelConfig, target: Target, least: int
+    config: Config, architecture: Architecture, target: Target, least: int
 ) -> int | None:
     """The largest multiple of 1,024 for `batch.max_tokens` that fits, from `least` on; or None."""
 
@@ -288,7 +288,7 @@ def largest_batch(
     return low
 
 
-def settle(config: Config, architecture: ModelConfig, target: Target) -> Config:
+def settle(config: Config, architecture: Architecture, target: Target) -> Config:
     """The config with `rollout.cache_gib` as a number. Raises ValueError when it cannot fit."""
     plan = make_plan(config, architecture, target)
     if plan.left(target.free) < 0:

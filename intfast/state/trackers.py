@@ -25,6 +25,8 @@ from intfast.state.files import write_atomic
 from intfast.state.metrics import Metrics, Row
 from intfast.state.runfolder import RunFolder
 
+PROJECT = "intfast"
+"""In wandb and trackio; the run has the name of its folder there."""
 CLOSE_S = 60.0
 """Seconds that a tracker has at the end of a run to send what it still holds."""
 
@@ -170,7 +172,7 @@ class Wandb:
         import wandb
 
         self.run = wandb.init(
-            project=about.config.metrics.project,
+            project=PROJECT,
             name=about.name,
             id=about.identity,
             resume="allow",
@@ -200,7 +202,7 @@ class Trackio:
         import trackio
 
         self.run = trackio.init(
-            project=about.config.metrics.project,
+            project=PROJECT,
             name=f"{about.name}-{about.identity}",
             config=msgspec.to_builtins(about.config),
             resume="allow",
