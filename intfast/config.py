@@ -225,11 +225,6 @@ class PolicyConfig(Settings):
     correction_bounds: tuple[float, float] = (0.5, 2.0)
     """Lowest (only for correction="mask") and highest ratio."""
 
-    @property
-    def zero_advantage_is_zero_gradient(self) -> bool:
-        """True when a token of advantage 0 cannot move the weights, so it need not be computed."""
-        return self.kl == 0 and self.entropy == 0
-
 
 class CreditConfig(Settings):
     """How rewards of a group become per-token weights and advantages."""

@@ -199,6 +199,6 @@ def with_gradient(examples_N: Sequence[Example], policy: PolicyConfig) -> list[E
     Sequences whose advantages are all 0 are dropped, but only where that is exact: with a KL or
     entropy term they have a gradient too, and all are returned. May be empty: skip the update.
     """
-    if not policy.zero_advantage_is_zero_gradient:
+    if policy.kl != 0 or policy.entropy != 0:
         return list(examples_N)
     return [example for example in examples_N if example.advantages and any(example.advantages)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -180,8 +179,7 @@ def verdict(config: Config, architecture: Architecture, target: memory.Target) -
     ]
     if config.rollout.cache_gib == "auto":
         # A larger micro-batch is only free while the cache keeps its size.
-        rollout = msgspec.structs.replace(config.rollout, cache_gib=cache / GIB)
-        config = msgspec.structs.replace(config, rollout=rollout)
+        config = memory.changed(config, "rollout.cache_gib", cache / GIB)
     most = memory.largest_batch(config, architecture, target, config.batch.max_tokens)
     if most and most > config.batch.max_tokens:
         lines.append(f"batch.max_tokens could be up to {most:,}, in fewer micro-batches")

@@ -158,7 +158,7 @@ def test_the_estimate_against_the_measured_peak(checkpointing, dtype, family, le
     decoder.zero_grad(set_to_none=True)
     width, tokens = dtype.itemsize, sum(lengths)
     words = [f"model.activation_checkpointing={str(checkpointing).lower()}"]
-    config = memory.with_tokens(paper(*words), tokens)
+    config = memory.changed(paper(*words), "batch.max_tokens", tokens)
     estimate = memory.micro_batch(config, architecture, width, "cpu")
     estimate += memory.num_parameters(architecture) * width
     peak = measured_peak(work)
@@ -220,7 +220,7 @@ def test_the_largest_batch_fits_and_the_next_does_not():
     config, architecture = paper("rollout.cache_gib=20"), qwen3("4B")
     tokens = memory.largest_batch(config, architecture, H200, 20_480)
     for extra, fits in ((0, True), (1024, False)):
-        changed = memory.with_tokens(config, tokens + extra)
+        changed = memory.changed(config, "batch.max_tokens", tokens + extra)
         left = memory.make_plan(changed, architecture, H200).left(H200.free)
         assert (left >= 0) == fits
 

@@ -11,10 +11,11 @@ All sizes are bytes unless their name says otherwise.
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from msgspec.structs import replace
@@ -219,39 +220,38 @@ def cache_bytes(config: Config, architecture: Architecture, target: Target) -> i
 
 def remedies(config: Config, architecture: Architecture, target: Target) -> list[str]:
     """Settings that, each alone, make the plan fit what is free; else those that help."""
-    changes: dict[str, Config | None] = {}
+    wanted: dict[str, Any] = {}
     if not config.model.activation_checkpointing:
-        model = replace(config.model, activation_checkpointing=True)
-        changes["model.activation_checkpointing = true"] = replace(config, model=model)
+        wanted["model.activation_checkpointing"] = True
     trained = [(PROMPT_TOKENS, config.rl.sampling)] if config.rl.steps else requests(config)
     least = round_up(longest(config, architecture, trained), 1024)
     if config.batch.max_tokens > least:
-        tokens = largest_batch(config, architecture, target, least)
-        key = f"batch.max_tokens = {tokens or least}"
-        changes[key] = with_tokens(config, tokens or least)
+        wanted["batch.max_tokens"] = largest_batch(config, architecture, target, least) or least
     needed = round_up(longest(config, architecture, requests(config)), 1024)
     if target.engine == "vllm" and (config.rollout.context or architecture.max_positions) > needed:
-        rollout = replace(config.rollout, context=needed)
-        changes[f"rollout.context = {needed}"] = replace(config, rollout=rollout)
+        wanted["rollout.context"] = needed
     rows = config.rollout.max_rows
-    while rows > 16 and not _fits(changed := with_rows(config, rows), architecture, target):
+    while rows > 16 and not _fits(changed(config, "rollout.max_rows", rows), architecture, target):
         rows //= 2
     if rows < config.rollout.max_rows:
-        changes[f"rollout.max_rows = {rows}"] = changed
+        wanted["rollout.max_rows"] = rows
     if not config.rollout.sleep:
-        rollout = replace(config.rollout, sleep=True)
-        changes["rollout.sleep = true"] = replace(config, rollout=rollout)
+        wanted["rollout.sleep"] = True
     if config.rollout.cache_gib != "auto":
-        rollout = replace(config.rollout, cache_gib="auto")
-        changes['rollout.cache_gib = "auto"'] = replace(config, rollout=rollout)
+        wanted["rollout.cache_gib"] = "auto"
     if config.model.dtype == "float32":
-        model = replace(config.model, dtype="bfloat16")
-        changes['model.dtype = "bfloat16"'] = replace(config, model=model)
-    enough = [key for key, changed in changes.items() if _fits(changed, architecture, target)]
+        wanted["model.dtype"] = "bfloat16"
+    # JSON and TOML write these values the same way.
+    said = {path: f"{path} = {json.dumps(value)}" for path, value in wanted.items()}
+    enough = [
+        path
+        for path, value in wanted.items()
+        if _fits(changed(config, path, value), architecture, target)
+    ]
     if enough:
-        return [f"fits with {key}" for key in enough]
+        return [f"fits with {said[path]}" for path in enough]
     return [
-        *(f"helps, but alone is not enough: {key}" for key in changes),
+        *(f"helps, but alone is not enough: {text}" for text in said.values()),
         "a smaller model (model.path), shorter samples (max_new_tokens), or a larger device",
     ]
 
@@ -260,14 +260,10 @@ def _fits(config: Config, architecture: Architecture, target: Target) -> bool:
     return make_plan(config, architecture, target).left(target.free) >= 0
 
 
-def with_tokens(config: Config, tokens: int) -> Config:
-    """The config with another `batch.max_tokens`."""
-    return replace(config, batch=replace(config.batch, max_tokens=tokens))
-
-
-def with_rows(config: Config, rows: int) -> Config:
-    """The config with another `rollout.max_rows`."""
-    return replace(config, rollout=replace(config.rollout, max_rows=rows))
+def changed(config: Config, path: str, value: Any) -> Config:
+    """The config with another value of `section.name`."""
+    section, _, name = path.partition(".")
+    return replace(config, **{section: replace(getattr(config, section), **{name: value})})
 
 
 def largest_batch(
@@ -276,7 +272,7 @@ def largest_batch(
     """The largest multiple of 1,024 for `batch.max_tokens` that fits, from `least` on; or None."""
 
     def fits(tokens: int) -> bool:
-        return _fits(with_tokens(config, tokens), architecture, target)
+        return _fits(changed(config, "batch.max_tokens", tokens), architecture, target)
 
     if not fits(least):
         return None
@@ -300,7 +296,7 @@ def settle(config: Config, architecture: Architecture, target: Target) -> Config
             + "\n--dry-run shows the plan; model.memory_gib overrides what is free"
         )
     cache_gib = cache_bytes(config, architecture, target) / GIB
-    return replace(config, rollout=replace(config.rollout, cache_gib=cache_gib))
+    return changed(config, "rollout.cache_gib", cache_gib)
 
 
 # --- the device --------------------------------------------------------------------------------
