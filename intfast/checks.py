@@ -156,7 +156,7 @@ def _interventions(found: _Faults, config: Config) -> None:
     enough = not 0 < stage.continuations < stage.min_correct
     text = f"<= intervene.continuations = {stage.continuations}; lower it, or draw more"
     found.need("intervene.min_correct", enough, text)
-    text = 'one right continuation with intervene.stop = "futility"; or stop at "first_success"'
+    text = '1 with intervene.stop = "futility", which speaks of one; or stop at "first_success"'
     found.need("intervene.min_correct", stage.stop != "futility" or stage.min_correct == 1, text)
     text = 'false with intervene.stop = "never"; use stop = "first_success" or "futility"'
     found.need(
@@ -189,7 +189,7 @@ def _rl(found: _Faults, config: Config) -> None:
     found.need("rl.optim.schedule", not rl.until_tokens or rl.optim.schedule == "constant", text)
     found.unused("rl.evaluate_every", config.data.test is None, "no data.test")
     found.unused("rl.from_base", not rl.steps, "rl.steps = 0")
-    found.unused("rl.from_base", not config.sft.epochs, "sft.epochs = 0, from the base anyway")
+    found.unused("rl.from_base", not config.sft.epochs, "sft.epochs = 0 (from the base anyway)")
     process, acts = f'rl.credit.process = "{credit.process}"', credit.process != "none"
     text = f"0 with {process}; it drops the groups that are all wrong, which that needs"
     found.need("rl.refill", not acts or not rl.refill, text)

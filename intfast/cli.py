@@ -227,30 +227,37 @@ def explain(may_change: Container[str] = ()) -> str:
 
 
 def differences(config: Config, other: Config | None = None) -> dict[str, tuple[Any, Any]]:
-    """Dotted path -> (value in `other`, value in `config`) where they differ; default: Config()."""
-    old = {path: value for path, _, value, _ in walk(base=other or Config())}
-    new = {path: value for path, _, value, _ in walk(base=config)}
-    return {path: (old[path], new[path]) for path in new if old[path] != new[path]}
+    """Dotted path -> (value in `other`, value in `config`) where they differ; default: Config().
+
+    What a stage takes from `[sampling]` in both differs there alone.
+    """
+    other = other or Config()
+    paths = [path for one in (config, other) for path, _ in _own(one)]
+    pairs = {path: (attrgetter(path)(other), attrgetter(path)(config)) for path in paths}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def to_toml(config: Config) -> str:
-    """The resolved config as a TOML file that `load` reads back to an equal Config.
-
-    Of a stage's sampling, what it would have anyway is left out.
-    """
+    """The resolved config as a TOML file that `load` reads back to an equal Config."""
     lines, section = [], ""
-    anyway = Config(sampling=config.sampling)
-    rows = sorted(walk(base=config), key=lambda row: row[0].rpartition(".")[0])
-    for path, _, value, _ in rows:
+    for path, value in sorted(_own(config), key=lambda row: row[0].rpartition(".")[0]):
         head, _, name = path.rpartition(".")
-        is_own = head not in SAMPLED.split() or value != attrgetter(path)(anyway)
-        if value is None or not is_own:
+        if value is None:
             continue
         if head != section:
             section = head
             lines += ["", f"[{head}]"]
         lines.append(f"{name} = {_toml_value(value)}")
     return "\n".join(lines).strip("\n") + "\n"
+
+
+def _own(config: Config) -> Iterator[tuple[str, Any]]:
+    """(path, value) of all settings but those of a stage's sampling that follow from the rest."""
+    plain = Config(sampling=config.sampling)
+    for path, _, value, _ in walk(base=config):
+        is_stage = path.rpartition(".")[0] in SAMPLED.split()
+        if not is_stage or value != attrgetter(path)(plain):
+            yield path, value
 
 
 def _toml_value(value: Any) -> str:

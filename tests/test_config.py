@@ -150,6 +150,13 @@ def test_every_stage_starts_from_the_sampling_of_the_run(tmp_path):
     assert cli.load(file) == own
 
 
+def test_a_difference_of_the_sampling_is_named_once():
+    config = cli.load(None, [*MINIMAL, "sampling.top_k=5", "attempts.sampling.top_p=0.5"])
+    found = cli.differences(config)
+    del found["data.train"]
+    assert found == {"sampling.top_k": (20, 5), "attempts.sampling.top_p": (0.8, 0.5)}
+
+
 def test_one_wrong_sampling_is_one_fault():
     assert len(errors_of("sampling.top_p=2")) == 2
     assert errors_of("sampling.top_k=absent")[1].startswith("  sampling.top_k: expected")
