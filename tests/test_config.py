@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from intfast import checks, cli
-from intfast.config import MAY_CHANGE, Config, DataConfig, RlConfig, SamplingConfig
+from intfast.config import MAY_CHANGE, SAMPLED, Config, DataConfig, RlConfig, SamplingConfig
 from intfast.train import main
 
 ROOT = Path(__file__).parents[1]
@@ -155,6 +155,15 @@ def test_a_difference_of_the_sampling_is_named_once():
     found = cli.differences(config)
     del found["data.train"]
     assert found == {"sampling.top_k": (20, 5), "attempts.sampling.top_p": (0.8, 0.5)}
+
+
+def test_every_number_has_a_range():
+    ranged = {name for names, *_ in checks.RANGES for name in names.split()}
+    ranged |= {f"{path}.{name}" for path in SAMPLED.split() for name, *_ in checks.SAMPLING}
+    ranged |= {f"sampling.{name}" for name, *_ in checks.SAMPLING}
+    numbers = {path for path, kind, *_ in cli.walk() if "number" in kind}
+    # Any seed will do; the other two depend on further settings.
+    assert numbers - ranged == {"seed", "rl.policy.dual_clip", "evaluate.ks"}
 
 
 def test_one_wrong_sampling_is_one_fault():

