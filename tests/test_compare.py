@@ -379,7 +379,7 @@ def test_a_setting_of_one_arm_reaches_that_arm_alone(tmp_path):
         ("int:sft.data=reference", "sft.data tells the arms apart"),
         ("int:rl.steps=2", "rl.steps tells the arms apart"),
         ("int:rl.hint=0.5", "rl.hint tells the arms apart"),
-        ("int:sft.epochs=0", "as sft.epochs = 0"),
+        ("int:sft.epochs=0", "arm int_rl: sft.epochs = 0"),
     ],
 )
 def test_a_setting_that_one_arm_cannot_have_is_refused(tmp_path, capsys, word, message):
