@@ -1,6 +1,6 @@
 """The shape of the code in numbers: what tests/test_layout.py holds, and what it aims at.
 
-Frames are counted by tests/test_frames.py, settings by tests/test_config.py.
+Frames are counted by tests/test_frames.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from intfast import cli
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "intfast"
@@ -37,20 +39,20 @@ CORE = {
 }
 """The files to read, in this order, and what each is for."""
 FLOORS = [
-    "records safe_text settings sources",
-    "config",
-    "cli evaluate verdict waves",
+    "config records safe_text sources",
+    "checks evaluate verdict waves",
+    "cli",
     "kernels prompts state",
     "grading model",
     "data engine leak",
     "batch credit sample",
     "intervene limits loss",
     "run",
-    "plan update",
+    "update",
     "parity",
     "collect sft",
     "methods",
-    "rl",
+    "plan rl",
     "pipeline",
     "study",
     "train compare report",
@@ -131,6 +133,7 @@ def main() -> None:
     print(f"{sum(found.lines for found in files.values()):7}  lines of intfast/ (13,000)")
     print(f"{page:7}  lines of the page (750)")
     print(f"{files[largest].lines:7}  lines of the largest file, {largest.relative_to(ROOT)} (400)")
+    print(f"{len(list(cli.settings())):7}  settings (105)")
     print(f"{len(list(crossings())):7}  imports between rooms, {len(upward())} upward (0)")
 
 

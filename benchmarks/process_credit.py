@@ -15,16 +15,19 @@ import msgspec
 
 from intfast import cli
 from intfast.evaluate import Evaluation
+from intfast.methods import process_credit
 from intfast.study.compare_table import accuracy, difference, pooled
 from intfast.study.finish import train
 
 NAME = "process_credit"
 ARMS = {
     "outcome": [],
-    "vppo": ["rl.credit.process=vppo", "rl.credit.process_margin=0"],
+    "vppo": ["rl.credit.process=vppo"],
     "capo": ["rl.credit.process=capo"],
 }
-"""Arm -> settings. The margin of VPPO is a prompt's length, longer than most of these answers."""
+"""Arm -> settings."""
+MARGIN = 0.0
+"""Of VPPO here: its default is a prompt's length, longer than most of these answers."""
 SHARED = ("attempts.jsonl", "interventions.jsonl", "continuations.jsonl")
 """The arms differ in nothing before RL."""
 
@@ -71,6 +74,7 @@ def arm(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
             stored = read(first / "evaluations.json")
             data = msgspec.json.encode({"base": stored["base"]})
             (folder / "evaluations.json").write_bytes(data)
+        process_credit.MARGIN = MARGIN
         train(cli.load(Path(args.config), [*words, *ARMS[name], *args.set]))
     stored = read(folder / "evaluations.json")
     return {

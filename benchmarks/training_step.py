@@ -16,10 +16,10 @@ from torch import Tensor
 
 from benchmarks import harness, models
 from intfast.batch import pack
+from intfast.config import BatchConfig
 from intfast.loss import sft_loss
 from intfast.model.decoder import Decoder, PackedAttention
 from intfast.records import Example
-from intfast.settings.numerics import BatchConfig
 
 NAME = "training_step"
 # Relative differences of the loss and of the gradient of the embedding table.

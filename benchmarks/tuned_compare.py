@@ -21,10 +21,10 @@ from intfast.study import compare
 NAME = "tuned_compare"
 RATES = [f"sft.optim.lr={rate}" for rate in ("2.5e-4", "5e-4", "1e-3", "2e-3")]
 GRID = {
-    "int_rl": [RATES, ["sft.filter=true", "sft.filter=false"]],
+    "int_rl": [RATES, ["sft.target=recipe", "sft.target=no_filter"]],
     "reference_rl": [RATES, ["sft.epochs=8", "sft.epochs=16"]],
-    "reflection_rl": [RATES, ["sft.rows=one", "sft.rows=all"]],
-    "star": [RATES, ["sft.rows=one", "sft.rows=all"]],
+    "reflection_rl": [RATES, ["sft.target=one_per_problem", "sft.target=recipe"]],
+    "star": [RATES, ["sft.target=one_per_problem", "sft.target=recipe"]],
 }
 """Arm -> choices that are combined; as many combinations for each."""
 TRIALS = {arm: list(itertools.product(*choices)) for arm, choices in GRID.items()}

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from benchmarks import harness, models
 from benchmarks.engine import make_requests
-from intfast.config import Config, ModelConfig
+from intfast.config import Config, ModelConfig, RolloutConfig
 from intfast.engine import sharing
 from intfast.engine.native import NativeEngine
 from intfast.engine.protocol import Request
 from intfast.model import weights
 from intfast.model.decoder import Decoder
-from intfast.settings.engine import RolloutConfig
 
 NAME = "vllm"
 SHAPES = {
@@ -57,6 +56,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     from intfast.engine import vllm_start
 
     args.batches, args.mixed = 1, False
+    vllm_start.CUDA_GRAPHS = not args.eager
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(args.model or name)
@@ -67,7 +67,6 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             max_rows=args.batch,
             cache_gib=args.cache_gib,
             context=args.context,
-            graphs=not args.eager,
             sleep=args.sleep and device.type == "cuda",
         )
         config = Config(model=ModelConfig(path=str(folder), dtype=args.dtype), rollout=settings)
@@ -106,7 +105,7 @@ def write_model(folder: Path, args: argparse.Namespace) -> None:
         "tie_word_embeddings": True,
     } | SHAPES[args.shape]
     hf = Qwen3Config(**shape, architectures=["Qwen3ForCausalLM"]).to_dict()
-    config = weights.ModelConfig.from_hf(hf)
+    config = weights.Architecture.from_hf(hf)
     decoder = Decoder(config, getattr(torch, args.dtype), args.device)
     generator = torch.Generator(args.device).manual_seed(args.seed)
     for parameter in decoder.parameters():

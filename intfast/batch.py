@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from intfast.config import BatchConfig
 from intfast.engine.protocol import derive_seed
 from intfast.model.decoder import PackedAttention
 from intfast.records import Example
-from intfast.settings.numerics import BatchConfig
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

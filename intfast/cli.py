@@ -10,21 +10,54 @@ import ast
 import difflib
 import functools
 import inspect
+import re
 import sys
 import textwrap
 import tomllib
 import typing
 from collections.abc import Container, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import msgspec
 
-from intfast.config import Config
+from intfast import checks
+from intfast.config import SAMPLED, Config
 from intfast.safe_text import redact
 
 ABSENT = "absent"
 """How an optional setting without a value is shown, and unset on the command line."""
+_OPTIM, _PROCESS = "intfast/model/optim.py", "intfast/methods/process_credit.py"
+GONE = {
+    "optim.beta1": f"the constant BETAS of {_OPTIM}",
+    "optim.beta2": f"the constant BETAS of {_OPTIM}",
+    "optim.eps": f"the constant EPS of {_OPTIM}",
+    "optim.max_skipped": f"the constant MAX_SKIPPED of {_OPTIM}",
+    "optim.decay_vectors": "norms and biases are not decayed",
+    "optim.warmup_steps": "use optim.warmup_ratio, a share of the steps",
+    "credit.eps": "the constant EPS of intfast/credit.py",
+    "credit.process_rollouts": f"the constant ROLLOUTS of {_PROCESS}",
+    "credit.process_margin": f"the constant MARGIN of {_PROCESS}",
+    "credit.process_clamp": "vppo always clamps",
+    "rl.hint_shares": "use rl.hint = 0.5, or the constant SHARES of intfast/methods/guided.py",
+    "rl.hint_samples": "the constant SAMPLES of intfast/methods/guided.py",
+    "policy.correction_low": "use policy.correction_bounds = [low, high]",
+    "policy.correction_high": "use policy.correction_bounds = [low, high]",
+    "metrics.project": 'the project in wandb and trackio is "intfast"',
+    "rollout.graphs": "the constant CUDA_GRAPHS of intfast/engine/vllm_start.py",
+    "rollout.chunk_samples": "the constant CHUNK_SAMPLES of intfast/collect.py",
+    "grade.max_unscored": "the constant MAX_UNSCORED of intfast/grading/watch.py",
+    "parity.threshold": "the dtype decides: THRESHOLDS of intfast/parity.py",
+    "weights": 'use rollout.engine = "vllm_copy" for weights.share = false',
+    "sft.loss_on": 'use sft.target = "intervention" for loss on the intervention alone',
+    "sft.suffix": 'use sft.target = "suffix"',
+    "sft.filter": 'use sft.target = "no_filter" for sft.filter = false',
+    "sft.rows": 'use sft.target = "one_per_problem" for sft.rows = "one"',
+    "sft.held_out": "use analysis.held_out",
+}
+"""Settings of older versions, with or without their first section -> what there is instead."""
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -34,8 +67,8 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """
     tree = _read_toml(Path(path)) if path is not None else {}
     errors = [error for text in overrides if (error := _override(tree, text))]
-    config = _build(Config, tree, "", errors)
-    errors += _check_all(config, "")
+    config = _build(Config, None, tree, "", errors)
+    errors += [f"  {fault}" for fault in checks.faults(config)]
     errors += [
         f"  {path}: holds a secret, which would be stored in the run folder; remove it there and "
         "log in beforehand (hf auth login, or the environment variable HF_TOKEN)"
@@ -101,34 +134,37 @@ def _from_text(text: str, kind: Any) -> Any:
         return text
 
 
-def _build(kind: type, tree: Any, path: str, errors: list[str]) -> Any:
-    """A Struct from a nested dict, collecting every mistake under its dotted path."""
+def _build(kind: type, base: Any, tree: Any, path: str, errors: list[str]) -> Any:
+    """A Struct from a nested dict, collecting every mistake under its dotted path.
+
+    base: the defaults that the section above gives this one; None for those of `kind`
+    """
     types = _field_types(kind)
     values = {}
     if not isinstance(tree, dict):
         errors.append(f"  {path}: expected a section, got {tree!r}")
-        return kind()
+        return base
     for name, value in tree.items():
         dotted = f"{path}.{name}" if path else name
         if name not in types:
-            errors.append(f"  {dotted}: unknown setting{_suggest(dotted, name, types)}")
+            said = _gone(dotted) or f"unknown setting{_suggest(dotted, name, types)}"
+            errors.append(f"  {dotted}: {said}")
         elif _is_struct(types[name]):
-            values[name] = _build(types[name], value, dotted, errors)
+            default = getattr(base, name) if base else _field_defaults(kind)[name]
+            values[name] = _build(types[name], default, value, dotted, errors)
         else:
             try:
                 values[name] = msgspec.convert(value, types[name])
             except msgspec.ValidationError:
                 expected = _type_text(types[name])
                 errors.append(f"  {dotted}: expected {expected}, got {value!r}")
-    return _default_of(kind, path, values)
+    return msgspec.structs.replace(base, **values) if base else kind(**values)
 
 
-def _default_of(kind: type, path: str, values: dict[str, Any]) -> Any:
-    """`kind(**values)` on top of the defaults that the parent gives this section."""
-    base: Any = Config()
-    for part in path.split(".") if path else []:
-        base = getattr(base, part)
-    return msgspec.structs.replace(base, **values)
+def _gone(dotted: str) -> str:
+    """What there is instead of a setting of an older version; "" where it never existed."""
+    found = GONE.get(dotted) or GONE.get(dotted.partition(".")[2])
+    return f"no longer a setting; {found}" if found else ""
 
 
 def _suggest(dotted: str, name: str, types: dict[str, Any]) -> str:
@@ -141,21 +177,16 @@ def _suggest(dotted: str, name: str, types: dict[str, Any]) -> str:
     return f"; known here: {', '.join(types)}"
 
 
-def _check_all(config: Any, path: str) -> Iterator[str]:
-    for message in config.check():
-        yield f"  {path}.{message}" if path else f"  {message}"
-    for name, kind in _field_types(type(config)).items():
-        if _is_struct(kind):
-            yield from _check_all(getattr(config, name), f"{path}.{name}" if path else name)
-
-
 # --- explain ---------------------------------------------------------------------------------
 
 
 def walk(
-    kind: type = Config, path: str = "", base: Any = None
+    kind: type = Config, path: str = "", base: Any = None, tables: Container[str] = ()
 ) -> Iterator[tuple[str, str, Any, str]]:
-    """(dotted path, type, default, explanation) of every setting, in the order of the tree."""
+    """(dotted path, type, value in `base`, explanation) of every value, in the order of the tree.
+
+    tables: sections that are one row, with what they hold that is not None
+    """
     base = Config() if base is None else base
     documents = _field_docs(kind)
     types = _field_types(kind)
@@ -163,10 +194,18 @@ def walk(
         field_type = types[name]
         dotted = f"{path}.{name}" if path else name
         value = getattr(base, name)
-        if _is_struct(field_type):
-            yield from walk(field_type, dotted, value)
+        if dotted in tables:
+            own = {k: v for k, v in msgspec.structs.asdict(value).items() if v is not None}
+            yield dotted, "table: what differs from [sampling]", own, documents[name]
+        elif _is_struct(field_type):
+            yield from walk(field_type, dotted, value, tables)
         else:
             yield dotted, _type_text(field_type), value, documents.get(name, "")
+
+
+def settings() -> Iterator[tuple[str, str, Any, str]]:
+    """The rows of `walk` for a reader: what a stage changes of `[sampling]` is one setting."""
+    return walk(base=SimpleNamespace(**_field_defaults(Config)), tables=SAMPLED.split())
 
 
 def explain(may_change: Container[str] = ()) -> str:
@@ -175,12 +214,12 @@ def explain(may_change: Container[str] = ()) -> str:
     may_change: settings of which it is said that a continued run may change them
     """
     lines, section = [], ""
-    for path, kind, default, text in walk():
+    for path, kind, default, text in settings():
         head = path.rpartition(".")[0]
         if head != section:
             section = head
             lines += ["", f"[{head}]"]
-        shown = ABSENT if default is None else msgspec.json.encode(default).decode()
+        shown = ABSENT if default is None else _toml_value(default)
         lines.append(f"  {path} = {shown}   ({kind})")
         text += " A continued run may change it." if path in may_change else ""
         lines += textwrap.wrap(text, 92, initial_indent="      ", subsequent_indent="      ")
@@ -188,17 +227,20 @@ def explain(may_change: Container[str] = ()) -> str:
 
 
 def differences(config: Config, other: Config | None = None) -> dict[str, tuple[Any, Any]]:
-    """Dotted path -> (value in `other`, value in `config`) where they differ; default: Config()."""
-    old = {path: value for path, _, value, _ in walk(base=other or Config())}
-    new = {path: value for path, _, value, _ in walk(base=config)}
-    return {path: (old[path], new[path]) for path in new if old[path] != new[path]}
+    """Dotted path -> (value in `other`, value in `config`) where they differ; default: Config().
+
+    What a stage takes from `[sampling]` in both differs there alone.
+    """
+    other = other or Config()
+    paths = [path for one in (config, other) for path, _ in _own(one)]
+    pairs = {path: (attrgetter(path)(other), attrgetter(path)(config)) for path in paths}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def to_toml(config: Config) -> str:
     """The resolved config as a TOML file that `load` reads back to an equal Config."""
     lines, section = [], ""
-    rows = sorted(walk(base=config), key=lambda row: row[0].rpartition(".")[0])
-    for path, _, value, _ in rows:
+    for path, value in sorted(_own(config), key=lambda row: row[0].rpartition(".")[0]):
         head, _, name = path.rpartition(".")
         if value is None:
             continue
@@ -209,15 +251,26 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines).strip("\n") + "\n"
 
 
+def _own(config: Config) -> Iterator[tuple[str, Any]]:
+    """(path, value) of all settings but those of a stage's sampling that follow from the rest."""
+    plain = Config(sampling=config.sampling)
+    for path, _, value, _ in walk(base=config):
+        is_stage = path.rpartition(".")[0] in SAMPLED.split()
+        if not is_stage or value != attrgetter(path)(plain):
+            yield path, value
+
+
 def _toml_value(value: Any) -> str:
     if isinstance(value, dict):
-        return (
-            "{" + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
-        )
-    if isinstance(value, list):
+        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     # JSON and TOML write booleans, numbers and basic strings the same way.
     return msgspec.json.encode(value).decode()
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
 
 
 # --- what the Structs say of themselves ---
@@ -232,6 +285,12 @@ def _field_types(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
+@functools.cache
+def _field_defaults(kind: type) -> dict[str, Any]:
+    """Name -> default, where it is a value: of all fields of Config, and of every section."""
+    return {field.name: field.default for field in msgspec.structs.fields(kind)}
+
+
 def _type_text(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(f'"{choice}"' for choice in typing.get_args(kind))
@@ -244,6 +303,8 @@ def _type_text(kind: Any) -> str:
         return f"list of {inner}s" if not inner.startswith("one of") else f"list, each {inner}"
     if typing.get_origin(kind) is dict:
         return "table of texts"
+    if typing.get_origin(kind) is tuple:
+        return "list of two numbers"
     return " or ".join(map(_type_text, arguments))
 
 

@@ -23,6 +23,10 @@ from intfast.sample import Graded, Item, Start, chunks
 from intfast.state import interrupt
 from intfast.state.runfolder import Journal
 
+CHUNK_SAMPLES = 4096
+"""Samples per call of the engine. Records are written to disk after every call, an evaluation after
+its last one: interrupted, it is drawn again."""
+
 
 @dataclass
 class Found:
@@ -64,14 +68,14 @@ def draw_missing(
     size: Callable[[Item], int],
     work: Callable[[list[Item], intervene.OnFinished], None],
 ) -> None:
-    """Do the missing work of a stage in chunks of `rollout.chunk_samples`, under one bar."""
+    """Do the missing work of a stage in chunks of CHUNK_SAMPLES, under one bar."""
     if not todo:
         return
     # Nothing may be generated with weights that were not compared on both sides.
     parity.before_generating(run)
     with interrupt.phase(title), run.metrics.progress(title, sum(map(size, todo))) as advance:
         # A chunk is what an interruption can cost: its records are on the disk before the next.
-        for chunk in chunks(todo, run.config.rollout.chunk_samples, size):
+        for chunk in chunks(todo, CHUNK_SAMPLES, size):
             interrupt.check()
             work(chunk, advance)
 

@@ -1,27 +1,32 @@
-"""Every setting of a run: one tree of frozen Structs. `config_io` loads, checks and explains it.
+"""Every setting of a run: one tree of frozen Structs; the text after a field is its help text.
 
-Defaults are the InT paper's, but for `intervene.stop`. They stand here and in `settings/`, and
-nowhere else. The text after a field is its help text.
+Defaults are the InT paper's, but for `intervene.stop`; they stand here and nowhere else. The rules
+are in checks.py; cli.py loads and explains the tree.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
 from msgspec import field
 
-from intfast.settings.engine import ParityConfig, RolloutConfig, WeightsConfig
-from intfast.settings.metrics import MetricsConfig
-from intfast.settings.numerics import (
-    AnalysisConfig,
-    BatchConfig,
-    CreditConfig,
-    OptimConfig,
-    PolicyConfig,
-    Settings,
-    at_least,
-)
-from intfast.settings.problem import DataConfig, GradeConfig, PromptConfig
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all settings: immutable, strict about its fields."""
+
+
+class SamplingConfig(Settings):
+    """How tokens are drawn. A stage's None is what `[sampling]` says: see Config."""
+
+    temperature: float | None = None
+    """0 is greedy."""
+    top_p: float | None = None
+    """Smallest set of tokens with this probability; 1 switches it off."""
+    top_k: int | None = None
+    """This many most likely tokens; 0 switches it off."""
+    max_new_tokens: int | None = None
+    """Longest completion, in tokens."""
 
 
 class ModelConfig(Settings):
@@ -36,34 +41,65 @@ class ModelConfig(Settings):
     kernels: Literal["torch", "liger"] = "torch"
     """Norms, rotary embedding and SwiGLU: plain torch, or Liger's Triton kernels on CUDA."""
     activation_checkpointing: bool = False
-    """Recompute activations in backward: about a third more time for much less memory."""
+    """Recompute activations in backward: about a third more time, much less memory."""
     threads: int | None = None
     """CPU threads of torch; absent: torch's own choice."""
     memory_gib: float | None = None
-    """Memory to plan for, in GiB; absent: what the device has. With --dry-run another device, for
-    example 141 with model.device=cuda for an H200."""
-
-    def check(self) -> list[str]:
-        return at_least(self, threads=1, memory_gib=0)
+    """Memory to plan for, in GiB; absent: the device's. For --dry-run, 141 on cuda is an H200."""
 
 
-class SamplingConfig(Settings):
-    """How tokens are drawn."""
+class DataConfig(Settings):
+    """Problems with answers and reference solutions."""
 
-    temperature: float = 0.7
-    """0 is greedy."""
-    top_p: float = 0.8
-    """Smallest set of tokens with this probability; 1 switches it off."""
-    top_k: int = 20
-    """This many most likely tokens; 0 switches it off."""
-    max_new_tokens: int = 16384
-    """Longest completion, in tokens."""
+    train: str | None = None
+    """Training problems: .jsonl, .json, .parquet, a dataset folder, or a hub name."""
+    test: str | None = None
+    """Held-out problems; absent: no evaluation."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Your column names where ours do not fit: {problem = "question_text"}."""
+    train_limit: int | None = None
+    """Use only the first so many training problems."""
+    test_limit: int | None = None
+    """Use only the first so many test problems."""
 
-    def check(self) -> list[str]:
-        errors = at_least(self, temperature=0, top_k=0, max_new_tokens=1)
-        if not 0 < self.top_p <= 1:
-            errors.append(f"top_p must be in (0, 1], got {self.top_p}")
-        return errors
+
+class PromptConfig(Settings):
+    """What the model is asked, and how its text is cut into steps."""
+
+    style: Literal["chat", "compact"] = "chat"
+    """"chat": the two-turn conversation for instruct models; "compact": the quickstart's."""
+    instruction: str = ""
+    """Text added to every problem in the chat style, for example how to box the answer."""
+    separator: str = "\n\n"
+    """What ends a step. Steps keep their separator, so they join to the attempt byte for byte."""
+
+
+class GradeConfig(Settings):
+    """How the answer is found in a text and compared."""
+
+    mode: str = "boxed"
+    """"boxed": the last \\boxed{} (else after "Answer:"), as mathematics; "stated": the same (else
+    after "answer is"); "tail:WORD": the text after the last WORD, compared as text."""
+    workers: int = 2
+    """Processes for answers that need a computer-algebra comparison."""
+    timeout_s: float = 10.0
+    """Seconds after which such a process is killed and the answer counted as unscored."""
+
+
+class RolloutConfig(Settings):
+    """The engine that generates."""
+
+    engine: Literal["auto", "native", "vllm", "vllm_copy"] = "auto"
+    """"native": the embedded engine; "vllm": on the trainer's own weights; "vllm_copy": vLLM with a
+    copy of them, written after every update; "auto": vLLM on CUDA where it is installed."""
+    max_rows: int = 256
+    """Sequences decoded at once."""
+    cache_gib: Literal["auto"] | float = "auto"
+    """Memory for keys and values, in GiB; "auto": what the plan leaves, as far as it is of use."""
+    context: int | None = None
+    """Longest sequence, prompt and completion, in tokens; absent: the model's."""
+    sleep: bool = False
+    """Give the memory for keys and values to the trainer during its updates."""
 
 
 class AttemptConfig(Settings):
@@ -79,14 +115,6 @@ class AttemptConfig(Settings):
     """Wrong attempts per problem that go on to verification."""
     sampling: SamplingConfig = SamplingConfig()
     """How attempts are drawn."""
-
-    def check(self) -> list[str]:
-        errors = at_least(self, samples=1, wrong_per_problem=1, max_problems=1)
-        if self.wrong_per_problem > self.samples:
-            errors.append(
-                f"wrong_per_problem ({self.wrong_per_problem}) must be <= samples ({self.samples})"
-            )
-        return errors
 
 
 class InterveneConfig(Settings):
@@ -107,8 +135,8 @@ class InterveneConfig(Settings):
     wave: int = 4
     """Continuations per wave; the stop rule looks between waves."""
     stop: Literal["never", "first_success", "futility"] = "first_success"
-    """"never": all continuations, as in the paper; "first_success": no wave once `min_correct` are
-    right, which keeps the same interventions; "futility": nor when that has become unlikely."""
+    """"never": all continuations, as in the paper; "first_success": until `min_correct` are right,
+    which keeps the same interventions; "futility": or until that has become unlikely."""
     futility: float = 0.05
     """Stop "futility": the chance of a right one, under a Beta prior fitted to the run so far."""
     one_per_problem: bool = False
@@ -120,21 +148,31 @@ class InterveneConfig(Settings):
     continuation: SamplingConfig = SamplingConfig()
     """How continuations are drawn."""
 
-    def check(self) -> list[str]:
-        errors = at_least(
-            self, samples=1, max_step_tokens=1, continuations=0, wave=1, min_correct=1
-        )
-        if 0 < self.continuations < self.min_correct:
-            errors.append(
-                f"continuations ({self.continuations}) must be >= min_correct ({self.min_correct})"
-            )
-        if self.stop == "futility" and self.min_correct > 1:
-            errors.append('stop = "futility" speaks of one right continuation; use "first_success"')
-        if self.stop == "never" and self.one_per_problem:
-            errors.append('one_per_problem needs stop = "first_success" or "futility"')
-        if not 0 < self.futility < 1:
-            errors.append(f"futility must be in (0, 1), got {self.futility}")
-        return errors + self._unused("futility", self.stop != "futility", f'stop = "{self.stop}"')
+
+class BatchConfig(Settings):
+    """How training sequences are packed."""
+
+    max_tokens: int = 16384
+    """Token budget of one packed micro-batch."""
+    too_long: Literal["error", "alone"] = "error"
+    """A sequence above the budget: refuse it, or give it a micro-batch of its own."""
+
+
+class OptimConfig(Settings):
+    """AdamW and its schedule; what hardly anybody changes is a constant of model/optim.py."""
+
+    lr: float = 1e-6
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    floor: float = 0.1
+    """Learning rate at the end, as a share of the peak."""
+    warmup_ratio: float = 0.0
+    """Share of the steps with a linearly rising learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    max_grad_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 is off."""
 
 
 class SftConfig(Settings):
@@ -146,6 +184,11 @@ class SftConfig(Settings):
     """"reference": reference solutions; "reflection": the model's rewrites of its wrong attempts;
     "rft": its right attempts; "star": those, and right solutions written with the reference in
     view; "prefix": beginnings of its attempts, right or wrong (UPFT)."""
+    target: Literal["recipe", "intervention", "suffix", "one_per_problem", "no_filter"] = "recipe"
+    """"recipe": prefix + intervention of all that are kept, as in the paper. Its ablations:
+    "intervention": no loss on the prefix; "suffix": a right continuation is appended;
+    "one_per_problem": one example a problem, the intervention with the most right continuations
+    (also for other `data`); "no_filter": all that passed the gates, unlocking or not."""
     samples: int = 4
     """"star": solutions with the reference in view, per problem without a right attempt."""
     prefix_tokens: int = 32
@@ -154,24 +197,51 @@ class SftConfig(Settings):
     """Passes over the examples; 0 skips the stage."""
     batch_size: int = 64
     """Examples per optimizer step."""
-    loss_on: Literal["prefix+intervention", "intervention"] = "prefix+intervention"
-    """Which tokens of an intervention example carry loss; the paper trains both."""
-    suffix: bool = False
-    """Append a right continuation to the target (an ablation; the paper advises against it)."""
-    filter: bool = True
-    """Only interventions with enough right continuations; false keeps all that passed the gates."""
-    rows: Literal["all", "one"] = "all"
-    """Every kept intervention, or one per problem (the one with the most right continuations)."""
-    held_out: float = 0.0
-    """Share of the problems whose interventions are not trained on: see analysis.json for them."""
     optim: OptimConfig = OptimConfig(warmup_ratio=0.1)
     """Optimizer and schedule."""
 
-    def check(self) -> list[str]:
-        errors = at_least(self, epochs=0, batch_size=1, samples=1, prefix_tokens=1)
-        if not 0 <= self.held_out < 1:
-            errors.append(f"held_out must be in [0, 1), got {self.held_out}")
-        return errors
+
+class PolicyConfig(Settings):
+    """The reinforcement-learning objective of one token."""
+
+    objective: Literal["grpo", "cispo", "reinforce", "gspo"] = "grpo"
+    """Clipped ratio; clipped ratio as a constant factor; no ratio; clipped ratio of sequences."""
+    clip_low: float = 0.2
+    """The ratio is clipped below at 1 - clip_low; 1 switches the lower bound off."""
+    clip_high: float = 0.2
+    """The ratio is clipped above at 1 + clip_high."""
+    dual_clip: float = 0.0
+    """Highest ratio that a negative advantage is charged with (PPO dual clip); 0 is off."""
+    kl: float = 0.0
+    """Factor of the divergence from the reference policy; 0 is off."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """d, d**2 / 2 or exp(-d) - 1 + d, with d = log-prob - reference log-prob."""
+    entropy: float = 0.0
+    """Factor of the entropy bonus; 0 is off."""
+    correction: Literal["off", "truncate", "mask"] = "off"
+    """Weight by the ratio trainer / sampler: capped above, or zeroed outside its bounds."""
+    correction_level: Literal["token", "sequence", "sequence-mean"] = "token"
+    """Ratio of a token, of the whole sequence (product), or its geometric mean per token."""
+    correction_bounds: tuple[float, float] = (0.5, 2.0)
+    """Lowest (only for correction="mask") and highest ratio."""
+
+
+class CreditConfig(Settings):
+    """How rewards of a group become per-token weights and advantages."""
+
+    baseline: Literal["mean", "leave-one-out"] = "mean"
+    """What is subtracted from a reward: mean of its group, or mean of the others in it."""
+    scale: Literal["none", "group", "group-population", "batch"] = "none"
+    """Divide by a standard deviation: unbiased or population of the group, unbiased of the step."""
+    normalisation: Literal["token", "sequence-mean", "sequence-sum", "constant"] = "sequence-sum"
+    """What the summed loss is divided by; see credit.divisor."""
+    mask_truncated: bool = False
+    """Leave completions that hit the length limit out of the loss (their reward still counts)."""
+    process: Literal["none", "vppo", "capo"] = "none"
+    """Credit inside wrong rollouts, located by verification: "vppo" rewards the tokens before the
+    wrong step, "capo" penalises those of the step."""
+    process_weight: float = 0.5
+    """That reward or penalty; a right rollout earns 1."""
 
 
 class RlConfig(Settings):
@@ -187,13 +257,9 @@ class RlConfig(Settings):
     """Optimizer steps per rollout step."""
     problems: Literal["selected", "unlocked"] = "unlocked"
     """"selected": all of stage 1; "unlocked": those with a kept intervention (the paper)."""
-    hint: Literal["off", "shortest", "fixed"] = "off"
-    """Hint-guided RL: problems also appear with the beginning of their reference, one to one.
-    "shortest": the first of `hint_shares` from which a sample is right; "fixed": the first."""
-    hint_shares: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
-    """Shares of the reference's characters, in rising order."""
-    hint_samples: int = 8
-    """Samples from each share, until one is right."""
+    hint: Literal["off", "shortest"] | float = "off"
+    """Hint-guided RL: problems also appear with the beginning of their reference, one to one. A
+    number: that share; "shortest": the first of guided.SHARES from which a sample is right."""
     refill: int = 0
     """Dynamic sampling: extra rounds that replace groups without variance, at most so many."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0)
@@ -213,51 +279,12 @@ class RlConfig(Settings):
     from_base: bool = False
     """Also run the same RL from the base model, for comparison."""
 
-    def check(self) -> list[str]:
-        errors = at_least(
-            self,
-            steps=0,
-            problems_per_step=1,
-            group_size=2,
-            minibatches=1,
-            refill=0,
-            hint_samples=1,
-            until_tokens=1,
-            checkpoint_every=1,
-            evaluate_every=1,
-        )
-        rollouts = self.problems_per_step * self.group_size
-        if rollouts % self.minibatches:
-            errors.append(
-                f"minibatches ({self.minibatches}) must divide problems_per_step x group_size "
-                f"({self.problems_per_step} x {self.group_size} = {rollouts})"
-            )
-        truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
-        if truncated and self.policy.correction != "off":
-            errors.append(
-                "policy.correction needs the full distribution, as the kept tokens of a truncated "
-                "one are not replayed (vLLM returns them from 0.28 on and on CUDA only): set "
-                'sampling.top_p = 1 and sampling.top_k = 0, or policy.correction = "off"'
-            )
-        process = self.credit.process != "none"
-        if process and self.refill:
-            errors.append("refill drops the groups that are all wrong, where credit.process acts")
-        if process and self.hint != "off":
-            errors.append("credit.process reads whole solutions; hint leaves their beginning out")
-        if process and self.policy.objective == "gspo":
-            errors.append(
-                'policy.objective = "gspo" has one advantage a sequence, credit.process many'
-            )
-        shares = self.hint_shares
-        if not shares or sorted(set(shares)) != shares or not 0 < shares[0] <= shares[-1] < 1:
-            errors.append(f"hint_shares must rise within (0, 1), got {shares}")
-        if self.until_tokens and self.optim.schedule != "constant":
-            errors.append(
-                'until_tokens leaves the number of steps open: set optim.schedule = "constant"'
-            )
-        if self.sampling.temperature == 0:
-            errors.append("sampling.temperature must be > 0: greedy rollouts of a group are equal")
-        return errors
+
+class ParityConfig(Settings):
+    """Trainer and engine score the same tokens: always checked where weights were loaded."""
+
+    every: int = 10
+    """RL steps between checks of the step's own rollouts; 0: only after weights were loaded."""
 
 
 class EvaluateConfig(Settings):
@@ -270,15 +297,36 @@ class EvaluateConfig(Settings):
     sampling: SamplingConfig = SamplingConfig()
     """How test answers are drawn."""
 
-    def check(self) -> list[str]:
-        errors = at_least(self, samples=1)
-        if bad := [k for k in self.ks if not 1 <= k <= self.samples]:
-            errors.append(f"ks must lie in 1..samples ({self.samples}), got {bad}")
-        return errors
+
+class AnalysisConfig(Settings):
+    """The tables of analysis.json: likelihoods and entropies of texts, pass@k and RL curves."""
+
+    texts: int = 64
+    """Texts of each kind that are scored under the base and the trained weights; 0 is off."""
+    held_out: float = 0.0
+    """Share of the problems whose interventions SFT does not see; they are scored apart."""
+
+
+class MetricsConfig(Settings):
+    """What is recorded for people. Nothing here changes a result."""
+
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    """Also send the rows of metrics.jsonl to these; one that fails is dropped, not the run."""
+    example_logprobs: int = 64
+    """SFT examples whose tokens the report colours by what SFT did to them; 0 is off."""
+
+
+SAMPLED = (
+    "attempts.sampling intervene.sampling intervene.continuation rl.sampling evaluate.sampling"
+)
+"""Where the stages say how they draw tokens."""
 
 
 class Config(Settings):
-    """A whole run: problems in, trained, evaluated and exported model out."""
+    """A whole run: problems in, trained, evaluated and exported model out.
+
+    Every stage starts from `sampling`: the stages of a Config hold numbers and no None.
+    """
 
     run: str = "runs/int"
     """The run folder. The same command continues an interrupted run."""
@@ -287,12 +335,14 @@ class Config(Settings):
     watchdog_s: float = 1800.0
     """Seconds without progress after which the run prints where it is stuck and ends with code 124;
     0 switches it off."""
+    sampling: SamplingConfig = SamplingConfig(
+        temperature=0.7, top_p=0.8, top_k=20, max_new_tokens=16384
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
     grade: GradeConfig = GradeConfig()
     rollout: RolloutConfig = RolloutConfig()
-    weights: WeightsConfig = WeightsConfig()
     attempts: AttemptConfig = AttemptConfig()
     intervene: InterveneConfig = InterveneConfig()
     batch: BatchConfig = BatchConfig(max_tokens=20480)
@@ -302,6 +352,15 @@ class Config(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     analysis: AnalysisConfig = AnalysisConfig()
     metrics: MetricsConfig = MetricsConfig()
+
+    def __post_init__(self) -> None:
+        for section, _, name in (path.partition(".") for path in SAMPLED.split()):
+            stage = getattr(self, section)
+            own = msgspec.structs.asdict(getattr(stage, name))
+            own = {key: value for key, value in own.items() if value is not None}
+            whole = msgspec.structs.replace(self.sampling, **own)
+            stage = msgspec.structs.replace(stage, **{name: whole})
+            msgspec.structs.force_setattr(self, section, stage)
 
     @property
     def needs_interventions(self) -> bool:
@@ -321,35 +380,11 @@ class Config(Settings):
         by_sft = bool(self.sft.epochs) and self.sft.data not in ("rft", "prefix")
         return self.needs_interventions or by_sft or self.rl.hint != "off"
 
-    def check(self) -> list[str]:
-        """Combinations that cannot work, or settings that would have no effect."""
-        errors = at_least(self, watchdog_s=0)
-        if self.data.train is None:
-            errors.append('data.train is missing; name a problem file: data.train = "my.jsonl"')
-        if not self.sft.epochs and not self.rl.steps:
-            errors.append("sft.epochs = 0 and rl.steps = 0: nothing would be trained")
-        longest = self.rl.sampling.max_new_tokens
-        if self.rl.steps and self.batch.too_long == "error" and self.batch.max_tokens < longest:
-            errors.append(
-                f"batch.max_tokens ({self.batch.max_tokens}) must hold a prompt and "
-                f"rl.sampling.max_new_tokens ({longest})"
-            )
-        continued = self.intervene.continuations
-        on_interventions = self.sft.epochs and self.sft.data == "intervention"
-        if self.sft.filter and on_interventions and not continued:
-            errors.append(
-                "sft.filter = true needs intervene.continuations > 0 (or set sft.filter = false)"
-            )
-        if self.sft.suffix and not continued:
-            errors.append("sft.suffix = true needs intervene.continuations > 0")
-        if self.intervene.baselines and not continued:
-            errors.append("intervene.baselines = true needs intervene.continuations > 0")
-        if self.rl.steps and self.rl.problems == "unlocked" and not continued:
-            errors.append('rl.problems = "unlocked" needs intervene.continuations > 0')
-        if not self.sft.epochs and self.rl.from_base:
-            errors.append("rl.from_base repeats plain RL when sft.epochs = 0; set it to false")
-        if self.rl.from_base and not self.rl.steps:
-            errors.append("rl.from_base = true has no effect while rl.steps = 0")
-        if self.rl.evaluate_every and self.data.test is None:
-            errors.append("rl.evaluate_every has no effect without data.test")
-        return errors
+
+MAY_CHANGE = {
+    *("run", "watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
+    *("model.memory_gib", "model.activation_checkpointing", "batch.max_tokens", "grade.workers"),
+    *("rollout.cache_gib", "rollout.max_rows", "rollout.sleep"),
+}
+"""Settings that have no part in what a run computes, on a CPU but for `batch.max_tokens` to the
+last bit: what a run that was moved, out of memory, or stopped by a check, may be continued with."""

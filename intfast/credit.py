@@ -13,11 +13,13 @@ from collections.abc import Sequence
 
 import torch
 
+from intfast.config import CreditConfig, PolicyConfig
 from intfast.engine.protocol import Completion
 from intfast.kernels import group_advantages as kernel
 from intfast.records import Example, Record
-from intfast.settings.numerics import CreditConfig, PolicyConfig
 
+EPS = 1e-4
+"""Added to a standard deviation before it divides."""
 REWARDS = {"correct": 1.0, "wrong": 0.0, "unscored": None}
 """Reward of each grade; None takes no part in baseline and loss."""
 
@@ -67,7 +69,7 @@ def group_advantages(
         torch.tensor([0, *sizes_P], device=device).cumsum(0),
         baseline=config.baseline,
         scale=config.scale,
-        eps=config.eps,
+        eps=EPS,
         # A group of equal rewards is "all right" as soon as these are positive.
         right_above=0.0,
     )
@@ -197,6 +199,6 @@ def with_gradient(examples_N: Sequence[Example], policy: PolicyConfig) -> list[E
     Sequences whose advantages are all 0 are dropped, but only where that is exact: with a KL or
     entropy term they have a gradient too, and all are returned. May be empty: skip the update.
     """
-    if not policy.zero_advantage_is_zero_gradient:
+    if policy.kl != 0 or policy.entropy != 0:
         return list(examples_N)
     return [example for example in examples_N if example.advantages and any(example.advantages)]

@@ -5,9 +5,9 @@ names match without regard to case, "Short Answer" is short_answer, "a.b" is fie
 
 Rows dropped, each kind counted in the report: no problem text; no answer; an answer longer than
 the grader reads; duplicates (of each problem the first row is kept); every row of a problem that
-occurs with different answers, since nothing says which is right; and, where asked, rows without
-a reference solution and rows above a limit. An id that two different problems claim gets the
-problem's content hash appended, which does not depend on the order of the rows.
+occurs with different answers, since nothing says which is right; and rows above a limit. An id that
+two different problems claim gets the problem's content hash appended, which does not depend on the
+order of the rows.
 """
 
 from __future__ import annotations

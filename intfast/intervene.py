@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from intfast.config import InterveneConfig, SamplingConfig, SftConfig
+from intfast.config import InterveneConfig, SamplingConfig
 from intfast.engine.protocol import derive_seed
 from intfast.evaluate import Estimate, bootstrap, coverage
 from intfast.leak import leaks
@@ -336,21 +336,22 @@ def build_examples(
     problems: Mapping[str, Problem],
     judged: Sequence[Intervention],
     continuations: Sequence[Continuation],
-    config: SftConfig,
+    target: str,
+    held_out: float = 0.0,
 ) -> list[Example]:
     """Prompt + prefix + intervention as training sequences; no suffix and no end token.
 
-    The options of `SftConfig` are the paper's ablations: loss on the intervention alone, a right
-    continuation appended, no outcome filter, one row per problem.
+    target     `sft.target`: the recipe, or one of the paper's ablations
+    held_out   `analysis.held_out`: share of the problems that are left out
     """
     correct = correct_counts(continuations)
-    gates = ("kept",) if config.filter else REACHED_CONTINUATION
+    gates = REACHED_CONTINUATION if target == "no_filter" else ("kept",)
     chosen = [
         record
         for record in judged
-        if record.gate in gates and not is_held_out(record.problem_id, config.held_out)
+        if record.gate in gates and not is_held_out(record.problem_id, held_out)
     ]
-    if config.rows == "one":
+    if target == "one_per_problem":
         best: dict[str, Intervention] = {}
         for record in chosen:
             held = best.get(record.problem_id)
@@ -358,7 +359,7 @@ def build_examples(
                 best[record.problem_id] = record
         chosen = list(best.values())
     suffixes: dict[str, list[int]] = {}
-    if config.suffix:
+    if target == "suffix":
         for record in continuations:
             if record.start == "intervention" and record.grade == "correct":
                 suffixes.setdefault(record.intervention_id, record.token_ids)
@@ -366,7 +367,7 @@ def build_examples(
     for record in chosen:
         prompt = sampler.prompt(problems[record.problem_id])
         suffix = suffixes.get(record.id, [])
-        on_prefix = 1.0 if config.loss_on == "prefix+intervention" else 0.0
+        on_prefix = 0.0 if target == "intervention" else 1.0
         weights = [0.0] * len(prompt) + [on_prefix] * len(record.prefix_ids)
         weights += [1.0] * (len(record.intervention_ids) + len(suffix))
         examples.append(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from intfast.config import Config, SamplingConfig
+from intfast.config import BatchConfig, Config, SamplingConfig
 from intfast.records import Example, Problem
 from intfast.sample import fits
-from intfast.settings.numerics import BatchConfig
 
 PromptOf = Callable[[Problem], list[int]]
 

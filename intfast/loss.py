@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from intfast.batch import Batch
+from intfast.config import PolicyConfig
 from intfast.kernels.head.plan import Head, plan_for
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import ObjectiveOutput, linear_objective
@@ -35,7 +36,6 @@ from intfast.kernels.objectives import (
     policy_ratio,
     sampler_ratio,
 )
-from intfast.settings.numerics import PolicyConfig
 
 Stats = dict[str, Tensor]
 
@@ -133,7 +133,7 @@ def objective_of(config: PolicyConfig, num_sequences: int) -> Objective:
     if config.correction != "off":
         objective = Corrected(
             objective,
-            high=config.correction_high,
+            high=config.correction_bounds[1],
             low=_correction_low(config),
             mode=config.correction,
             level=config.correction_level,
@@ -202,13 +202,13 @@ def _sampler_stats(
         "sampler_ratio_max": ratio_N.max(),
     }
     if config.correction != "off":
-        outside_N = (ratio_N < _correction_low(config)) | (ratio_N > config.correction_high)
+        outside_N = (ratio_N < _correction_low(config)) | (ratio_N > config.correction_bounds[1])
         stats["corrected_sum"] = _sum(outside_N)
     return stats
 
 
 def _correction_low(config: PolicyConfig) -> float:
-    return config.correction_low if config.correction == "mask" else 0.0
+    return config.correction_bounds[0] if config.correction == "mask" else 0.0
 
 
 def _check_rows(hidden_ND: Tensor, batch: Batch) -> None:

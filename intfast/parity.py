@@ -3,7 +3,7 @@
 A weight update that did not reach the engine, a stale cache, a wrong temperature or position leave
 no error behind: rewards only grow more slowly. Here the log-probs that came with sampled tokens are
 compared with those of the forward that the losses differentiate; the run stops when they differ by
-more than `parity.threshold` in the mean.
+more than THRESHOLDS in the mean.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 
 from intfast.batch import pack
-from intfast.config import SamplingConfig
+from intfast.config import BatchConfig, SamplingConfig
 from intfast.engine.protocol import Completion, derive_seed
 from intfast.records import Example
 from intfast.run import Run
 from intfast.sample import Graded, Start
-from intfast.settings.numerics import BatchConfig
 from intfast.update import logprobs
 
 Pair = tuple[Sequence[int], Completion]
 """(prompt ids, what the engine drew after them)."""
 THRESHOLDS = {"float32": 1e-4, "bfloat16": 0.03}
-"""Allowed mean of |trainer - engine| in nat, where `parity.threshold` is absent."""
+"""Allowed mean of |trainer - engine| of a token's log-prob, in nat, by the dtype of the weights."""
 NUM_PROMPTS = 4
 NUM_SAMPLES = 2
 NUM_TOKENS = 32
@@ -44,7 +43,7 @@ Likely causes, and what to change:
   - vocabulary: the engine's softmax includes padding rows, or its tokenizer is another model's
   - attention: wrong positions, an off-by-one between tokens and log-probs, another window or rope
 To tell rounding from a fault, run a few steps with model.dtype = "float32" (with vLLM also
-VLLM_BATCH_INVARIANT=1): what is left then is a fault. parity.threshold raises the bound."""
+VLLM_BATCH_INVARIANT=1): what is left then is a fault."""
 
 
 def before_generating(run: Run) -> None:
@@ -112,7 +111,7 @@ def check_parity(run: Run, where: str, pairs: Sequence[Pair]) -> dict[str, float
     """
     engine = run.sampler.engine
     config = run.config
-    allowed = config.parity.threshold or THRESHOLDS[config.model.dtype]
+    allowed = THRESHOLDS[config.model.dtype]
     with run.metrics.phase("parity"):
         chosen = _within(pairs, config.batch.max_tokens)
         if not chosen:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -15,8 +14,9 @@ from intfast.engine import memory
 from intfast.engine.cache import bytes_per_slot
 from intfast.engine.memory import GIB
 from intfast.engine.protocol import pick_engine
+from intfast.methods import guided
 from intfast.model import weights
-from intfast.model.decoder import ModelConfig
+from intfast.model.decoder import Architecture
 from intfast.model.folder import load_tokenizer
 from intfast.prompts import decode, style_of
 from intfast.records import Problem
@@ -96,7 +96,7 @@ def work(config: Config, problems: list[Problem], tests: list[Problem]) -> list[
         rl = config.rl
         rollouts = rl.problems_per_step * rl.group_size
         if rl.hint == "shortest":
-            most = selected * rl.hint_samples * len(rl.hint_shares)
+            most = selected * guided.SAMPLES * len(guided.SHARES)
             lines.append(f"at most {most:,} samples in search of the shortest hint")
         lines.append(
             f"RL: {rl.problems_per_step} problems x {rl.group_size} rollouts = {rollouts} rollouts "
@@ -131,7 +131,7 @@ def most_tokens(config: Config, num: int) -> dict[str, int]:
     if rl.steps:
         rollout = rl.sampling.max_new_tokens
         if rl.hint == "shortest":
-            found["hints"] = selected * rl.hint_samples * len(rl.hint_shares) * rollout
+            found["hints"] = selected * guided.SAMPLES * len(guided.SHARES) * rollout
         rollouts = rl.problems_per_step * rl.group_size * (1 + rl.refill)
         found["rollouts"] = rl.steps * rollouts * rollout
     return found
@@ -146,7 +146,7 @@ def planned_target(config: Config) -> memory.Target:
     return memory.target_of(config, device, pick_engine(config.rollout.engine, device.type).name)
 
 
-def memory_table(config: Config, architecture: ModelConfig, target: memory.Target) -> Table:
+def memory_table(config: Config, architecture: Architecture, target: memory.Target) -> Table:
     """Where the memory goes, in GiB, and the verdict with its remedies as the caption."""
     plan = memory.make_plan(config, architecture, target)
     num = memory.num_parameters(architecture)
@@ -166,7 +166,7 @@ def memory_table(config: Config, architecture: ModelConfig, target: memory.Targe
     return table
 
 
-def verdict(config: Config, architecture: ModelConfig, target: memory.Target) -> list[str]:
+def verdict(config: Config, architecture: Architecture, target: memory.Target) -> list[str]:
     """Sentences on whether the plan fits, and what to change."""
     plan = memory.make_plan(config, architecture, target)
     if plan.left(target.free) < 0:
@@ -179,8 +179,7 @@ def verdict(config: Config, architecture: ModelConfig, target: memory.Target) ->
     ]
     if config.rollout.cache_gib == "auto":
         # A larger micro-batch is only free while the cache keeps its size.
-        rollout = msgspec.structs.replace(config.rollout, cache_gib=cache / GIB)
-        config = msgspec.structs.replace(config, rollout=rollout)
+        config = memory.changed(config, "rollout.cache_gib", cache / GIB)
     most = memory.largest_batch(config, architecture, target, config.batch.max_tokens)
     if most and most > config.batch.max_tokens:
         lines.append(f"batch.max_tokens could be up to {most:,}, in fewer micro-batches")

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 import intfast
-from intfast import data, limits, loss
+from intfast import checks, data, limits, loss
 from intfast.config import Config
 from intfast.engine.protocol import Choice, Engine
 from intfast.engine.start import start
@@ -105,6 +105,7 @@ class Run:
 def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     """A run with all its parts, closed at the end. Bad input raises ValueError before any work."""
     opened, console = time.perf_counter(), console or make_console()
+    checks.check(config)
     trackers.require(config.metrics.trackers)
     problems, tests = load_data(config, console)
     interrupt.check()
@@ -127,7 +128,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
         problems = _gradable(problems, grader, metrics)
         tests = _gradable(tests, grader, metrics)
         context = config.rollout.context or decoder.config.max_positions
-        watch = GradeWatch(grade.max_unscored, metrics.say)
+        watch = GradeWatch(metrics.say)
         metrics.carry(watch.take)
         metrics.carry(_prompt_reuse(engine))
         sampler = Sampler(engine, tokenizer, style, grader, context, metrics.phase, watch.add)

@@ -64,5 +64,5 @@ def _why_no_examples(run: Run) -> str:
     said = ", ".join(f"{count} {gate}" for gate, count in gates.most_common()) or "none was drawn"
     helps = "read the replies in interventions.jsonl; more attempts, or a stronger base model, help"
     if gates.keys() & set(REACHED_CONTINUATION):
-        helps = "draw more continuations, or set sft.filter = false; more attempts help too"
+        helps = 'draw more continuations, or set sft.target = "no_filter"; more attempts help too'
     return f"no intervention is left to fine-tune on ({said}): {helps}"

@@ -1,9 +1,9 @@
 """A source (file, dataset folder or hub name) -> rows with the place each came from.
 
-Files: .jsonl; .json holding one list of objects; .parquet and .arrow (extra `parquet`).
-Folders: shards `train-00000-of-00001.parquet`, `test.jsonl`, `train/0000.parquet`, one level of
-`data/`, or what `datasets` saves to disk. Hub: `org/name`, `org/name:config` (extra
-`datasets`). All but single files may be followed by `@split`.
+By hand, with file and line of every fault: .jsonl; .json holding one list of objects; folders of
+these, one file or folder a split. By `datasets` (the extra of that name): .parquet and .arrow,
+folders of them, what `datasets` saved to disk, and the hub: `org/name`, `org/name:config`. All but
+single files may be followed by `@split`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import difflib
 import importlib
 import json
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import msgspec
 
 SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
 MAX_ERRORS_SHOWN = 20
-_NOT_ROWS = ("dataset_info.json", "dataset_infos.json")
+KINDS = (".jsonl", ".json", ".parquet", ".arrow")
 
 Row = tuple[str, dict[str, Any]]
 """Where the row stands ("train.jsonl:17"), and its columns."""
@@ -63,7 +64,7 @@ def open_source(source: str, purpose: str, faults: Faults) -> Source:
     """The rows of a source. `purpose` ("train" or "test") is the split taken when several exist.
 
     Raises ValueError when the source cannot be found or does not say which rows are meant, and
-    RuntimeError when an optional package is missing or the hub does not answer.
+    RuntimeError when `datasets` is missing or the hub does not answer.
     """
     path = Path(source).expanduser()
     name, at, asked = source.rpartition("@")
@@ -74,19 +75,25 @@ def open_source(source: str, purpose: str, faults: Faults) -> Source:
     if path.is_file():
         if asked:
             raise ValueError(f"{path} is one file and has no splits; remove @{asked}")
-        return Source("", "", _read_file(path, faults))
+        if path.suffix in (".parquet", ".arrow"):
+            _, _, rows = _by_datasets(path.name, "", purpose, path)
+            return Source("", "", rows)
+        return Source("", "", _read_file(path, path.name, faults))
     if path.is_dir():
-        shards = _shards(path)
-        split, note = _choose(name, list(shards), asked, purpose)
-        return Source(split, note, _read_shards(shards[split], path, faults))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name) and path.suffix not in _READERS:
-        return _open_hub(name, asked, purpose)
+        if shards := _json_shards(path):
+            split, note = _choose(name, list(shards), asked, purpose)
+            files = ((file, str(file.relative_to(path))) for file in shards[split])
+            rows = (row for file, label in files for row in _read_file(file, label, faults))
+            return Source(split, note, rows)
+        return _by_datasets(name, asked, purpose, path)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name) and path.suffix not in KINDS:
+        return _by_datasets(name, asked, purpose)
     raise ValueError(_not_found(path))
 
 
 def _not_found(path: Path) -> str:
     folder = next(parent for parent in (*path.parents, Path()) if parent.is_dir())
-    inside = sorted(p.name for p in folder.iterdir() if p.is_dir() or p.suffix in _READERS)
+    inside = sorted(p.name for p in folder.iterdir() if p.is_dir() or p.suffix in KINDS)
     missing = path.relative_to(folder).parts[0]
     near = difflib.get_close_matches(missing, inside, n=3)
     lines = [f"{path} does not exist"]
@@ -114,62 +121,33 @@ def _choose(source: str, splits: list[str], asked: str, purpose: str) -> tuple[s
     return purpose, f"split {purpose!r} of {listing}"
 
 
-# ---- folders
+# ---- JSON
 
 
-def _shards(folder: Path) -> dict[str, list[Path]]:
-    """Files of each split. Raises ValueError when they do not form one dataset."""
-    if (folder / "dataset_dict.json").is_file():
-        splits = _state(folder, "dataset_dict.json").get("splits")
-        plain = isinstance(splits, list) and all(
-            isinstance(split, str) and Path(split).name == split for split in splits
-        )
-        if not plain:
-            raise ValueError(f"{folder}: the splits of dataset_dict.json must be names: {splits!r}")
-        return {split: _saved(folder / split) for split in splits}
-    if (folder / "state.json").is_file():
-        return {str(_state(folder).get("_split") or "train"): _saved(folder)}
+def _json_shards(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split of a folder that holds JSON alone; else nothing.
+
+    Raises ValueError when the files of a split lie in several folders: are they one dataset?
+    """
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in KINDS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    told = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+    if any(path.suffix not in _READERS or path.name in told for path in paths):
+        return {}
     shards: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") for part in parts)
-        if path.suffix in _READERS and not hidden and path.name not in _NOT_ROWS:
-            shards.setdefault(_split_of(parts), []).append(path)
-    if not shards:
-        raise ValueError(f"{folder} holds no {', '.join(_READERS)} file")
-    for split, paths in shards.items():
-        homes = sorted({str(path.parent.relative_to(folder)) for path in paths})
-        if len(homes) > 1:
+    for path in paths:
+        shards.setdefault(_split_of(path.relative_to(folder).parts), []).append(path)
+    for split in shards.values():
+        if len(homes := sorted({str(path.parent.relative_to(folder)) for path in split})) > 1:
             raise ValueError(
                 f"{folder} holds several datasets ({', '.join(homes)}); "
                 f"name one: {folder / homes[0]}"
             )
-        if len({path.suffix for path in paths}) > 1:
-            names = ", ".join(path.name for path in paths[:6])
-            raise ValueError(f"split {split!r} of {folder} exists in several formats: {names}")
     return shards
-
-
-def _saved(folder: Path) -> list[Path]:
-    """The arrow files that `datasets` saved to a folder."""
-    try:
-        names = [entry["filename"] for entry in _state(folder)["_data_files"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'state.json'} is not what datasets writes: {error}") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ValueError(f"{folder / 'state.json'} names {name!r}, a file outside its folder")
-    return [folder / name for name in names]
-
-
-def _state(folder: Path, name: str = "state.json") -> dict[str, Any]:
-    try:
-        state = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / name} cannot be read: {error}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{folder / name} must hold an object, it holds {_kind(state)}")
-    return state
 
 
 def _split_of(parts: tuple[str, ...]) -> str:
@@ -181,19 +159,11 @@ def _split_of(parts: tuple[str, ...]) -> str:
     return next((word for word in words if word in SPLIT_NAMES), "train")
 
 
-def _read_shards(paths: list[Path], folder: Path, faults: Faults) -> Iterator[Row]:
-    for path in paths:
-        yield from _read_file(path, faults, str(path.relative_to(folder)))
-
-
-# ---- files
-
-
-def _read_file(path: Path, faults: Faults, label: str = "") -> Iterator[Row]:
+def _read_file(path: Path, label: str, faults: Faults) -> Iterator[Row]:
     reader = _READERS.get(path.suffix)
     if reader is None:
-        raise ValueError(f"{path} is not a problem file; expected {', '.join(_READERS)}")
-    return _readable(path, reader(path, label or path.name, faults))
+        raise ValueError(f"{path} is not a problem file; expected {', '.join(KINDS)}")
+    return _readable(path, reader(path, label, faults))
 
 
 def _readable(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
@@ -281,67 +251,62 @@ def _kind(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-def _pyarrow(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(f"pyarrow.{module}")
-    except ImportError as error:
-        raise RuntimeError(
-            "parquet and arrow files need pyarrow: pip install -e '.[parquet]'"
-        ) from error
-
-
-def _read_parquet(path: Path, label: str, faults: Faults) -> Iterator[Row]:
-    parquet = _pyarrow("parquet")
-    try:
-        batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
-        yield from _table_rows(label, batches)
-    except _pyarrow("lib").ArrowException as error:
-        raise ValueError(f"{path} is not a whole parquet file: {error}") from error
-
-
-def _read_arrow(path: Path, label: str, faults: Faults) -> Iterator[Row]:
-    ipc = _pyarrow("ipc")
-    try:
-        with path.open("rb") as file:
-            yield from _table_rows(label, ipc.open_stream(file))
-    except _pyarrow("lib").ArrowException as error:
-        raise ValueError(f"{path} is not a whole arrow stream: {error}") from error
-
-
-def _table_rows(label: str, batches: Any) -> Iterator[Row]:
-    number = 0
-    for batch in batches:
-        for row in batch.to_pylist():
-            yield f"{label} row {number}", row
-            number += 1
-
-
-_READERS = {
+_READERS: dict[str, Callable[[Path, str, Faults], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
-    ".parquet": _read_parquet,
-    ".arrow": _read_arrow,
 }
 
 
-# ---- hub
+# ---- everything else
 
 
-def _open_hub(name: str, asked: str, purpose: str) -> Source:
+def _by_datasets(name: str, asked: str, purpose: str, path: Path | None = None) -> Source:
+    """The rows of a file or folder that is no JSON, or, without a path, of a hub dataset.
+
+    Read as a stream: nothing is copied; what locks `datasets` needs are in a temporary folder.
+    """
+    missing = f"there is no file or folder {name}"
     try:
         datasets = importlib.import_module("datasets")
+        pyarrow = importlib.import_module("pyarrow")
     except ImportError as error:
-        raise RuntimeError(
-            f"there is no file or folder {name}; as a hub dataset it needs the datasets package: "
-            "pip install -e '.[datasets]'"
-        ) from error
-    dataset, _, config = name.partition(":")
+        what = path or f"{missing}; as a hub dataset it"
+        raise RuntimeError(f"{what} needs datasets: pip install -e '.[datasets]'") from error
+    refused = (OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetsError)
+
+    def explained(error: Exception) -> Exception:
+        if path is not None:
+            return ValueError(f"{path} cannot be read by datasets: {error}")
+        return RuntimeError(f"{missing}, and the hub dataset could not be loaded: {error}")
+
+    cache = tempfile.TemporaryDirectory()
     try:
-        splits = datasets.get_dataset_split_names(dataset, config or None)
-        split, note = _choose(name, list(splits), asked, purpose)
-        rows = datasets.load_dataset(dataset, config or None, split=split)
-    except (OSError, ImportError) as error:
-        raise RuntimeError(
-            f"there is no file or folder {name}, and the hub dataset could not be loaded: {error}"
-        ) from error
-    return Source(split, note, ((f"{name}@{split} row {i}", row) for i, row in enumerate(rows)))
+        found = _load(datasets, name, path, cache.name)
+    except refused as error:
+        cache.cleanup()
+        raise explained(error) from error
+    split, note = _choose(name, list(map(str, found)), asked, purpose)
+    label = path.name if path is not None and path.is_file() else f"{name}@{split}"
+
+    def rows() -> Iterator[Row]:
+        with cache:
+            try:
+                yield from ((f"{label} row {i}", row) for i, row in enumerate(found[split]))
+            except refused as error:
+                raise explained(error) from error
+
+    return Source(split, note, rows())
+
+
+def _load(datasets: ModuleType, name: str, path: Path | None, cache: str) -> Mapping[str, Any]:
+    """Split -> its rows, read when they are asked for."""
+    if path is None:
+        dataset, _, config = name.partition(":")
+        return datasets.load_dataset(dataset, config or None, streaming=True, cache_dir=cache)
+    if path.is_file():
+        kind, files = path.suffix[1:], str(path)
+        return datasets.load_dataset(kind, data_files=files, streaming=True, cache_dir=cache)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        found = datasets.load_from_disk(str(path))
+        return found if isinstance(found, dict) else {str(found.split or "train"): found}
+    return datasets.load_dataset(str(path), streaming=True, cache_dir=cache)

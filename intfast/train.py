@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from intfast import cli
+from intfast.config import MAY_CHANGE
 from intfast.state.command import outcome
-from intfast.state.runfolder import MAY_CHANGE
 
 USAGE = """\
 usage: python -m intfast.train CONFIG.toml [key.sub=value ...] [--dry-run]

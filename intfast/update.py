@@ -16,10 +16,10 @@ from torch import Tensor
 
 from intfast import loss
 from intfast.batch import Batch, Packed
+from intfast.config import OptimConfig
 from intfast.model.decoder import Decoder
 from intfast.model.optim import Optimizer
 from intfast.run import Run
-from intfast.settings.numerics import OptimConfig
 from intfast.state import checkpoint, interrupt
 
 LossOf = Callable[[Tensor, Tensor, Batch], tuple[Tensor, loss.Stats]]

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from intfast.config import Config, ModelConfig, RolloutConfig, WeightsConfig
+from intfast.config import Config, ModelConfig, RolloutConfig
 from intfast.engine.native import NativeEngine
 from intfast.engine.protocol import Request, Sampling, pick_engine
 from intfast.model import weights
@@ -28,13 +28,12 @@ def native(folder, **settings):
     return NativeEngine(decoder, **settings)
 
 
-def vllm(folder, dtype="float32", share=True, **rollout):
+def vllm(folder, dtype="float32", engine="vllm", **rollout):
     from intfast.engine import vllm_start
 
     config = Config(
         model=ModelConfig(path=str(folder), dtype=dtype, device="cpu"),
-        rollout=RolloutConfig(engine="vllm", **{"cache_gib": 0.05, "max_rows": 64, **rollout}),
-        weights=WeightsConfig(share=share),
+        rollout=RolloutConfig(engine=engine, **{"cache_gib": 0.05, "max_rows": 64, **rollout}),
     )
     return vllm_start.start(folder, config, torch.device("cpu"))
 

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.quickstart_task import base, task
 from intfast.engine.protocol import Completion
-from intfast.model.decoder import Decoder, ModelConfig
+from intfast.model.decoder import Architecture, Decoder
 from intfast.model.weights import save
 from intfast.prompts import encode
 
@@ -62,7 +62,7 @@ class Script:
 def write_inputs(folder: Path, **changes) -> Path:
     """A random model folder, six training and three test problems; `changes` are of MODEL."""
     torch.manual_seed(0)
-    decoder = Decoder(ModelConfig.from_hf(MODEL | changes))
+    decoder = Decoder(Architecture.from_hf(MODEL | changes))
     base.initialise(decoder, 0)
     save(decoder, MODEL | changes, folder / "base")
     TOKENIZER.save_pretrained(folder / "base")

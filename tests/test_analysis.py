@@ -12,10 +12,10 @@ from small_run import Quiet
 
 from intfast import cli, intervene
 from intfast.collect import Found
+from intfast.config import AnalysisConfig
 from intfast.model.decoder import PackedAttention
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.run import open_run
-from intfast.settings.numerics import AnalysisConfig
 from intfast.study import ablate, analysis
 from intfast.study.finish import train
 
@@ -139,8 +139,8 @@ def test_sources_measure_the_right_tokens(run):
     kept = next(f"p{n}" for n in range(99) if not intervene.is_held_out(f"p{n}", 0.2))
     body = run.problems[0].problem
     selected = [Problem(id=i, problem=body, answer="1") for i in (held, kept)]
-    sft = msgspec.structs.replace(run.config.sft, held_out=0.2)
-    run.config = msgspec.structs.replace(run.config, sft=sft, analysis=AnalysisConfig(texts=9))
+    looked_at = AnalysisConfig(texts=9, held_out=0.2)
+    run.config = msgspec.structs.replace(run.config, analysis=looked_at)
     interventions = [
         intervention(0, kept, "kept"),
         intervention(1, held, "kept"),
@@ -182,8 +182,7 @@ def test_held_out_interventions_stay_out_of_sft(run):
     judged = [intervention(n, f"p{n}", "kept") for n in range(40)]
     problem = run.problems[0]
     problems = {r.problem_id: msgspec.structs.replace(problem, id=r.problem_id) for r in judged}
-    sft = msgspec.structs.replace(run.config.sft, held_out=0.25, filter=True)
-    made = intervene.build_examples(run.sampler, problems, judged, [], sft)
+    made = intervene.build_examples(run.sampler, problems, judged, [], "recipe", 0.25)
     out = {r.problem_id for r in judged} - {example.problem_id for example in made}
     assert 4 <= len(out) <= 16
     assert all(intervene.is_held_out(problem_id, 0.25) for problem_id in out)
@@ -242,12 +241,12 @@ def test_ablations_share_the_collection_and_differ_in_what_is_trained(finished, 
     "word",
     [
         "attempts.max_problems=4",
-        "sft.filter=false",
-        "--sft.rows=one",
+        "sft.target=no_filter",
+        "--sft.target=recipe",
         "run=x",
         "rl.steps=3",
         "seeed=1",
-        "sft={filter=false}",
+        "sft={epochs=1}",
         "data.train=x.jsonl",
         "sft.data=reference",
         "grade.mode=x",

@@ -7,7 +7,7 @@ import torch
 from tiny import FAMILIES, LLAMA3_ROPE, YARN_ROPE, config_dict, hf_model
 from transformers import AutoConfig
 
-from intfast.model.architecture import ModelConfig, Rope
+from intfast.model.architecture import Architecture, Rope
 
 ROPES = {
     "default": {"rope_type": "default", "rope_theta": 5000.0},
@@ -25,7 +25,7 @@ ROPES = {
 @pytest.mark.parametrize("rope", ROPES)
 def test_rope_frequencies_are_those_of_transformers_bit_for_bit(rope):
     hf = hf_model("llama", rope_parameters=ROPES[rope])
-    config = ModelConfig.from_hf(hf.config.to_dict())
+    config = Architecture.from_hf(hf.config.to_dict())
     inverse, scale = config.rope.frequencies(config.head_dim, config.max_positions)
     assert torch.equal(inverse, hf.model.rotary_emb.inv_freq)
     assert scale == hf.model.rotary_emb.attention_scaling
@@ -60,7 +60,7 @@ def test_what_a_config_leaves_out_is_filled_as_in_transformers(family):
     for changes in ({}, {"use_sliding_window": True} if "qwen" in family else {}):
         settings = {**written, **changes}
         full = AutoConfig.for_model(**settings).to_dict()
-        assert ModelConfig.from_hf(settings) == ModelConfig.from_hf(full)
+        assert Architecture.from_hf(settings) == Architecture.from_hf(full)
 
 
 REFUSED = {
@@ -91,10 +91,10 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_a_config_that_is_not_implemented_is_refused_by_key(message):
     with pytest.raises(ValueError, match=message):
-        ModelConfig.from_hf({**config_dict("llama"), **REFUSED[message]})
+        Architecture.from_hf({**config_dict("llama"), **REFUSED[message]})
 
 
 def test_layer_types_must_fit_the_layers():
     for types in (["full_attention"] * 2, ["chunked_attention"] * 3):
         with pytest.raises(ValueError, match="layer_types must name"):
-            ModelConfig.from_hf({**config_dict("qwen3"), "layer_types": types})
+            Architecture.from_hf({**config_dict("qwen3"), "layer_types": types})

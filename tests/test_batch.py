@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from intfast.batch import pack, split
+from intfast.config import BatchConfig
 from intfast.records import Example
-from intfast.settings.numerics import BatchConfig
 
 
 def example(token_ids, weights, **streams) -> Example:

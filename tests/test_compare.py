@@ -378,7 +378,7 @@ def test_a_setting_of_one_arm_reaches_that_arm_alone(tmp_path):
         ("int:sft.epoch=2", "arm int_rl: "),
         ("int:sft.data=reference", "sft.data tells the arms apart"),
         ("int:rl.steps=2", "rl.steps tells the arms apart"),
-        ("int:rl.hint_samples=2", "rl.hint_samples tells the arms apart"),
+        ("int:rl.hint=0.5", "rl.hint tells the arms apart"),
         ("int:sft.epochs=0", "arm int_rl: sft.epochs = 0"),
     ],
 )

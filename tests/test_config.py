@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from intfast import cli
-from intfast.config import Config
-from intfast.state.runfolder import MAY_CHANGE
+from intfast import checks, cli
+from intfast.config import MAY_CHANGE, SAMPLED, Config, DataConfig, RlConfig, SamplingConfig
 from intfast.train import main
 
 ROOT = Path(__file__).parents[1]
@@ -47,23 +46,32 @@ def test_all_mistakes_are_reported_at_once_with_suggestions():
     assert "rl.grop_size: unknown setting; did you mean rl.group_size?" in text
     assert "seed: expected whole number, got 'x'" in text
     assert "sft.lr: unknown setting; did you mean sft.optim.lr" in text
-    assert "evaluate.ks must lie in 1..samples (128), got [2000]" in text
+    assert "evaluate.ks: expected numbers from 1 to evaluate.samples = 128, got [1, 2000]" in text
     assert 'rl.policy.objective: expected one of "grpo"' in text
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rl.group_size=1", "rl.group_size must be >= 2"),
-        ("rl.minibatches=7", "rl.minibatches (7) must divide"),
-        ("rl.sampling.temperature=0", "rl.sampling.temperature must be > 0"),
-        ("attempts.wrong_per_problem=9", "attempts.wrong_per_problem (9) must be <= samples"),
-        ("intervene.continuations=0", "sft.filter = true needs intervene.continuations > 0"),
-        ("grade.mode=exact", 'grade.mode must be "boxed", "stated" or "tail:WORD"'),
+        ("rl.group_size=1", "rl.group_size: expected a whole number >= 2, got 1"),
+        ("rl.minibatches=7", "rl.minibatches: expected a divisor of"),
+        ("rl.sampling.temperature=0", "rl.sampling.temperature: expected a number > 0"),
+        (
+            "attempts.wrong_per_problem=9",
+            "expected <= attempts.samples = 4, got 9",
+        ),
+        (
+            "intervene.continuations=0",
+            'expected > 0, as sft.target = "recipe" needs',
+        ),
+        ("grade.mode=exact", 'grade.mode: expected "boxed", "stated" or "tail:WORD", got'),
         ("rl.policy.clip_low=0.9", None),
-        ("rl.policy.correction_high=3", "has no effect with correction='off'"),
-        ("rl.evaluate_every=5", "rl.evaluate_every has no effect without data.test"),
-        ("batch.max_tokens=100", "batch.max_tokens (100) must hold"),
+        ("rl.policy.correction_bounds=[0.5, 3]", 'no effect with rl.policy.correction = "off"'),
+        (
+            "rl.evaluate_every=5",
+            "got 5; it has no effect with no data.test",
+        ),
+        ("batch.max_tokens=100", "batch.max_tokens: expected room for a prompt"),
         ("rl", "expected key=value"),
         ("seed.deep=1", "seed: expected whole number"),
     ],
@@ -77,14 +85,14 @@ def test_impossible_and_ineffective_settings_are_refused(override, message):
 
 def test_truncated_sampling_needs_the_correction_off():
     lines = errors_of("rl.sampling.top_p=0.8", "rl.policy.correction=truncate")
-    assert any("needs the full distribution" in line for line in lines)
+    assert any("the full distribution" in line for line in lines)
 
 
 def test_values_are_read_by_type():
     config = cli.load(
-        None, [*MINIMAL, "run=5", "rl.optim.lr=3", "sft.filter=false", "evaluate.ks=[1, 4]"]
+        None, [*MINIMAL, "run=5", "rl.optim.lr=3", "sft.target=suffix", "evaluate.ks=[1, 4]"]
     )
-    assert (config.run, config.rl.optim.lr, config.sft.filter) == ("5", 3.0, False)
+    assert (config.run, config.rl.optim.lr, config.sft.target) == ("5", 3.0, "suffix")
     assert config.evaluate.ks == [1, 4]
 
 
@@ -112,6 +120,90 @@ def test_a_section_keeps_the_defaults_its_parent_gives_it():
     assert config.attempts.sampling.temperature == 0.7
 
 
+def test_every_stage_starts_from_the_sampling_of_the_run(tmp_path):
+    words = [
+        "sampling.temperature=0.5",
+        "rl.sampling={max_new_tokens=9}",
+        "evaluate.sampling.top_k=3",
+    ]
+    config = cli.load(None, [*MINIMAL, *words])
+    assert (config.attempts.sampling.temperature, config.attempts.sampling.top_k) == (0.5, 20)
+    assert (config.evaluate.sampling.temperature, config.evaluate.sampling.top_k) == (0.5, 3)
+    # RL needs the full distribution, whatever the others do.
+    assert config.rl.sampling == SamplingConfig(
+        temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=9
+    )
+    assert config == Config(
+        data=config.data,
+        sampling=config.sampling,
+        rl=config.rl,
+        evaluate=config.evaluate,
+    )
+    file = tmp_path / "config.toml"
+    file.write_text(cli.to_toml(config))
+    assert cli.load(file) == config
+    stages = file.read_text().split("[rl.sampling]")[1].split("[")[0]
+    assert stages.strip() == "max_new_tokens = 9"
+    own = cli.load(None, [*MINIMAL, "rl.sampling.temperature=absent"])
+    assert own.rl.sampling.temperature == 0.7
+    file.write_text(cli.to_toml(own))
+    assert cli.load(file) == own
+
+
+def test_a_difference_of_the_sampling_is_named_once():
+    config = cli.load(None, [*MINIMAL, "sampling.top_k=5", "attempts.sampling.top_p=0.5"])
+    found = cli.differences(config)
+    del found["data.train"]
+    assert found == {"sampling.top_k": (20, 5), "attempts.sampling.top_p": (0.8, 0.5)}
+
+
+def test_every_number_has_a_range():
+    ranged = {name for names, *_ in checks.RANGES for name in names.split()}
+    ranged |= {f"{path}.{name}" for path in SAMPLED.split() for name, *_ in checks.SAMPLING}
+    ranged |= {f"sampling.{name}" for name, *_ in checks.SAMPLING}
+    numbers = {path for path, kind, *_ in cli.walk() if "number" in kind}
+    # Any seed will do; the other two depend on further settings.
+    assert numbers - ranged == {"seed", "rl.policy.dual_clip", "evaluate.ks"}
+
+
+def test_one_wrong_sampling_is_one_fault():
+    assert len(errors_of("sampling.top_p=2")) == 2
+    assert errors_of("sampling.top_k=absent")[1].startswith("  sampling.top_k: expected")
+    (line,) = errors_of("evaluate.sampling.top_p=0")[1:]
+    assert line.startswith("  evaluate.sampling.top_p: expected 0 < top_p <= 1, got 0")
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("sft.filter=false", 'sft.target = "no_filter"'),
+        ("rl.optim.beta1=0.9", "the constant BETAS of intfast/model/optim.py"),
+        ("rl.policy.correction_high=3", "policy.correction_bounds"),
+        ("weights.share=false", 'rollout.engine = "vllm_copy"'),
+        ("rl.hint_shares=[0.5]", "rl.hint = 0.5"),
+    ],
+)
+def test_a_setting_of_an_older_version_names_what_there_is_instead(word, instead):
+    (line,) = errors_of(word)[1:]
+    assert "no longer a setting" in line and instead in line
+
+
+def test_what_replaced_old_settings_exists():
+    known = {path for path, *_ in cli.walk()}
+    assert not known & cli.GONE.keys()
+    for text in cli.GONE.values():
+        if found := re.search(r"constant (\w+) of ([\w/.]+)", text):
+            assert re.search(rf"^{found[1]} = ", (ROOT / found[2]).read_text(), re.MULTILINE), text
+
+
+def test_a_config_that_python_built_is_checked_by_type_and_by_rule():
+    checks.check(Config(data=DataConfig(train="x.jsonl")))
+    with pytest.raises(ValueError, match=r"rl\.group_size: expected a whole number >= 2"):
+        checks.check(Config(data=DataConfig(train="x.jsonl"), rl=RlConfig(group_size=1)))
+    with pytest.raises(ValueError, match=r"Expected `int`, got `str` - at `\$.seed`"):
+        checks.check(Config(seed="1"))
+
+
 def test_missing_and_broken_files_name_the_remedy(tmp_path):
     with pytest.raises(ValueError, match=r"no config file .*quick\.toml.*quickstart\.toml"):
         cli.load(ROOT / "configs" / "quick.toml")
@@ -122,8 +214,8 @@ def test_missing_and_broken_files_name_the_remedy(tmp_path):
 
 
 def test_help_explains_every_setting():
-    explained = {path: text for path, _, _, text in cli.walk()}
-    assert len(explained) > 60
+    explained = {path: text for path, _, _, text in cli.settings()}
+    assert 60 < len(explained) <= 105
     assert [path for path, text in explained.items() if not text] == []
     text = cli.explain()
     assert all(f"  {path} = " in text for path in explained)
@@ -143,7 +235,7 @@ def test_every_setting_is_read_somewhere():
     code = "".join(
         path.read_text()
         for path in (ROOT / "intfast").rglob("*.py")
-        if path.name not in ("config.py", "cli.py")
+        if path.name not in ("config.py", "cli.py", "checks.py")
     )
     unread = [path for path, *_ in cli.walk() if f".{path.rsplit('.', 1)[-1]}" not in code]
     assert unread == []

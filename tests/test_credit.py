@@ -12,11 +12,21 @@ from typing import get_args, get_type_hints
 import msgspec
 import pytest
 
+from intfast import checks, credit
+from intfast.config import (
+    BatchConfig,
+    Config,
+    CreditConfig,
+    DataConfig,
+    OptimConfig,
+    PolicyConfig,
+    RlConfig,
+    SftConfig,
+)
 from intfast.credit import REWARDS, divisor, examples, group_advantages, with_gradient
 from intfast.engine.protocol import Completion
 from intfast.kernels import group_advantages as kernel
 from intfast.kernels.objectives import Level
-from intfast.settings.numerics import BatchConfig, CreditConfig, OptimConfig, PolicyConfig
 
 # Made in fp64 and rounded to fp32 once.
 ROUNDED = 2.0**-24
@@ -39,7 +49,8 @@ def test_group_advantages_baselines_by_hand():
     assert others.advantages_P_G[0] == pytest.approx([1.0, -1 / 3, -1 / 3, -1 / 3], rel=ROUNDED)
 
 
-def test_group_advantages_scales_by_hand():
+def test_group_advantages_scales_by_hand(monkeypatch):
+    monkeypatch.setattr(credit, "EPS", 0.01)
     rewards = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
     # centred squares: 0.75; 2/3; the seven together, mean 3/7: 12/7
     expected = {
@@ -48,7 +59,7 @@ def test_group_advantages_scales_by_hand():
         "batch": [math.sqrt(12 / 7 / 6)] * 2,
     }
     for scale, (first, second) in expected.items():
-        got = group_advantages(rewards, CreditConfig(scale=scale, eps=0.01)).advantages_P_G
+        got = group_advantages(rewards, CreditConfig(scale=scale)).advantages_P_G
         assert got[0][0] == pytest.approx(0.75 / (first + 0.01), rel=ROUNDED), scale
         assert got[1][2] == pytest.approx(-2 / 3 / (second + 0.01), rel=ROUNDED), scale
 
@@ -170,8 +181,6 @@ def test_examples_refuse_what_does_not_belong_together():
 
 
 BAD_SETTINGS = [
-    (CreditConfig(eps=-1.0, scale="group"), "eps"),
-    (CreditConfig(eps=0.5), "eps"),
     (CreditConfig(baseline="median"), "baseline"),
     (BatchConfig(max_tokens=0), "max_tokens"),
     (PolicyConfig(clip_low=1.5), "clip_low"),
@@ -181,36 +190,44 @@ BAD_SETTINGS = [
     (PolicyConfig(clip_high=0.3, objective="reinforce"), "clip_high"),
     (PolicyConfig(kl=-0.1), "kl"),
     (PolicyConfig(kl_estimator="k1"), "kl_estimator"),
-    (PolicyConfig(correction_high=3.0), "correction_high"),
-    (PolicyConfig(correction="mask", correction_low=1.2), "correction_low"),
-    (PolicyConfig(correction="truncate", correction_high=0.5), "correction_high"),
-    (PolicyConfig(correction="truncate", correction_low=0.1), "correction_low"),
+    (PolicyConfig(correction_bounds=(0.5, 3.0)), "correction_bounds"),
+    (PolicyConfig(correction="mask", correction_bounds=(1.2, 2.0)), "correction_bounds"),
+    (PolicyConfig(correction="truncate", correction_bounds=(0.5, 0.5)), "correction_bounds"),
+    (PolicyConfig(correction="truncate", correction_bounds=(0.1, 2.0)), "correction_bounds"),
     (OptimConfig(lr=0.0), "lr"),
     (OptimConfig(lr=math.inf), "lr"),
-    (OptimConfig(warmup_ratio=0.1, warmup_steps=3), "warmup_steps"),
     (OptimConfig(schedule="constant", floor=0.5), "floor"),
-    (OptimConfig(max_skipped=0), "max_skipped"),
 ]
 
 
+def config_of(part) -> Config:
+    """A config that could run, with this section."""
+    data = DataConfig(train="x.jsonl")
+    if isinstance(part, BatchConfig):
+        return Config(data=data, batch=part)
+    if isinstance(part, OptimConfig):
+        return Config(data=data, sft=SftConfig(optim=part))
+    name = {CreditConfig: "credit", PolicyConfig: "policy"}[type(part)]
+    return Config(data=data, rl=RlConfig(**{name: part}))
+
+
 @pytest.mark.parametrize(("settings", "field"), BAD_SETTINGS)
-def test_impossible_settings_name_the_field_and_a_remedy(settings, field):
-    (message,) = settings.check()
-    assert field in message.split(";")[0]
-    assert ";" in message
+def test_impossible_settings_name_the_field_and_what_is_expected(settings, field):
+    with pytest.raises(ValueError) as caught:
+        checks.check(config_of(settings))
+    messages = str(caught.value).splitlines()
+    assert field in messages[-1].split(";")[0] and "xpected" in messages[-1]
 
 
-def test_defaults_and_full_use_pass_the_check():
-    for settings in (CreditConfig(), BatchConfig(), PolicyConfig(), OptimConfig()):
-        assert settings.check() == []
+def test_full_use_passes_the_check():
     full = PolicyConfig(
-        dual_clip=3.0, kl=0.1, kl_estimator="k1", correction="mask", correction_low=0.2
+        dual_clip=3.0, kl=0.1, kl_estimator="k1", correction="mask", correction_bounds=(0.2, 2.0)
     )
-    assert full.check() == []
+    checks.check(config_of(full))
 
 
 def test_settings_do_not_import_torch():
-    code = "import sys, intfast.settings.numerics; assert 'torch' not in sys.modules"
+    code = "import sys, intfast.config; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -245,8 +262,8 @@ def test_ragged_groups_against_their_definition(scale, baseline):
                 "group": lambda own=own: statistics.stdev(own),
                 "group-population": lambda own=own: statistics.pstdev(own),
                 "batch": lambda: statistics.stdev(scored),
-                "none": lambda: 1.0 - CreditConfig().eps,
-            }[scale]() + CreditConfig().eps
+                "none": lambda: 1.0 - credit.EPS,
+            }[scale]() + credit.EPS
             assert advantage == pytest.approx((reward - mean) / divisor, rel=4 * ROUNDED)
     active = sum(len({r for r in group if r is not None}) > 1 for group in groups)
     assert made.num_active == active > 10

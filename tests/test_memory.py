@@ -8,11 +8,11 @@ from tiny import config_dict
 
 from intfast import cli, loss, plan
 from intfast.batch import pack
+from intfast.config import BatchConfig
 from intfast.engine import memory
 from intfast.engine.memory import GIB, Target
-from intfast.model.decoder import Decoder, ModelConfig
+from intfast.model.decoder import Architecture, Decoder
 from intfast.records import Example
-from intfast.settings.numerics import BatchConfig
 from intfast.train import main
 
 QWEN3 = {
@@ -27,7 +27,7 @@ H200 = Target("cuda", "native", 139 * GIB, 139 * GIB)
 
 def qwen3(name):
     layers, hidden, ffn, heads, kv_heads, tied, _ = QWEN3[name]
-    return ModelConfig.from_hf(
+    return Architecture.from_hf(
         config_dict(
             "qwen3",
             vocab_size=151_936,
@@ -99,7 +99,7 @@ def test_what_settings_add():
     weights = 2 * QWEN3["4B"][-1]
     plain, vllm = peak(), peak(engine="vllm")
     assert peak("rl.policy.kl=0.1") == tuple(x + weights for x in plain)
-    assert peak("weights.share=false", engine="vllm") == tuple(x + weights for x in vllm)
+    assert peak("rollout.engine=vllm_copy", engine="vllm") == tuple(x + weights for x in vllm)
     assert peak("rollout.sleep=true") == (plain[0] - 8 * GIB, plain[1])
 
 
@@ -140,7 +140,7 @@ def test_the_estimate_against_the_measured_peak(checkpointing, dtype, family, le
         "head_dim": 32,
         "max_position_embeddings": 512,
     }
-    architecture = ModelConfig.from_hf(config_dict(family, **shape))
+    architecture = Architecture.from_hf(config_dict(family, **shape))
     decoder = Decoder(architecture, dtype)
     decoder.activation_checkpointing = checkpointing
     for parameter in decoder.parameters():
@@ -158,7 +158,7 @@ def test_the_estimate_against_the_measured_peak(checkpointing, dtype, family, le
     decoder.zero_grad(set_to_none=True)
     width, tokens = dtype.itemsize, sum(lengths)
     words = [f"model.activation_checkpointing={str(checkpointing).lower()}"]
-    config = memory.with_tokens(paper(*words), tokens)
+    config = memory.changed(paper(*words), "batch.max_tokens", tokens)
     estimate = memory.micro_batch(config, architecture, width, "cpu")
     estimate += memory.num_parameters(architecture) * width
     peak = measured_peak(work)
@@ -220,7 +220,7 @@ def test_the_largest_batch_fits_and_the_next_does_not():
     config, architecture = paper("rollout.cache_gib=20"), qwen3("4B")
     tokens = memory.largest_batch(config, architecture, H200, 20_480)
     for extra, fits in ((0, True), (1024, False)):
-        changed = memory.with_tokens(config, tokens + extra)
+        changed = memory.changed(config, "batch.max_tokens", tokens + extra)
         left = memory.make_plan(changed, architecture, H200).left(H200.free)
         assert (left >= 0) == fits
 

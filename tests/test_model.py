@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tiny import FAMILIES, LLAMA3_ROPE, YARN_ROPE, config_dict, hf_model
 from torch.autograd import gradcheck
 
-from intfast.model.decoder import Decoder, ModelConfig, PackedAttention, _Normalise, _Rotate
+from intfast.model.decoder import Architecture, Decoder, PackedAttention, _Normalise, _Rotate
 from intfast.model.weights import slices
 
 LENGTHS = [5, 1, 33, 50, 7, 48]
@@ -63,7 +63,7 @@ CASES = {
 
 def decoder_of(hf, dtype=torch.float32) -> Decoder:
     """Our decoder with the weights of a Hugging Face model."""
-    config = ModelConfig.from_hf(hf.config.to_dict())
+    config = Architecture.from_hf(hf.config.to_dict())
     decoder, source = Decoder(config, dtype), hf.state_dict()
     parameters = dict(decoder.named_parameters())
     for parameter in parameters.values():
@@ -334,10 +334,10 @@ def test_gradients_of_the_elementwise_operations():
 
 def test_kernels_must_be_known():
     with pytest.raises(ValueError, match="kernels: expected 'torch' or 'liger', got 'cuda'"):
-        Decoder(ModelConfig.from_hf(config_dict("qwen3")), kernels="cuda")
+        Decoder(Architecture.from_hf(config_dict("qwen3")), kernels="cuda")
     if importlib.util.find_spec("liger_kernel") is None:
         with pytest.raises(RuntimeError, match="install it or choose 'torch'"):
-            Decoder(ModelConfig.from_hf(config_dict("qwen3")), kernels="liger")
+            Decoder(Architecture.from_hf(config_dict("qwen3")), kernels="liger")
 
 
 @pytest.mark.gpu

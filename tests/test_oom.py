@@ -8,11 +8,12 @@ from test_parity import run_of  # noqa: F401
 from test_train import arguments, config_of
 
 from intfast import cli, rl
+from intfast.config import MAY_CHANGE
 from intfast.engine.native import NativeEngine
 from intfast.grading.grader import Grader
 from intfast.state import checkpoint, oom
 from intfast.state.metrics import Metrics
-from intfast.state.runfolder import MAY_CHANGE, Journal, RunFolder
+from intfast.state.runfolder import Journal, RunFolder
 from intfast.train import main
 
 SPOKEN = [

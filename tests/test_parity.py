@@ -234,7 +234,7 @@ def test_a_fault_of_sampling_stops_the_run_at_the_start(run_of, monkeypatch, eng
     ) as caught:
         run_with(run_of, monkeypatch, engine)
     text = str(caught.value)
-    for named in ("temperature", "prefix cache", "vocabulary", "positions", "parity.threshold"):
+    for named in ("temperature", "prefix cache", "vocabulary", "positions"):
         assert named in text
 
 
@@ -250,10 +250,12 @@ def test_the_row_of_a_failed_check_is_kept(run_of, monkeypatch):
         assert rows(run)[0]["mean"] > rows(run)[0]["threshold"]
 
 
-def test_the_threshold_is_a_setting(run_of, monkeypatch):
-    run_with(run_of, monkeypatch, altered(rounded), "parity.threshold=0.1")
+def test_the_threshold_decides(run_of, monkeypatch):
+    monkeypatch.setitem(parity.THRESHOLDS, "float32", 0.1)
+    run_with(run_of, monkeypatch, altered(rounded))
+    monkeypatch.setitem(parity.THRESHOLDS, "float32", 1e-9)
     with pytest.raises(RuntimeError, match="allowed are 1e-09"):
-        run_with(run_of, monkeypatch, NativeEngine, "parity.threshold=1e-9", run="strict")
+        run_with(run_of, monkeypatch, NativeEngine, run="strict")
 
 
 def test_statistics_against_numbers_by_hand():

@@ -7,8 +7,15 @@ import msgspec
 import pytest
 from small_run import Quiet
 
-from intfast import cli, credit, rl
-from intfast.config import InterveneConfig, RlConfig
+from intfast import checks, cli, credit, rl
+from intfast.config import (
+    Config,
+    CreditConfig,
+    DataConfig,
+    InterveneConfig,
+    PolicyConfig,
+    RlConfig,
+)
 from intfast.engine.protocol import Completion
 from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade
@@ -16,10 +23,9 @@ from intfast.methods import process_credit
 from intfast.methods.process_credit import Located, capo, vppo
 from intfast.run import open_run
 from intfast.sample import Graded
-from intfast.settings.numerics import CreditConfig, PolicyConfig
 
 ROOT = Path(__file__).parents[1]
-VPPO = CreditConfig(process="vppo", process_clamp=False)
+VPPO = CreditConfig(process="vppo")
 CAPO = CreditConfig(process="capo")
 
 
@@ -28,6 +34,7 @@ def test_vppo_by_hand():
     rewards, lengths, found = [1.0, 0.0, 0.0], [2, 4, 3], [None, Located(2, 3), None]
     base = 1.25 / 3
     expected = [[1 - base] * 2, [0.5 - base] * 2 + [-base] * 2, [-base] * 3]
+    assert base < 0.5
     assert vppo(rewards, lengths, found, 0, VPPO) == [pytest.approx(row) for row in expected]
     # A margin of one token takes one token's reward, which moves the baseline.
     base = 1.125 / 3
@@ -38,11 +45,10 @@ def test_vppo_by_hand():
 def test_vppo_clamps_only_what_it_rewards():
     rewards, lengths, found = [1.0, 0.0], [3, 4], [None, Located(1, 2)]
     base = (1 + 0.125) / 2
-    config = CreditConfig(process="vppo")
-    right, wrong = vppo(rewards, lengths, found, 0, config)
+    right, wrong = vppo(rewards, lengths, found, 0, VPPO)
     assert right == pytest.approx([1 - base] * 3)
     assert wrong == pytest.approx([0.0] + [-base] * 3)
-    assert vppo(rewards, lengths, found, 0, VPPO)[1][0] == pytest.approx(0.5 - base) != 0.0
+    assert base > 0.5  # unclamped, the rewarded token would be pushed down
 
 
 def test_vppo_teaches_in_a_group_that_is_all_wrong_and_not_in_one_that_is_all_right():
@@ -75,16 +81,17 @@ def test_examples_take_one_advantage_per_token():
 
 def test_settings_that_cannot_work_are_refused():
     bad = [
-        CreditConfig(process_weight=0.3),
-        CreditConfig(process="capo", process_margin=0.5),
-        CreditConfig(process="vppo", process_weight=1.0),
-        CreditConfig(process="vppo", scale="group"),
-        CreditConfig(process="vppo", process_rollouts=0),
+        RlConfig(credit=CreditConfig(process_weight=0.3)),
+        RlConfig(credit=CreditConfig(process="vppo", process_weight=1.0)),
+        RlConfig(credit=CreditConfig(process="vppo", scale="group")),
         RlConfig(credit=CAPO, refill=1),
+        RlConfig(credit=CAPO, hint="shortest"),
         RlConfig(credit=CAPO, policy=PolicyConfig(objective="gspo")),
+        RlConfig(credit=VPPO),
     ]
-    assert [len(config.check()) for config in bad] == [1] * len(bad)
-    assert CreditConfig(process="vppo", process_margin=0.5).check() == []
+    data = DataConfig(train="x.jsonl")
+    counts = [len(checks.faults(Config(data=data, rl=rl))) for rl in bad]
+    assert counts == [1] * (len(bad) - 1) + [0]
 
 
 # --- in a run ----------------------------------------------------------------------------------
@@ -141,10 +148,9 @@ def test_located_steps_are_spans_of_the_sampled_tokens(run_of):
 
 
 @pytest.mark.parametrize("process", ["vppo", "capo"])
-def test_groups_that_are_all_wrong_move_the_weights(run_of, process):
-    with run_of(
-        f"rl.credit.process={process}", *["rl.credit.process_margin=0"] * (process == "vppo")
-    ) as run:
+def test_groups_that_are_all_wrong_move_the_weights(run_of, monkeypatch, process):
+    monkeypatch.setattr(process_credit, "MARGIN", 0.0)
+    with run_of(f"rl.credit.process={process}") as run:
         before = run.decoder.head_weight_VD.detach().clone()
         rl.rl(run, "base_rl", "base", run.problems)
         rows = run.metrics.rows("base_rl")

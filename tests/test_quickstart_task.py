@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from benchmarks.quickstart_task import base, task
 from intfast.config import PromptConfig
-from intfast.model.decoder import Decoder, ModelConfig
+from intfast.model.decoder import Architecture, Decoder
 from intfast.prompts import CompactStyle, split_steps
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "quickstart"
@@ -213,7 +213,7 @@ def test_training_is_repeatable_and_learns(monkeypatch):
         return F.cross_entropy(base.row_logits(model, batch), batch.target_N).item()
 
     def trained(seed):
-        model = Decoder(ModelConfig.from_hf(base.MODEL_CONFIG))
+        model = Decoder(Architecture.from_hf(base.MODEL_CONFIG))
         base.initialise(model, seed)
         before = loss(model)
         base.train(model, seed, 6)

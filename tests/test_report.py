@@ -167,13 +167,13 @@ def test_ablations_are_shown_as_they_were_measured(folder, copy):
     ).summary([1])
     row = {"run": "x", "examples": 3, "loss_tokens": 40}
     rows = {
-        "no filter": row | {"settings": ["sft.filter=false"], "evaluation": measured},
+        "no filter": row | {"settings": ["sft.target=no_filter"], "evaluation": measured},
         "untested": row | {"settings": [], "evaluation": None},
     }
     (copy / "ablations.json").write_bytes(msgspec.json.encode(rows))
     (run,) = seen(copy).block("runs")["runs"]
     first, second = run["ablations"]
-    assert (first["name"], first["settings"]) == ("no filter", ["sft.filter=false"])
+    assert (first["name"], first["settings"]) == ("no filter", ["sft.target=no_filter"])
     assert first["accuracy"] == page_data.interval(measured.accuracy)
     assert first["coverage"] == page_data.interval(measured.coverage) and first["samples"] == 4
     assert "accuracy" not in second and second["loss_tokens"] == 40

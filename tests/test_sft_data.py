@@ -111,7 +111,7 @@ def test_reflections_rewrite_wrong_attempts_and_are_not_filtered(run_of):
 
 
 def test_one_row_per_problem_asks_for_no_more(run_of):
-    run = run_of(RIGHT, RIGHT, sft={"data": "reflection", "rows": "one"})
+    run = run_of(RIGHT, RIGHT, sft={"data": "reflection", "target": "one_per_problem"})
     built = build(run, attempt("p", 1, WRONG), attempt("p", 2, WRONG), attempt("q", 0, WRONG))
     assert [example.problem_id for example in built] == ["p", "q"]
     assert len(run.sampler.engine.requests) == 2
@@ -166,10 +166,11 @@ def test_a_beginning_ends_with_a_word():
     assert guided.beginning("x\n\ny z", 0.8) == "x\n\ny"
 
 
-def test_the_shortest_beginning_that_unlocks_is_the_hint(run_of):
+def test_the_shortest_beginning_that_unlocks_is_the_hint(run_of, monkeypatch):
+    monkeypatch.setattr(guided, "SAMPLES", 2)
     # q is solved with a quarter; p with half, at the second of two samples; then nothing is left.
     texts = [WRONG, WRONG, RIGHT, WRONG, WRONG, RIGHT]
-    run = run_of(*texts, rl={"hint": "shortest", "hint_samples": 2})
+    run = run_of(*texts, rl={"hint": "shortest"})
     chosen = guided.hints(run, PROBLEMS)
     quarter, half = (guided.beginning(REFERENCE, share) for share in (0.25, 0.5))
     assert decode(TOKENIZER, chosen["q"]) == f"<solve> {BODY} {quarter}"
@@ -178,15 +179,16 @@ def test_the_shortest_beginning_that_unlocks_is_the_hint(run_of):
     assert shares == [("p", 0.25)] * 2 + [("q", 0.25)] * 2 + [("p", 0.5)] * 2
 
 
-def test_a_problem_that_nothing_unlocks_keeps_the_shortest(run_of):
-    run = run_of(*[WRONG] * 12, rl={"hint": "shortest", "hint_samples": 2})
+def test_a_problem_that_nothing_unlocks_keeps_the_shortest(run_of, monkeypatch):
+    monkeypatch.setattr(guided, "SAMPLES", 2)
+    run = run_of(*[WRONG] * 12, rl={"hint": "shortest"})
     chosen = guided.hints(run, PROBLEMS)
     quarter = guided.beginning(REFERENCE, 0.25)
     assert [decode(TOKENIZER, ids) for ids in chosen.values()] == [f"<solve> {BODY} {quarter}"] * 2
 
 
 def test_fixed_hints_draw_nothing_and_give_nothing_away(run_of):
-    run = run_of(rl={"hint": "fixed", "hint_shares": [0.5]})
+    run = run_of(rl={"hint": 0.5})
     told = msgspec.structs.replace(PROBLEMS[1], reference="ans d 13 c 5 e 1 , " + REFERENCE)
     bare = msgspec.structs.replace(PROBLEMS[1], id="r", reference=None)
     chosen = guided.hints(run, [PROBLEMS[0], told, bare])

@@ -8,13 +8,13 @@ from tiny import FAMILIES, make_model
 from torch import nn
 
 from intfast.batch import pack
+from intfast.config import BatchConfig, OptimConfig
 from intfast.engine import sharing
 from intfast.loss import sft_loss
 from intfast.model import weights
 from intfast.model.decoder import PackedAttention
 from intfast.model.optim import Optimizer
 from intfast.records import Example
-from intfast.settings.numerics import BatchConfig, OptimConfig
 
 PADDING = 2
 

@@ -1,8 +1,9 @@
 import json
 import sys
-import types
+import tempfile
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -100,9 +101,9 @@ def test_byte_order_mark_and_blank_lines_are_harmless(tmp_path):
         ("a.jsonl", b"", "holds no rows"),
         ("a.jsonl", b"{}\n", "columns seen: none"),
         ("a.csv", b"a,b\n", r"not a problem file; expected \.jsonl, \.json, \.parquet"),
-        ("a.parquet", b"PAR1 not really", "not a whole parquet file"),
-        ("a.parquet", b"", "not a whole parquet file"),
-        ("a.arrow", b"nothing", "not a whole arrow stream"),
+        ("a.parquet", b"PAR1 not really", r"a\.parquet cannot be read by datasets: Parquet"),
+        ("a.parquet", b"", r"a\.parquet cannot be read by datasets"),
+        ("a.arrow", b"nothing", r"a\.arrow cannot be read by datasets"),
     ],
 )
 def test_files_of_another_kind(name, content, message, tmp_path):
@@ -114,7 +115,7 @@ def test_files_of_another_kind(name, content, message, tmp_path):
 def test_truncated_parquet_is_refused(tmp_path):
     path = Path(write_parquet(tmp_path / "a.parquet", [qa(i) for i in range(50)]))
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="not a whole parquet file"):
+    with pytest.raises(ValueError, match="cannot be read by datasets"):
         load_problems(str(path))
 
 
@@ -162,12 +163,11 @@ def test_sharded_folder_and_choice_of_split(tmp_path):
     write_jsonl(folder / ".cache" / "train.jsonl", [qa(77)])
     problems, report = load_problems(str(folder))
     assert [p.answer for p in problems] == ["2", "3", "4", "5"]
-    assert problems[3].source == "data/train-00001-of-00002.parquet row 0"
-    assert problems[2].source == "data/train-00000-of-00002.parquet row 2"
-    assert (report.split, report.note) == ("train", "split 'train' of test, train")
+    assert problems[3].source == f"{folder}@train row 3"
+    assert (report.split, report.note) == ("train", "split 'train' of train, test")
     assert answers(str(folder), purpose="test") == ["10"]
     assert answers(f"{folder}@test") == ["10"]
-    with pytest.raises(ValueError, match="no split 'dev'; it has: test, train"):
+    with pytest.raises(ValueError, match="no split 'dev'; it has: train, test"):
         load_problems(f"{folder}@dev")
 
 
@@ -180,7 +180,7 @@ def test_evaluation_data_in_a_split_called_train(tmp_path):
 
 def test_several_splits_without_the_wanted_one(tmp_path):
     for name in ("cot-00000-of-00001", "tir-00000-of-00001"):
-        write_parquet(tmp_path / "omr" / f"{name}.parquet", [qa(1)])
+        write_jsonl(tmp_path / "omr" / f"{name}.jsonl", [qa(1)])
     with pytest.raises(ValueError, match=r"none called 'train': cot, tir; name one: .*omr@cot"):
         load_problems(str(tmp_path / "omr"))
 
@@ -189,8 +189,8 @@ def test_several_splits_without_the_wanted_one(tmp_path):
     ("names", "message"),
     [
         (["main/train.jsonl", "socratic/train.jsonl"], "several datasets .main, socratic."),
-        (["train.jsonl", "train.parquet"], "'train' .*several formats"),
-        ([], r"holds no \.jsonl"),
+        (["train.jsonl", "test.parquet"], "cannot be read by datasets: .*same data file format"),
+        ([], "cannot be read by datasets: .*any data files"),
     ],
 )
 def test_folders_that_are_not_one_dataset(names, message, tmp_path):
@@ -213,23 +213,12 @@ def test_a_single_file_has_no_split(tmp_path):
         load_problems(f"{source}@test")
 
 
-def save_arrow(folder: Path, rows: list[dict], split: str) -> None:
-    """What `datasets` writes with save_to_disk."""
-    folder.mkdir(parents=True)
-    table = pa.Table.from_pylist(rows)
-    with pa.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as writer:
-        writer.write_table(table)
-    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": split}
-    (folder / "state.json").write_text(json.dumps(state))
-    (folder / "dataset_info.json").write_text("{}")
-
-
 def test_folders_saved_by_datasets(tmp_path):
-    save_arrow(tmp_path / "one", [qa(1), qa(2)], "train")
+    made = datasets.Dataset.from_list
+    made([qa(1), qa(2)]).save_to_disk(tmp_path / "one")
     assert answers(str(tmp_path / "one")) == ["2", "3"]
-    save_arrow(tmp_path / "dict" / "train", [qa(3)], "train")
-    save_arrow(tmp_path / "dict" / "test", [qa(4)], "test")
-    (tmp_path / "dict" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    splits = {"train": made([qa(3)]), "test": made([qa(4)])}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "dict")
     assert answers(str(tmp_path / "dict")) == ["4"]
     assert answers(str(tmp_path / "dict"), purpose="test") == ["5"]
 
@@ -246,34 +235,41 @@ def test_one_fault_is_not_plural(tmp_path):
 
 def test_missing_packages_name_their_extra(tmp_path, monkeypatch):
     source = write_parquet(tmp_path / "a.parquet", [qa(1)])
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(RuntimeError, match=r"pip install -e '\.\[parquet\]'"):
-        load_problems(source)
     monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(RuntimeError, match=r"a\.parquet needs .*pip install -e '\.\[datasets\]'"):
+        load_problems(source)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError, match=r"no file .* org/name.*pip install -e '\.\[datasets\]'"):
         load_problems("org/name:main@test")
+
+
+def test_nothing_is_written_but_to_a_temporary_folder(tmp_path, monkeypatch):
+    source = write_parquet(tmp_path / "set" / "train.parquet", [qa(1)])
+    home = tmp_path / "home"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    assert answers(source) == answers(str(tmp_path / "set")) == ["2"]
+    assert not home.exists() and not list((tmp_path / "temporary").iterdir())
 
 
 def test_hub_names(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     calls = []
 
-    def load_dataset(name, config, *, split):
-        calls.append((name, config, split))
+    def load_dataset(name, config, *, streaming, cache_dir):
+        assert streaming and Path(cache_dir).is_dir()
+        calls.append((name, config))
         if name == "org/gone":
             raise FileNotFoundError("gone")
-        return [qa(1), qa(2)]
+        return {"train": [qa(1)], "test": [qa(1), qa(2)]}
 
-    fake = types.ModuleType("datasets")
-    fake.load_dataset = load_dataset
-    fake.get_dataset_split_names = lambda name, config: ["train", "test"]
-    monkeypatch.setitem(sys.modules, "datasets", fake)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     problems, report = load_problems("org/name:main@test")
-    assert calls == [("org/name", "main", "test")]
+    assert calls == [("org/name", "main")]
     assert problems[1].source == "org/name:main@test row 1"
     assert report.note == "split 'test', as asked"
     load_problems("org/name", purpose="train")
-    assert calls[-1] == ("org/name", None, "train")
+    assert calls[-1] == ("org/name", None)
     with pytest.raises(RuntimeError, match="could not be loaded: gone"):
         load_problems("org/gone")

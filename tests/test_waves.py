@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from benchmarks import collection
-from intfast import intervene
-from intfast.config import InterveneConfig
+from intfast import checks, intervene
+from intfast.config import Config, DataConfig, InterveneConfig
 from intfast.records import Continuation, Intervention
 from intfast.waves import Tried, chance_of_success, fit_beta, next_wave, waves
 
@@ -122,8 +122,10 @@ def test_settings_that_cannot_work_are_refused():
         InterveneConfig(stop="never", futility=0.2),
         InterveneConfig(stop="futility", min_correct=2),
     ]
-    assert all(len(config.check()) == 1 for config in bad)
-    assert InterveneConfig(stop="futility", futility=0.2, one_per_problem=True).check() == []
+    good = InterveneConfig(stop="futility", futility=0.2, one_per_problem=True)
+    data = DataConfig(train="x.jsonl")
+    counts = [len(checks.faults(Config(data=data, intervene=stage))) for stage in [*bad, good]]
+    assert counts == [1] * len(bad) + [0]
 
 
 # --- the benchmark's replay --------------------------------------------------------------------

@@ -11,7 +11,7 @@ from tiny import FAMILIES, config_dict, make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from intfast.model import weights
-from intfast.model.decoder import Decoder, ModelConfig, PackedAttention
+from intfast.model.decoder import Architecture, Decoder, PackedAttention
 
 TOKENS = torch.tensor([[5, 61, 7, 7, 30, 2, 9]])
 
@@ -112,7 +112,7 @@ def test_tokenizer_and_generation_config_come_along(source, tmp_path):
 
 
 def test_fused_rows_cover_every_parameter_once():
-    config = ModelConfig.from_hf(config_dict("qwen2"))
+    config = Architecture.from_hf(config_dict("qwen2"))
     parameters = dict(Decoder(config, device="meta").named_parameters())
     rows = {name: [] for name in parameters}
     for place in weights.slices(config).values():

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from benchmarks.quickstart_task import task
 from intfast.engine.protocol import derive_seed
-from intfast.model.decoder import Decoder, ModelConfig, PackedAttention
+from intfast.model.decoder import Architecture, Decoder, PackedAttention
 from intfast.model.weights import save
 
 RIGHT_SHARE = 0.03
@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args()
-    model = Decoder(ModelConfig.from_hf(MODEL_CONFIG))
+    model = Decoder(Architecture.from_hf(MODEL_CONFIG))
     initialise(model, args.seed)
     train(model, args.seed, args.steps)
     save(model, MODEL_CONFIG, args.out)

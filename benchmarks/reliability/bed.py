@@ -13,19 +13,15 @@ from intfast.config import Config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = CONFIGS / "quickstart" / "base"
-SAMPLING = "{temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=26}"
 SETTINGS = (
     f"model.path={MODEL}",
-    "rollout.chunk_samples=12",
+    "sampling.max_new_tokens=26",
     "attempts.samples=4",
     "attempts.max_problems=4",
     "attempts.wrong_per_problem=2",
-    f"attempts.sampling={SAMPLING}",
     "intervene.samples=2",
     "intervene.continuations=2",
     "intervene.wave=1",
-    f"intervene.sampling={SAMPLING}",
-    f"intervene.continuation={SAMPLING}",
     "sft.epochs=3",
     "sft.batch_size=3",
     "rl.steps=4",
@@ -34,11 +30,11 @@ SETTINGS = (
     "rl.minibatches=2",
     "rl.checkpoint_every=2",
     "rl.from_base=false",
-    f"rl.sampling={SAMPLING}",
     "evaluate.samples=4",
     "evaluate.ks=[1,4]",
-    f"evaluate.sampling={SAMPLING}",
 )
+CHUNK_SAMPLES = 12
+"""In place of collect.CHUNK_SAMPLES: several writes a stage, to be torn and continued."""
 RECORDS = ("problems", "attempts", "interventions", "continuations", "examples")
 STEP_VALUES = ("stage", "step", "loss", "nll_mean", "grad_norm", "lr", "reward", "length")
 STAGES = ("int", "int_rl")

@@ -84,11 +84,15 @@ def moments(rng: random.Random, phases: Sequence[str]) -> list[Moment]:
     return sorted(drawn, key=lambda moment: PIPELINE.index(moment.after))
 
 
-def warm_up(model: Path) -> None:
-    """Import what a run imports late, so that children do not spend their lives on it."""
+def warm_up(model: Path, chunk_samples: int) -> None:
+    """Import what a run imports late, so that children do not spend their lives on it.
+
+    chunk_samples: stands for collect.CHUNK_SAMPLES in every child
+    """
     import intfast.study.analysis
     import intfast.study.report  # noqa: F401
 
+    collect.CHUNK_SAMPLES = chunk_samples
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
     load_tokenizer(model)

@@ -25,7 +25,7 @@ from intfast import cli, rl, sft
 from intfast.config import Config
 from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade, Grader
-from intfast.model.decoder import Decoder, ModelConfig
+from intfast.model.decoder import Architecture, Decoder
 from intfast.model.weights import save
 from intfast.records import Example
 from intfast.run import Run, open_run
@@ -97,7 +97,7 @@ def _every_step(folder: Path, stage: str, trials: int) -> dict[str, Any]:
 def prepare(folder: Path, seed: int) -> None:
     """A random model and a few problems."""
     torch.manual_seed(seed)
-    decoder = Decoder(ModelConfig.from_hf(MODEL))
+    decoder = Decoder(Architecture.from_hf(MODEL))
     base.initialise(decoder, seed)
     save(decoder, MODEL, folder / "base")
     task.build_tokenizer().save_pretrained(folder / "base")

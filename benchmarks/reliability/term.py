@@ -56,7 +56,7 @@ class Stop(NamedTuple):
 
 def run(trials: int, seed: int) -> dict[str, Any]:
     """Figures of so many requests to stop."""
-    warm_up(bed.MODEL)
+    warm_up(bed.MODEL, bed.CHUNK_SAMPLES)
     rng = random.Random(seed)
     stops: list[Stop] = []
     faults: list[str] = []

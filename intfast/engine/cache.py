@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intfast.model.decoder import ModelConfig, PackedAttention
+from intfast.model.decoder import Architecture, PackedAttention
 
 # Rows of a step, tokens of a prompt, slots of a row: padded to two AVX-512 vectors of fp32.
 BLOCK = 32
@@ -35,7 +35,7 @@ def round_up(number: int, block: int) -> int:
     return -(-number // block) * block
 
 
-def bytes_per_slot(config: ModelConfig, dtype: torch.dtype) -> int:
+def bytes_per_slot(config: Architecture, dtype: torch.dtype) -> int:
     """Bytes that one position of one sample takes in all layers."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
@@ -43,7 +43,7 @@ def bytes_per_slot(config: ModelConfig, dtype: torch.dtype) -> int:
 class KVCache:
     """Keys and values of all layers for `num_rows` samples of at most `width` tokens."""
 
-    def __init__(self, config: ModelConfig, num_rows: int, width: int, storage: Tensor) -> None:
+    def __init__(self, config: Architecture, num_rows: int, width: int, storage: Tensor) -> None:
         """storage: flat, at least num_rows * width slots, finite everywhere."""
         self.kv_heads, self.head_dim = config.num_kv_heads, config.head_dim
         shape = (config.num_layers, 2, num_rows, self.kv_heads, width, self.head_dim)

@@ -11,10 +11,11 @@ All sizes are bytes unless their name says otherwise.
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from msgspec.structs import replace
@@ -23,7 +24,7 @@ from intfast.config import Config, SamplingConfig
 from intfast.engine.cache import BLOCK, bytes_per_slot, round_up
 from intfast.engine.generation import PREFILL_TOKENS
 from intfast.kernels.head.plan import DEFAULT_CHUNK_BYTES
-from intfast.model.decoder import Decoder, ModelConfig
+from intfast.model.decoder import Architecture, Decoder
 
 Requests = Sequence[tuple[int, SamplingConfig]]
 GIB = 2**30
@@ -79,13 +80,13 @@ class Plan(NamedTuple):
 
 
 @functools.cache
-def num_parameters(architecture: ModelConfig) -> int:
+def num_parameters(architecture: Architecture) -> int:
     """Parameters of the decoder; tied heads count once."""
     decoder = Decoder(architecture, torch.float32, "meta")
     return sum(parameter.numel() for parameter in decoder.parameters())
 
 
-def layer_numbers(architecture: ModelConfig) -> int:
+def layer_numbers(architecture: Architecture) -> int:
     """Numbers that one layer keeps for its backward pass, per token.
 
     Each norm: its normalised input and its output; qkv as one piece, because values are a view of
@@ -98,7 +99,7 @@ def layer_numbers(architecture: ModelConfig) -> int:
     return 4 * a.hidden_size + attention + 4 * a.intermediate_size
 
 
-def micro_batch(config: Config, architecture: ModelConfig, width: int, kind: str) -> int:
+def micro_batch(config: Config, architecture: Architecture, width: int, kind: str) -> int:
     """What one micro-batch of `batch.max_tokens` keeps, and the most that comes on top.
 
     Kept are the numbers of all layers, with checkpointing their inputs only. On top come either the
@@ -112,7 +113,7 @@ def micro_batch(config: Config, architecture: ModelConfig, width: int, kind: str
     return kept * tokens * width + max(top * tokens * width, loss_head(a, tokens, width, kind))
 
 
-def loss_head(architecture: ModelConfig, tokens: int, width: int, kind: str) -> int:
+def loss_head(architecture: Architecture, tokens: int, width: int, kind: str) -> int:
     """A chunk of logits, and the gradients of head and hidden states; every row carries loss."""
     a = architecture
     single = tokens * a.vocab_size * 4 <= DEFAULT_CHUNK_BYTES
@@ -126,7 +127,7 @@ def loss_head(architecture: ModelConfig, tokens: int, width: int, kind: str) -> 
     return chunk + gradient + hidden
 
 
-def sampling(config: Config, architecture: ModelConfig, width: int, kind: str) -> int:
+def sampling(config: Config, architecture: Architecture, width: int, kind: str) -> int:
     """A forward over prompts, or drawing one token of every row; the larger of the two."""
     a = architecture
     truncated = any(s.top_p < 1 or s.top_k for _, s in requests(config))
@@ -153,13 +154,13 @@ def requests(config: Config) -> list[tuple[int, SamplingConfig]]:
     return found or [(PROMPT_TOKENS, config.rl.sampling)]
 
 
-def longest(config: Config, architecture: ModelConfig, made: Requests) -> int:
+def longest(config: Config, architecture: Architecture, made: Requests) -> int:
     """Tokens of the longest sequence of some requests."""
     context = config.rollout.context or architecture.max_positions
     return min(context, max(prompt + sampling.max_new_tokens for prompt, sampling in made))
 
 
-def sample_bytes(config: Config, architecture: ModelConfig, engine: str) -> int:
+def sample_bytes(config: Config, architecture: Architecture, engine: str) -> int:
     """Keys and values of the longest sample; vLLM wants room for a whole context."""
     if engine == "vllm":
         slots = (config.rollout.context or architecture.max_positions) + 4 * BLOCK
@@ -172,7 +173,7 @@ def sample_bytes(config: Config, architecture: ModelConfig, engine: str) -> int:
 
 
 def make_plan(
-    config: Config, architecture: ModelConfig, target: Target, cache: int | None = None
+    config: Config, architecture: Architecture, target: Target, cache: int | None = None
 ) -> Plan:
     """The plan of a config; `cache` stands for `rollout.cache_gib` where it is given."""
     cache = cache_bytes(config, architecture, target) if cache is None else cache
@@ -193,14 +194,14 @@ def make_plan(
         Item("keys and values of the engine", 0 if config.rollout.sleep else cache, cache),
         Item(f"{target.engine} engine and libraries, assumed", overhead, overhead),
     ]
-    if target.engine == "vllm" and not config.weights.share:
+    if target.engine == "vllm" and config.rollout.engine == "vllm_copy":
         items.append(Item("vLLM's copy of the weights", num * width, num * width))
     if config.rl.steps and config.rl.policy.kl:
         items.append(Item("reference model", num * width, num * width))
     return Plan(items)
 
 
-def cache_bytes(config: Config, architecture: ModelConfig, target: Target) -> int:
+def cache_bytes(config: Config, architecture: Architecture, target: Target) -> int:
     """Bytes for keys and values: `rollout.cache_gib`, or for "auto" what is left of the device.
 
     "auto" is at most what `rollout.max_rows` of the longest samples can use, and at least one of
@@ -217,66 +218,61 @@ def cache_bytes(config: Config, architecture: ModelConfig, target: Target) -> in
     return max(least, min(left, (config.rollout.max_rows + 1) * sample))
 
 
-def remedies(config: Config, architecture: ModelConfig, target: Target) -> list[str]:
+def remedies(config: Config, architecture: Architecture, target: Target) -> list[str]:
     """Settings that, each alone, make the plan fit what is free; else those that help."""
-    changes: dict[str, Config | None] = {}
+    wanted: dict[str, Any] = {}
     if not config.model.activation_checkpointing:
-        model = replace(config.model, activation_checkpointing=True)
-        changes["model.activation_checkpointing = true"] = replace(config, model=model)
+        wanted["model.activation_checkpointing"] = True
     trained = [(PROMPT_TOKENS, config.rl.sampling)] if config.rl.steps else requests(config)
     least = round_up(longest(config, architecture, trained), 1024)
     if config.batch.max_tokens > least:
-        tokens = largest_batch(config, architecture, target, least)
-        key = f"batch.max_tokens = {tokens or least}"
-        changes[key] = with_tokens(config, tokens or least)
+        wanted["batch.max_tokens"] = largest_batch(config, architecture, target, least) or least
     needed = round_up(longest(config, architecture, requests(config)), 1024)
     if target.engine == "vllm" and (config.rollout.context or architecture.max_positions) > needed:
-        rollout = replace(config.rollout, context=needed)
-        changes[f"rollout.context = {needed}"] = replace(config, rollout=rollout)
+        wanted["rollout.context"] = needed
     rows = config.rollout.max_rows
-    while rows > 16 and not _fits(changed := with_rows(config, rows), architecture, target):
+    while rows > 16 and not _fits(changed(config, "rollout.max_rows", rows), architecture, target):
         rows //= 2
     if rows < config.rollout.max_rows:
-        changes[f"rollout.max_rows = {rows}"] = changed
+        wanted["rollout.max_rows"] = rows
     if not config.rollout.sleep:
-        rollout = replace(config.rollout, sleep=True)
-        changes["rollout.sleep = true"] = replace(config, rollout=rollout)
+        wanted["rollout.sleep"] = True
     if config.rollout.cache_gib != "auto":
-        rollout = replace(config.rollout, cache_gib="auto")
-        changes['rollout.cache_gib = "auto"'] = replace(config, rollout=rollout)
+        wanted["rollout.cache_gib"] = "auto"
     if config.model.dtype == "float32":
-        model = replace(config.model, dtype="bfloat16")
-        changes['model.dtype = "bfloat16"'] = replace(config, model=model)
-    enough = [key for key, changed in changes.items() if _fits(changed, architecture, target)]
+        wanted["model.dtype"] = "bfloat16"
+    # JSON and TOML write these values the same way.
+    said = {path: f"{path} = {json.dumps(value)}" for path, value in wanted.items()}
+    enough = [
+        path
+        for path, value in wanted.items()
+        if _fits(changed(config, path, value), architecture, target)
+    ]
     if enough:
-        return [f"fits with {key}" for key in enough]
+        return [f"fits with {said[path]}" for path in enough]
     return [
-        *(f"helps, but alone is not enough: {key}" for key in changes),
+        *(f"helps, but alone is not enough: {text}" for text in said.values()),
         "a smaller model (model.path), shorter samples (max_new_tokens), or a larger device",
     ]
 
 
-def _fits(config: Config, architecture: ModelConfig, target: Target) -> bool:
+def _fits(config: Config, architecture: Architecture, target: Target) -> bool:
     return make_plan(config, architecture, target).left(target.free) >= 0
 
 
-def with_tokens(config: Config, tokens: int) -> Config:
-    """The config with another `batch.max_tokens`."""
-    return replace(config, batch=replace(config.batch, max_tokens=tokens))
-
-
-def with_rows(config: Config, rows: int) -> Config:
-    """The config with another `rollout.max_rows`."""
-    return replace(config, rollout=replace(config.rollout, max_rows=rows))
+def changed(config: Config, path: str, value: Any) -> Config:
+    """The config with another value of `section.name`."""
+    section, _, name = path.partition(".")
+    return replace(config, **{section: replace(getattr(config, section), **{name: value})})
 
 
 def largest_batch(
-    config: Config, architecture: ModelConfig, target: Target, least: int
+    config: Config, architecture: Architecture, target: Target, least: int
 ) -> int | None:
     """The largest multiple of 1,024 for `batch.max_tokens` that fits, from `least` on; or None."""
 
     def fits(tokens: int) -> bool:
-        return _fits(with_tokens(config, tokens), architecture, target)
+        return _fits(changed(config, "batch.max_tokens", tokens), architecture, target)
 
     if not fits(least):
         return None
@@ -288,7 +284,7 @@ def largest_batch(
     return low
 
 
-def settle(config: Config, architecture: ModelConfig, target: Target) -> Config:
+def settle(config: Config, architecture: Architecture, target: Target) -> Config:
     """The config with `rollout.cache_gib` as a number. Raises ValueError when it cannot fit."""
     plan = make_plan(config, architecture, target)
     if plan.left(target.free) < 0:
@@ -300,7 +296,7 @@ def settle(config: Config, architecture: ModelConfig, target: Target) -> Config:
             + "\n--dry-run shows the plan; model.memory_gib overrides what is free"
         )
     cache_gib = cache_bytes(config, architecture, target) / GIB
-    return replace(config, rollout=replace(config.rollout, cache_gib=cache_gib))
+    return changed(config, "rollout.cache_gib", cache_gib)
 
 
 # --- the device --------------------------------------------------------------------------------

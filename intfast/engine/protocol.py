@@ -114,7 +114,7 @@ class Choice(NamedTuple):
 
 
 def pick_engine(wanted: str, device: str) -> Choice:
-    """The engine for "auto", "native" or "vllm" on "cpu" or "cuda"; imports neither.
+    """The engine for `rollout.engine` on "cpu" or "cuda": "native" or "vllm"; imports neither.
 
     Raises RuntimeError when vLLM is wanted and not usable.
     """
@@ -124,12 +124,12 @@ def pick_engine(wanted: str, device: str) -> Choice:
         return Choice("native", "the model is on the CPU")
     found, fault = _find_vllm(device)
     if not fault:
-        why = f"{found} is installed" if wanted == "auto" else 'rollout.engine = "vllm"'
+        why = f"{found} is installed" if wanted == "auto" else f'rollout.engine = "{wanted}"'
         return Choice("vllm", why)
     if wanted == "auto":
         return Choice("native", fault)
     raise RuntimeError(
-        f'rollout.engine = "vllm": {fault}; install it ({VLLM_INSTALL}), or use '
+        f'rollout.engine = "{wanted}": {fault}; install it ({VLLM_INSTALL}), or use '
         "rollout.engine=native"
     )
 

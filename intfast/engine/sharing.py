@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from intfast.model.decoder import Decoder, ModelConfig
+from intfast.model.decoder import Architecture, Decoder
 
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -79,7 +79,7 @@ class Copied:
 
 def adopt(
     module: nn.Module,
-    config: ModelConfig,
+    config: Architecture,
     dtype: torch.dtype,
     kernels: Literal["torch", "liger"] = "torch",
 ) -> Decoder:
@@ -125,6 +125,5 @@ def _check(decoder: Decoder, module: nn.Module, same_dtype: bool) -> None:
     if faults:
         raise ValueError(
             f"the engine's weights cannot be shared: {'; '.join(faults[:5])} ({len(faults)} in "
-            "all); use weights.share = false where only the dtype differs, else rollout.engine = "
-            '"native"'
+            'all); use rollout.engine = "vllm_copy" where only the dtype differs, else "native"'
         )

@@ -34,11 +34,6 @@ def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, 
 
         engine = vllm_start.start(folder, config, device)
         return engine.decoder, engine, choice
-    if not (config.weights.share and rollout.graphs):
-        raise ValueError(
-            "weights.share = false and rollout.graphs = false are for vLLM, and this run has the "
-            f"embedded engine ({choice.reason}), which has one copy of the weights and no graphs"
-        )
     dtype = getattr(torch, config.model.dtype)
     decoder, _ = weights.load(folder, dtype, device, config.model.kernels)
     native = NativeEngine(

@@ -19,11 +19,13 @@ from intfast.engine.cache import bytes_per_slot
 from intfast.engine.protocol import pick_engine
 from intfast.engine.vllm import VllmEngine
 from intfast.model import weights
-from intfast.model.decoder import ModelConfig
+from intfast.model.decoder import Architecture
 
 GIB = 2**30
 # Tokens of a block of the prefix cache on a CPU; the default, 128, is more than short prompts have.
 CPU_BLOCK = 32
+# On CUDA decode steps are replayed as graphs; False runs them one by one, to compare.
+CUDA_GRAPHS = True
 # Engines live as long as the process: deleting one frees the weights that the trainer trains and
 # destroys the process group.
 _ALIVE: list[Any] = []
@@ -46,7 +48,7 @@ def start(folder: Path, config: Config, device: torch.device) -> VllmEngine:
     _ALIVE.append(llm)
     [module] = llm.apply_model(lambda module: module)
     kernels = config.model.kernels
-    if config.weights.share:
+    if config.rollout.engine != "vllm_copy":
         decoder = sharing.adopt(module, architecture, dtype, kernels)
         link: sharing.Link = sharing.Shared(decoder, module)
     else:
@@ -55,7 +57,7 @@ def start(folder: Path, config: Config, device: torch.device) -> VllmEngine:
     return VllmEngine(llm, decoder, link, context)
 
 
-def _check_architecture(architecture: ModelConfig) -> None:
+def _check_architecture(architecture: Architecture) -> None:
     if len(set(architecture.windows)) > 1:
         raise ValueError(
             "the model has sliding windows in some layers only, which is not supported with "
@@ -63,7 +65,7 @@ def _check_architecture(architecture: ModelConfig) -> None:
         )
 
 
-def _check_cache(architecture: ModelConfig, context: int, config: Config) -> None:
+def _check_cache(architecture: Architecture, context: int, config: Config) -> None:
     """Raise ValueError unless the cache holds a longest sample; memory.py checks the rest."""
     slot_bytes = bytes_per_slot(architecture, getattr(torch, config.model.dtype))
     needed = (context + CPU_BLOCK) * slot_bytes
@@ -111,8 +113,8 @@ def _launch(folder: Path, config: Config, context: int, device: torch.device) ->
         # Only checked against what is free: the cache has an explicit size.
         options["gpu_memory_utilization"] = min(0.5, 0.9 * free / total)
         options["enable_sleep_mode"] = rollout.sleep
-        options["enforce_eager"] = not rollout.graphs
-        if rollout.graphs:
+        options["enforce_eager"] = not CUDA_GRAPHS
+        if CUDA_GRAPHS:
             # Graphs without torch.compile: they hold the addresses of weights, which stay.
             options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     return vllm.LLM(

@@ -15,6 +15,8 @@ WINDOW = 256
 """Latest answers that the rate of the stop is taken over."""
 MIN_ANSWERS = 64
 """Answers that must have been seen before a rate means anything."""
+MAX_UNSCORED = 0.5
+"""Share of the latest answers that may be unscored; above it the run stops."""
 SILENT_SHARE = 0.9
 """Share of texts without an answer above which the console says so."""
 
@@ -28,8 +30,7 @@ REMEDIES = {
 class GradeWatch:
     """Counts grades. `say` gets the one warning about texts without an answer."""
 
-    def __init__(self, max_unscored: float, say: Callable[[str], None] = lambda text: None) -> None:
-        self.max_unscored = max_unscored
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
         self.say = say
         self._latest: deque[Reason] = deque(maxlen=WINDOW)
         self._counts: Counter[Reason] = Counter()
@@ -38,7 +39,7 @@ class GradeWatch:
     def add(self, grades: Iterable[Grade]) -> None:
         """Count these grades.
 
-        Raises ValueError when more than `max_unscored` of the latest answers are unscored.
+        Raises ValueError when more than MAX_UNSCORED of the latest answers are unscored.
         """
         for grade in grades:
             self._latest.append(grade.reason)
@@ -56,11 +57,11 @@ class GradeWatch:
     def _check(self, latest: Counter[Reason], total: int) -> None:
         unscored = {r: n for r, n in latest.most_common() if r.status is Status.UNSCORED}
         share = sum(unscored.values()) / total
-        if share > self.max_unscored:
+        if share > MAX_UNSCORED:
             listing = ", ".join(f"{count} {reason}" for reason, count in unscored.items())
             raise ValueError(
-                f"{share:.0%} of the last {total} answers could not be scored ({listing}), above "
-                f"grade.max_unscored = {self.max_unscored}. What helps:\n"
+                f"{share:.0%} of the last {total} answers could not be scored ({listing}), more "
+                f"than {MAX_UNSCORED:.0%}. What helps:\n"
                 + "\n".join(f"  {REMEDIES[reason]}" for reason in unscored)
             )
         silent = latest[Reason.NO_ANSWER] / total

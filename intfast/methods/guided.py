@@ -20,6 +20,11 @@ from intfast.records import Attempt, Guided, Problem
 from intfast.run import Run
 from intfast.sample import Start
 
+SHARES = (0.25, 0.5, 0.75)
+"""Shares of a reference's characters that the search for the shortest hint tries."""
+SAMPLES = 8
+"""Samples from each share, until one is right."""
+
 
 class Ask(NamedTuple):
     """Samples to draw from one guided prompt; the fields are those of records.Guided."""
@@ -62,7 +67,7 @@ def rationales(run: Run, problems: Sequence[Problem]) -> list[Guided]:
 def hints(run: Run, problems: Sequence[Problem]) -> dict[str, list[int]]:
     """Problem id -> prompt ids of the problem with the beginning of its reference.
 
-    "shortest": the shares are tried in rising order until one of `hint_samples` samples is right;
+    "shortest": the shares are tried in rising order until one of SAMPLES is right;
     a problem that none unlocks keeps the shortest. Left out: problems without a reference, and
     those for which every beginning gives the answer away or leaves no room.
     """
@@ -70,10 +75,10 @@ def hints(run: Run, problems: Sequence[Problem]) -> dict[str, list[int]]:
     pending = [problem for problem in problems if problem.reference]
     if config.hint == "off":
         return {}
-    if config.hint == "fixed":
-        return {a.problem.id: a.prompt_ids for a in _hinted(run, pending, config.hint_shares[0])}
+    if config.hint != "shortest":
+        return {a.problem.id: a.prompt_ids for a in _hinted(run, pending, config.hint)}
     chosen: dict[str, list[int]] = {}
-    for share in config.hint_shares:
+    for share in SHARES:
         asks = _hinted(run, pending, share)
         drawn = _draw(run, f"hints of {share:.0%}", asks, config.sampling)
         solved = {record.problem_id for record in drawn if record.grade == "correct"}
@@ -92,7 +97,7 @@ def _hinted(run: Run, problems: Sequence[Problem], share: float) -> list[Ask]:
         text = beginning(problem.reference or "", share)
         prompt = prompts.hint(run.sampler.style, problem, text)
         if not leaks(text, problem.answer) and run.sampler.fits(len(prompt), config.sampling):
-            asks.append(Ask("hint", problem, prompt, list(range(config.hint_samples)), share=share))
+            asks.append(Ask("hint", problem, prompt, list(range(SAMPLES)), share=share))
     return asks
 
 

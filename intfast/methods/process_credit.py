@@ -19,13 +19,17 @@ from typing import Any, NamedTuple
 import msgspec
 
 from intfast import intervene
-from intfast.config import InterveneConfig
+from intfast.config import CreditConfig, InterveneConfig
 from intfast.credit import REWARDS, Credit
 from intfast.engine.protocol import derive_seed
 from intfast.records import Attempt, Problem
 from intfast.run import Run
 from intfast.sample import Graded, Sampler, Start
-from intfast.settings.numerics import CreditConfig
+
+ROLLOUTS = 2
+"""Wrong rollouts of a group that are verified, at most."""
+MARGIN = 1.0
+"""Tokens right before the wrong step that vppo does not reward, in prompt lengths."""
 
 
 class Located(NamedTuple):
@@ -49,7 +53,8 @@ def vppo(
     """Token reward minus the group's mean of mean token rewards.
 
     A token of a wrong rollout that ends at least `margin` tokens before the located step is
-    rewarded with `process_weight`; every other token with the outcome of its rollout.
+    rewarded with `process_weight`, never with less than nothing after the baseline; every other
+    token with the outcome of its rollout.
     """
     counts_G = [max(0, found.start - margin) if found else 0 for found in located_G]
     streams = [
@@ -63,10 +68,9 @@ def vppo(
     ]
     baseline = math.fsum(means) / max(1, len(means))
     centred = [None if s is None else [value - baseline for value in s] for s in streams]
-    if config.process_clamp:
-        for stream, num in zip(centred, counts_G, strict=True):
-            if stream is not None:
-                stream[:num] = [max(0.0, value) for value in stream[:num]]
+    for stream, num in zip(centred, counts_G, strict=True):
+        if stream is not None:
+            stream[:num] = [max(0.0, value) for value in stream[:num]]
     return centred
 
 
@@ -116,7 +120,7 @@ def inside(
         lengths_G = [len(graded.completion.token_ids) for graded in group]
         if config.process == "vppo":
             rewards_G = [REWARDS[graded.grade.status] for graded in group]
-            margin = round(config.process_margin * len(run.sampler.start_prompt(start)))
+            margin = round(MARGIN * len(run.sampler.start_prompt(start)))
             made.append(vppo(rewards_G, lengths_G, located_G, margin, config))
         else:
             made.append(capo(advantages_G, lengths_G, located_G, config))
@@ -131,7 +135,7 @@ def locate(
     config: CreditConfig,
     seed: int,
 ) -> tuple[list[list[Located | None]], dict[str, float]]:
-    """The located step of the first `process_rollouts` wrong rollouts of each group, and counts.
+    """The located step of the first ROLLOUTS wrong rollouts of each group, and counts.
 
     One verification each, read by the same gates as an intervention's: no location, no credit.
     Raises ValueError when no problem has a reference solution.
@@ -144,7 +148,7 @@ def locate(
     wrong: dict[int, tuple[int, int, Problem, Attempt]] = {}
     for p, (problem, group) in enumerate(zip(problems_P, groups_P_G, strict=True)):
         places = [g for g, graded in enumerate(group) if graded.grade.status == "wrong"]
-        for g in places[: config.process_rollouts] if problem.reference else []:
+        for g in places[:ROLLOUTS] if problem.reference else []:
             number = p * len(group) + g
             wrong[number] = (p, g, problem, sampler.attempt(problem, number, group[g]))
     pairs = [(problem, attempt) for _, _, problem, attempt in wrong.values()]

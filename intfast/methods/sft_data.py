@@ -25,7 +25,7 @@ FULL_EVERY = 10
 def examples(run: Run, found: Found) -> list[Example]:
     """The training sequences of the SFT stage, also written to examples.jsonl."""
     built = BUILDERS[run.config.sft.data](run, found)
-    if run.config.sft.rows == "one":
+    if run.config.sft.target == "one_per_problem":
         built = list({example.problem_id: example for example in reversed(built)}.values())[::-1]
     built, said = limits.fitting_examples(built, run.config.batch)
     if said:
@@ -36,8 +36,9 @@ def examples(run: Run, found: Found) -> list[Example]:
 
 def _interventions(run: Run, found: Found) -> list[Example]:
     problems = {problem.id: problem for problem in run.problems}
+    target, held_out = run.config.sft.target, run.config.analysis.held_out
     return intervene.build_examples(
-        run.sampler, problems, found.interventions, found.continuations, run.config.sft
+        run.sampler, problems, found.interventions, found.continuations, target, held_out
     )
 
 
@@ -54,7 +55,7 @@ def _references(run: Run, found: Found) -> list[Example]:
 def _reflections(run: Run, found: Found) -> list[Example]:
     """The model's rewrites of its wrong attempts, not filtered; those cut short are left out."""
     wrong = found.wrong
-    if run.config.sft.rows == "one":
+    if run.config.sft.target == "one_per_problem":
         wrong = list({problem.id: (problem, a) for problem, a in reversed(wrong)}.values())[::-1]
     problems = {problem.id: problem for problem, _ in wrong}
     return [

@@ -139,7 +139,7 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return inverse, magnitude() if scaling is None else scaling
 
 
-class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     """What the decoder needs to know of a Hugging Face config.json."""
 
     vocab_size: int
@@ -161,7 +161,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Per layer: how many tokens a token sees, itself included; None for all before it."""
 
     @classmethod
-    def from_hf(cls, hf: Mapping[str, Any]) -> ModelConfig:
+    def from_hf(cls, hf: Mapping[str, Any]) -> Architecture:
         """Read a config.json; raise ValueError naming the key for anything not implemented."""
         family = _check_supported(hf)
         heads = hf["num_attention_heads"]

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
-from intfast.model.architecture import ARCHITECTURES, ModelConfig
+from intfast.model.architecture import ARCHITECTURES, Architecture
 
-__all__ = ["ARCHITECTURES", "Attend", "Decoder", "ModelConfig", "PackedAttention"]
+__all__ = ["ARCHITECTURES", "Architecture", "Attend", "Decoder", "PackedAttention"]
 
 # Grouped heads always worked; torch 2.12 began to ask for a word.
 _GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
@@ -254,7 +254,7 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Projections, normalisation and rotation of queries and keys around `attend`."""
 
-    def __init__(self, config: ModelConfig, layer: int, ops: _Ops, **factory: Any) -> None:
+    def __init__(self, config: Architecture, layer: int, ops: _Ops, **factory: Any) -> None:
         super().__init__()
         c = config
         self.layer, self.window, self.ops = layer, c.windows[layer], ops
@@ -291,7 +291,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig, ops: _Ops, **factory: Any) -> None:
+    def __init__(self, config: Architecture, ops: _Ops, **factory: Any) -> None:
         super().__init__()
         c = config
         self.ops = ops
@@ -306,7 +306,7 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each on a normalised input and added to the stream."""
 
-    def __init__(self, config: ModelConfig, layer: int, ops: _Ops, **factory: Any) -> None:
+    def __init__(self, config: Architecture, layer: int, ops: _Ops, **factory: Any) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.norm_eps
         self.input_layernorm = RMSNorm(size, eps, ops, **factory)
@@ -332,7 +332,7 @@ class Decoder(nn.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: Architecture,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         kernels: Literal["torch", "liger"] = "torch",

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intfast.settings.numerics import OptimConfig
+from intfast.config import OptimConfig
+
+BETAS = (0.9, 0.999)
+"""Decays of the two moments."""
+EPS = 1e-8
+"""Added to the root of the second moment."""
+MAX_SKIPPED = 5
+"""Steps in a row with a non-finite loss or gradient after which the run stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,7 @@ class StepStats:
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
     """Learning rate of step 0, 1, ...; the peak at the end of the warm-up, the floor after all."""
-    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)
+    warmup = math.ceil(config.warmup_ratio * total_steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
@@ -60,10 +67,8 @@ class Optimizer:
     ) -> None:
         """parameters: as of `named_parameters()`; those that need no gradient are left alone.
 
-        Raises ValueError on an impossible config, no or repeated parameters, total_steps < 1.
+        Raises ValueError on no or repeated parameters, total_steps < 1.
         """
-        if faults := config.check():
-            raise ValueError("optimizer config: " + "; ".join(faults))
         if total_steps < 1:
             raise ValueError(
                 f"total_steps: expected an integer >= 1, got {total_steps}; "
@@ -86,18 +91,17 @@ class Optimizer:
     def _make_adamw(self) -> torch.optim.AdamW:
         decayed, free = [], []
         for master in self._masters.values():
-            (decayed if master.ndim > 1 or self.config.decay_vectors else free).append(master)
+            (decayed if master.ndim > 1 else free).append(master)
         groups = [
             {"params": decayed, "weight_decay": self.config.weight_decay},
             {"params": free, "weight_decay": 0.0},
         ]
-        config = self.config
         fused = all(m.device.type in ("cpu", "cuda") for m in self._masters.values())
         adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]],
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
+            lr=self.config.lr,
+            betas=BETAS,
+            eps=EPS,
             fused=fused,
         )
         # Made now and not at the first step, so that memory and the saved names never change.
@@ -122,7 +126,7 @@ class Optimizer:
         loss            of the whole update; where it is not finite, the step is skipped
         diagnose        called when the step is skipped, after the gradients were freed; what it
                         returns names the origin in StepStats.cause and in the error
-        raises          RuntimeError after config.max_skipped skipped steps in a row;
+        raises          RuntimeError after MAX_SKIPPED skipped steps in a row;
                         ValueError without any gradient
         """
         grads = [m.grad for m in self._masters.values() if m.grad is not None]
@@ -155,10 +159,10 @@ class Optimizer:
         with torch.enable_grad():
             origin = diagnose()
         cause = f"{origin} ({found})" if origin else found
-        if self._skipped_in_a_row >= self.config.max_skipped:
+        if self._skipped_in_a_row >= MAX_SKIPPED:
             raise RuntimeError(
                 f"update {self.num_steps - 1}: not finite for {self._skipped_in_a_row} updates in "
-                f"a row, optim.max_skipped allows no more: {cause}; the weights are those before "
+                f"a row: {cause}; the weights are those before "
                 "them. Resume from the last checkpoint with a lower optim.lr or "
                 'optim.max_grad_norm, or with model.dtype = "float32"'
             )

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from intfast.model import folder as model_folder
-from intfast.model.decoder import Decoder, ModelConfig
+from intfast.model.decoder import Architecture, Decoder
 from intfast.state import files, interrupt, tensorfile
 
 SINGLE = "model.safetensors"
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
     shape: tuple[int, ...]
 
 
-def slices(config: ModelConfig) -> dict[str, Rows]:
+def slices(config: Architecture) -> dict[str, Rows]:
     """Hugging Face tensor name -> its rows in the decoder's parameters, for every tensor."""
     query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     ffn = config.intermediate_size
@@ -106,13 +106,13 @@ def load(
     return decoder, read_config(folder)
 
 
-def check(folder: Path) -> ModelConfig:
+def check(folder: Path) -> Architecture:
     """The architecture of a model folder whose files fit it; reads no weights.
 
     Raises ValueError for anything that is wrong with the folder.
     """
     model_folder.check(folder)
-    config = ModelConfig.from_hf(read_config(folder))
+    config = Architecture.from_hf(read_config(folder))
     _check_headers(folder, _weight_files(folder), slices(config), config.tied)
     model_folder.check_vocabulary(folder, config.vocab_size)
     return config
@@ -233,7 +233,7 @@ def save(
         raise ValueError(f"{out}: exists and is not an empty folder; remove it or choose another")
     folder = None if isinstance(source, Mapping) else resolve(source)
     hf = dict(source) if folder is None else read_config(folder)
-    if ModelConfig.from_hf(hf) != decoder.config:
+    if Architecture.from_hf(hf) != decoder.config:
         raise ValueError("save: source is the config of another model than the decoder's")
     hf.pop("torch_dtype", None)
     hf["dtype"] = str(decoder.head_weight_VD.dtype).removeprefix("torch.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -18,8 +18,6 @@ from intfast.state.runfolder import Journal
 Row = dict[str, Any]
 PLAIN_EVERY_S = 30.0
 """Seconds between progress lines where there is no terminal."""
-
-
 PLAIN_WIDTH = 120
 """Columns of the tables where there is no terminal to ask."""
 
@@ -134,53 +132,26 @@ class Metrics:
 
         Without a terminal: a line at most every PLAIN_EVERY_S seconds.
         """
+        bar = None
         if self.console.is_terminal:
-            with Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            ) as bar:
-                task = bar.add_task(title, total=total, rate="")
-                counter = _Counter(total)
+            rate = TextColumn("{task.fields[rate]}")
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
+            bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+        finished = tokens = 0
+        start = last = time.perf_counter()
+        with bar or nullcontext():
+            task = bar and bar.add_task(title, total=total, rate="")
 
-                def advance(num_finished: int, num_tokens: int) -> None:
-                    counter.add(num_finished, num_tokens)
-                    bar.update(task, advance=num_finished, rate=counter.rate())
+            def advance(num_finished: int, num_tokens: int) -> None:
+                nonlocal finished, tokens, last
+                interrupt.beat()
+                finished, tokens = finished + num_finished, tokens + num_tokens
+                now = time.perf_counter()
+                rate = f"{tokens / max(1e-9, now - start):,.0f} tokens/s"
+                if bar:
+                    bar.update(task, advance=num_finished, rate=rate)
+                elif now - last >= PLAIN_EVERY_S:
+                    last = now
+                    self.say(f"{title}: {finished}/{total}, {rate}")
 
-                yield advance
-            return
-        counter = _Counter(total)
-
-        def advance(num_finished: int, num_tokens: int) -> None:
-            counter.add(num_finished, num_tokens)
-            if counter.is_due():
-                self.say(f"{title}: {counter.finished}/{total}, {counter.rate()}")
-
-        yield advance
-
-
-class _Counter:
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.finished = 0
-        self.tokens = 0
-        self.start = self.last = time.perf_counter()
-
-    def add(self, num_finished: int, num_tokens: int) -> None:
-        interrupt.beat()
-        self.finished += num_finished
-        self.tokens += num_tokens
-
-    def rate(self) -> str:
-        return f"{self.tokens / max(1e-9, time.perf_counter() - self.start):,.0f} tokens/s"
-
-    def is_due(self) -> bool:
-        now = time.perf_counter()
-        if now - self.last < PLAIN_EVERY_S:
-            return False
-        self.last = now
-        return True
+            yield advance

@@ -14,25 +14,10 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from intfast import cli
-from intfast.config import Config
+from intfast.config import MAY_CHANGE, Config
 from intfast.state import files
 
 T = TypeVar("T")
-MAY_CHANGE = {
-    "run",
-    *("watchdog_s", "metrics.trackers", "metrics.project", "metrics.example_logprobs"),
-    "parity.every",
-    "parity.threshold",
-    "model.memory_gib",
-    "model.activation_checkpointing",
-    "rollout.cache_gib",
-    "rollout.max_rows",
-    "rollout.sleep",
-    "batch.max_tokens",
-    "grade.workers",
-}
-"""Settings that have no part in what a run computes, on a CPU but for `batch.max_tokens` to the
-last bit: what a run that was moved, out of memory, or stopped by a check, may be continued with."""
 
 
 class Journal(Generic[T]):

@@ -1,13 +1,13 @@
 """Optional sinks for the rows of metrics.jsonl: TensorBoard, wandb, trackio.
 
-JSONL is the truth, a tracker a copy: each has a thread of its own, so that one that fails or hangs
+JSONL is the truth, a tracker a copy: each is fed by a thread, so that one that fails or hangs
 cannot stop a run. It is named once on the console and gets no more rows. Packages are imported only
 when asked for.
 """
 
 from __future__ import annotations
 
-import functools
+import importlib
 import importlib.util
 import math
 import queue
@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,32 +25,66 @@ from intfast.state.files import write_atomic
 from intfast.state.metrics import Metrics, Row
 from intfast.state.runfolder import RunFolder
 
+PROJECT = "intfast"
+"""In wandb and trackio; the run has the name of its folder there."""
 CLOSE_S = 60.0
 """Seconds that a tracker has at the end of a run to send what it still holds."""
 
 
 class About(NamedTuple):
-    """What a tracker is told of the run."""
+    """What a tracker is told of the run; `identity` is a name that no other run folder has."""
 
     path: Path
     config: Config
     identity: str
-    """A name that no other run folder has."""
-
-    @property
-    def name(self) -> str:
-        """The name of the run folder."""
-        return self.path.resolve().name
 
 
-class Sink(Protocol):
-    """A tracker that is open."""
+class TensorBoard:
+    """Scalars `stage/name` in tensorboard/ of the run folder."""
+
+    def __init__(self, about: About) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(about.path / "tensorboard"))
+        self.close = self.writer.close
 
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
-        """Take the numbers of one row."""
+        for name, value in values.items():
+            self.writer.add_scalar(f"{stage}/{name}", value, step)
+        self.writer.flush()
 
-    def close(self) -> None:
-        """Send the rest."""
+
+class Hosted:
+    """A wandb or trackio run, which a continued run continues.
+
+    Every row carries the step of its stage as a number; wandb takes it for the horizontal axis.
+    """
+
+    def __init__(self, package: str, about: About) -> None:
+        name = about.path.resolve().name
+        own = {"name": f"{name}-{about.identity}"}
+        if package == "wandb":
+            own = {"name": name, "id": about.identity, "dir": str(about.path)}
+        config = msgspec.to_builtins(about.config)
+        init = importlib.import_module(package).init
+        self.run = init(project=PROJECT, resume="allow", config=config, **own)
+        self.close = self.run.finish
+        self.has_axes = package == "wandb"
+        self.stages: set[str] = set()
+
+    def log(self, stage: str, step: int, values: dict[str, float]) -> None:
+        if self.has_axes and stage not in self.stages:
+            self.stages.add(stage)
+            self.run.define_metric(f"{stage}/step", hidden=True)
+            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        self.run.log({f"{stage}/step": step} | {f"{stage}/{k}": v for k, v in values.items()})
+
+
+OPENERS: dict[str, Callable[[About], TensorBoard | Hosted]] = {
+    "tensorboard": TensorBoard,
+    "wandb": lambda about: Hosted("wandb", about),
+    "trackio": lambda about: Hosted("trackio", about),
+}
 
 
 def require(names: Sequence[str]) -> None:
@@ -73,7 +107,7 @@ def attached(config: Config, folder: RunFolder, metrics: Metrics) -> Iterator[No
     """The rows of `metrics` also go to the trackers of the config while inside."""
     names = config.metrics.trackers
     about = About(folder.path, config, _identity(folder.path) if names else "")
-    feeds = [Feed(name, functools.partial(OPENERS[name], about), metrics.say) for name in names]
+    feeds = [Feed(name, about, metrics.say) for name in names]
     metrics.listeners += [feed.put for feed in feeds]
     try:
         yield
@@ -86,10 +120,8 @@ def attached(config: Config, folder: RunFolder, metrics: Metrics) -> Iterator[No
 class Feed:
     """Carries rows to one tracker on a thread, until the tracker fails."""
 
-    def __init__(self, name: str, opener: Callable[[], Sink], say: Callable[[str], None]) -> None:
-        self.name = name
-        self.opener = opener
-        self.say = say
+    def __init__(self, name: str, about: About, say: Callable[[str], None]) -> None:
+        self.name, self.about, self.say = name, about, say
         self.is_alive = True
         self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         # A daemon: a tracker that hangs must not keep the process.
@@ -111,7 +143,7 @@ class Feed:
     def _work(self) -> None:
         # The contract of a tracker: whatever its library raises, the run goes on.
         try:
-            sink = self.opener()
+            sink = OPENERS[self.name](self.about)
             while (row := self._rows.get()) is not None:
                 sink.log(*numbers(row))
             sink.close()
@@ -141,83 +173,6 @@ def numbers(row: Row) -> tuple[str, int, dict[str, float]]:
         if name not in ("stage", "step") and isinstance(value, int | float) and math.isfinite(value)
     }
     return stage, row["step"], values
-
-
-# --- the trackers ------------------------------------------------------------------------------
-
-
-class TensorBoard:
-    """Scalars `stage/name` in tensorboard/ of the run folder."""
-
-    def __init__(self, about: About) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(about.path / "tensorboard"))
-
-    def log(self, stage: str, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(f"{stage}/{name}", value, step)
-        self.writer.flush()
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class Wandb:
-    """A wandb run with a step of its own for every stage; a continued run continues it."""
-
-    def __init__(self, about: About) -> None:
-        import wandb
-
-        self.run = wandb.init(
-            project=about.config.metrics.project,
-            name=about.name,
-            id=about.identity,
-            resume="allow",
-            dir=str(about.path),
-            config=msgspec.to_builtins(about.config),
-        )
-        self.stages: set[str] = set()
-
-    def log(self, stage: str, step: int, values: dict[str, float]) -> None:
-        if stage not in self.stages:
-            self.stages.add(stage)
-            self.run.define_metric(f"{stage}/step", hidden=True)
-            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-        self.run.log({f"{stage}/step": step} | {f"{stage}/{k}": v for k, v in values.items()})
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-class Trackio:
-    """A trackio run, on this machine unless its own settings say otherwise.
-
-    Its rows have one step, which counts them all; each carries the step of its stage as a number.
-    """
-
-    def __init__(self, about: About) -> None:
-        import trackio
-
-        self.run = trackio.init(
-            project=about.config.metrics.project,
-            name=f"{about.name}-{about.identity}",
-            config=msgspec.to_builtins(about.config),
-            resume="allow",
-        )
-
-    def log(self, stage: str, step: int, values: dict[str, float]) -> None:
-        self.run.log({f"{stage}/step": step} | {f"{stage}/{k}": v for k, v in values.items()})
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-OPENERS: dict[str, Callable[[About], Sink]] = {
-    "tensorboard": TensorBoard,
-    "wandb": Wandb,
-    "trackio": Trackio,
-}
 
 
 def _identity(folder: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 import threading
 from pathlib import Path
 
@@ -22,8 +21,7 @@ class Watchdog:
     """
 
     def __init__(self, limit_s: float, path: Path) -> None:
-        self.limit_s = limit_s
-        self.path = path
+        self.limit_s, self.path = limit_s, path
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -46,10 +44,15 @@ class Watchdog:
         tick_s = min(TICK_S, self.limit_s / 4)
         while True:
             phase, silent_s = interrupt.last_sign()
+            text = f"no progress for {silent_s:.0f} s in phase {phase!r}"
             if silent_s > self.limit_s:
-                self._end(phase, silent_s)
-            self._write(f"last sign of life {silent_s:.0f} s ago, in phase {phase!r}\n")
-            # For C code that never gives this thread a turn: a timer that needs none, to stderr.
+                try:
+                    self._end(text)
+                finally:  # nothing is cleaned up: any of it may be stuck
+                    os._exit(EXIT_STUCK)
+            self._write(text + "\n")
+            # For C code that never gives this thread a turn: a timer that needs none, re-armed as
+            # long as there is one. It can only exit with 1.
             faulthandler.dump_traceback_later(self.limit_s + 2 * tick_s, exit=True, file=2)
             if self._done.wait(tick_s):
                 return
@@ -60,19 +63,13 @@ class Watchdog:
         self._file.write(text)
         self._file.flush()
 
-    def _end(self, phase: str, silent_s: float) -> None:
-        """Name the phase, dump all stacks, leave without cleaning up: any of it may be stuck."""
+    def _end(self, text: str) -> None:
         faulthandler.cancel_dump_traceback_later()
         text = (
-            f"error: no progress for {silent_s:.0f} s in phase {phase!r} (watchdog_s = "
-            f"{self.limit_s:g}); the stacks are in {self.path}. The same command continues this "
-            "run; raise watchdog_s when the phase is slow and not stuck\n"
+            f"error: {text} (watchdog_s = {self.limit_s:g}); the stacks are in {self.path}. The "
+            "same command continues this run; raise watchdog_s when the phase is slow, not stuck\n"
         )
-        try:
-            self._write(text)
-            faulthandler.dump_traceback(self._file)
-            sys.stderr.write(text)
-            sys.stderr.flush()
-            faulthandler.dump_traceback(2)
-        finally:
-            os._exit(EXIT_STUCK)
+        self._write(text)
+        faulthandler.dump_traceback(self._file)
+        os.write(2, text.encode())
+        faulthandler.dump_traceback(2)

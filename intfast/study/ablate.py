@@ -14,10 +14,9 @@ from typing import Any
 import msgspec
 
 from intfast import cli
-from intfast.config import Config
+from intfast.config import MAY_CHANGE, Config
 from intfast.state import files
 from intfast.state.command import outcome
-from intfast.state.runfolder import MAY_CHANGE
 from intfast.study import report
 
 USAGE = """\
@@ -30,19 +29,19 @@ continues where it was interrupted; its table is also in the run's page. Exit co
 intfast.train.
 
 Settings given are those of every ablation: of sft (but for what the ablations vary), evaluate,
-batch, model, rollout, weights, parity, metrics, grade (but for its mode), seed and watchdog_s.
+batch, model, rollout, parity, metrics, grade (but for its mode), seed and watchdog_s.
 """
 ABLATIONS = {
     "prefix + intervention": [],
-    "intervention only": ["sft.loss_on=intervention"],
-    "with a right suffix": ["sft.suffix=true"],
-    "one per problem": ["sft.rows=one"],
-    "no filter": ["sft.filter=false"],
+    "intervention only": ["sft.target=intervention"],
+    "with a right suffix": ["sft.target=suffix"],
+    "one per problem": ["sft.target=one_per_problem"],
+    "no filter": ["sft.target=no_filter"],
 }
 """Row of the table -> settings that differ from the paper's recipe."""
-RECIPE = ["sft.loss_on=prefix+intervention", "sft.suffix=false", "sft.filter=true", "sft.rows=all"]
+RECIPE = ["sft.target=recipe"]
 OPEN = ["seed", "watchdog_s", "sft", "evaluate", "batch", "model", "grade", "rollout"]
-OPEN += ["weights", "parity", "metrics"]
+OPEN += ["parity", "metrics"]
 FIXED = {"sft.data", "grade.mode", *(setting.partition("=")[0] for setting in RECIPE)}
 RECORDS = ("attempts.jsonl", "interventions.jsonl", "continuations.jsonl", "manifest.json")
 

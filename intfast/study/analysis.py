@@ -68,11 +68,11 @@ def sources(run: Run, found: Found) -> dict[str, list[Example]]:
 
     The kinds "intervention, ..." measure the replacement step alone, given problem and prefix:
     "kept" ones unlocked their problem, "held out" ones did too but stay out of the SFT set
-    (`sft.held_out`), "unsolved" ones never led to an answer.
+    (`analysis.held_out`), "unsolved" ones never led to an answer.
     """
     problems = {problem.id: problem for problem in found.selected}
     by_id = {record.id: record for record in found.interventions}
-    share = run.config.sft.held_out
+    share = run.config.analysis.held_out
 
     def attempts(grade: str) -> list[Attempt]:
         return [r for r in found.attempts if r.grade == grade and r.problem_id in problems]

@@ -30,7 +30,7 @@ _ONLY_RL = {
     "hint_rl": ("hint-guided RL, shortest beginning", ("rl.hint=shortest",)),
     "fixed_hint_rl": (
         "hint-guided RL, half of the reference",
-        ("rl.hint=fixed", "rl.hint_shares=[0.5]"),
+        ("rl.hint=0.5",),
     ),
 }
 _SFT = {
@@ -38,10 +38,10 @@ _SFT = {
     # One rewrite per problem, so that all whole-solution arms have as many examples.
     "reflection": (
         "SFT on self-reflections",
-        ("sft.data=reflection", "sft.rows=one"),
+        ("sft.data=reflection", "sft.target=one_per_problem"),
     ),
-    "rft": ("SFT on right attempts (RFT)", ("sft.data=rft", "sft.rows=all")),
-    "star": ("SFT on rationalisations (STaR)", ("sft.data=star", "sft.rows=one")),
+    "rft": ("SFT on right attempts (RFT)", ("sft.data=rft", "sft.target=recipe")),
+    "star": ("SFT on rationalisations (STaR)", ("sft.data=star", "sft.target=one_per_problem")),
     "prefix": ("SFT on beginnings (UPFT)", ("sft.data=prefix",)),
     "int": ("InT", ("sft.data=intervention",)),
 }

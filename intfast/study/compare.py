@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from intfast import cli
-from intfast.config import Config
+from intfast.config import MAY_CHANGE, Config
 from intfast.safe_text import shown
 from intfast.state.command import outcome
 from intfast.study import arms
@@ -210,8 +210,6 @@ def _is_done(folder: Path) -> bool:
 
 def _check_stored(config: Config, goes_on: bool) -> None:
     """Raise ValueError, before any work, where a folder holds an arm with other settings."""
-    from intfast.state.runfolder import MAY_CHANGE
-
     stored = Path(config.run) / "config.toml"
     if not stored.exists():
         return

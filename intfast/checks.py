@@ -1,0 +1,229 @@
+"""What cannot work, or would have no effect: one message a fault, and nowhere else a rule.
+
+Every message says the setting, what is expected, what is there, and what to change. `cli.load` puts
+them behind the mistakes of a file; `check` is for a config that was built in Python.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+
+from intfast.config import SAMPLED, Config
+
+Range = tuple[str, str, Callable[[Any], bool]]
+"""Settings, what is expected of each, and whether a value is that; an absent one always is."""
+RANGES: tuple[Range, ...] = (
+    (
+        "model.threads data.train_limit data.test_limit grade.workers rollout.max_rows "
+        "attempts.samples attempts.wrong_per_problem attempts.max_problems intervene.samples "
+        "intervene.max_step_tokens intervene.wave intervene.min_correct batch.max_tokens "
+        "sft.batch_size sft.samples sft.prefix_tokens rl.problems_per_step rl.minibatches "
+        "rl.until_tokens rl.checkpoint_every rl.evaluate_every evaluate.samples",
+        "a whole number >= 1",
+        lambda x: x >= 1,
+    ),
+    (
+        "intervene.continuations sft.epochs rl.steps rl.refill parity.every analysis.texts "
+        "metrics.example_logprobs",
+        "a whole number >= 0",
+        lambda x: x >= 0,
+    ),
+    ("rl.group_size rollout.context", "a whole number >= 2", lambda x: x >= 2),
+    (
+        "watchdog_s model.memory_gib rl.policy.clip_high rl.policy.kl sft.optim.weight_decay "
+        "rl.optim.weight_decay sft.optim.max_grad_norm rl.optim.max_grad_norm",
+        "a number >= 0",
+        lambda x: 0 <= x < math.inf,
+    ),
+    (
+        "grade.timeout_s sft.optim.lr rl.optim.lr",
+        "a number > 0",
+        lambda x: 0 < x < math.inf,
+    ),
+    (
+        "sft.optim.floor rl.optim.floor rl.policy.clip_low",
+        "a number from 0 to 1",
+        lambda x: 0 <= x <= 1,
+    ),
+    (
+        "sft.optim.warmup_ratio rl.optim.warmup_ratio analysis.held_out",
+        "a share, 0 <= share < 1",
+        lambda x: 0 <= x < 1,
+    ),
+    ("intervene.futility rl.credit.process_weight", "0 < number < 1", lambda x: 0 < x < 1),
+    ("rl.policy.entropy", "a finite number", math.isfinite),
+    ("rollout.cache_gib", '"auto" or a number > 0', lambda x: x == "auto" or x > 0),
+    (
+        "rl.hint",
+        '"off", "shortest" or a share between 0 and 1',
+        lambda x: isinstance(x, str) or 0 < x < 1,
+    ),
+    ("prompt.separator", "a text; the paper's is a blank line", bool),
+    (
+        "grade.mode",
+        '"boxed", "stated" or "tail:WORD"',
+        lambda x: x in ("boxed", "stated") or (x.startswith("tail:") and x != "tail:"),
+    ),
+    (
+        "rl.policy.correction_bounds",
+        "0 <= low < 1 <= high",
+        lambda x: 0 <= x[0] < 1 <= x[1] < math.inf,
+    ),
+    ("metrics.trackers", "each once", lambda x: len(set(x)) == len(x)),
+)
+SAMPLING: tuple[Range, ...] = (
+    ("temperature", "a number >= 0", lambda x: 0 <= x < math.inf),
+    ("top_p", "0 < top_p <= 1", lambda x: 0 < x <= 1),
+    ("top_k", "a whole number >= 0", lambda x: x >= 0),
+    ("max_new_tokens", "a whole number >= 1", lambda x: x >= 1),
+)
+
+
+def check(config: Config) -> None:
+    """Raise one ValueError with all that is wrong with a config that was built in Python."""
+    try:
+        msgspec.convert(msgspec.to_builtins(config), Config)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"config: {error}; expected are the types that --help lists") from error
+    if found := faults(config):
+        raise ValueError("\n  ".join(["the config cannot work:", *found]))
+
+
+def faults(config: Config) -> list[str]:
+    """All that is wrong with a config whose values have the right types; empty when it is sound."""
+    found = _Faults(config)
+    for names, expected, is_right in RANGES:
+        for name in names.split():
+            value = found.value(name)
+            found.need(name, value is None or is_right(value), expected)
+    for path in ("sampling", *SAMPLED.split()):
+        for name, expected, is_right in SAMPLING:
+            value = found.value(f"{path}.{name}")
+            # A fault of the run's `[sampling]` is not repeated for every stage that starts from it.
+            if path == "sampling" or value != getattr(config.sampling, name):
+                found.need(f"{path}.{name}", value is not None and is_right(value), expected)
+    if None not in msgspec.structs.astuple(config.sampling):
+        for rules in (_whole, _interventions, _rl, _objective):
+            rules(found, config)
+    return found.messages
+
+
+class _Faults:
+    """Collects messages about a config."""
+
+    def __init__(self, config: Config) -> None:
+        self.value = lambda path: attrgetter(path)(config)
+        self.messages: list[str] = []
+
+    def need(self, path: str, ok: bool, text: str) -> None:
+        """Unless `ok`: a message about `path`. text: what is expected; behind ";" the remedy."""
+        expected, _, remedy = text.partition("; ")
+        if not ok:
+            said = f"{path}: expected {expected}, got {self.value(path)!r}"
+            self.messages.append(f"{said}; {remedy}" if remedy else said)
+
+    def unused(self, paths: str, when: bool, because: str) -> None:
+        """A changed setting that this config never reads is a misunderstanding."""
+        for path in paths.split() if when else ():
+            default = attrgetter(path)(Config())
+            text = f"its default {default!r}; it has no effect with {because}, remove it"
+            self.need(path, self.value(path) == default, text)
+
+
+def _whole(found: _Faults, config: Config) -> None:
+    named = config.data.train is not None
+    found.need("data.train", named, 'a problem file; name one: data.train = "my.jsonl"')
+    trained = bool(config.sft.epochs or config.rl.steps)
+    found.need("rl.steps", trained, "> 0, as sft.epochs = 0; nothing would be trained")
+    samples = config.evaluate.samples
+    are_drawn = all(1 <= k <= samples for k in config.evaluate.ks)
+    found.need("evaluate.ks", are_drawn, f"numbers from 1 to evaluate.samples = {samples}")
+    for name, optim in (("sft", config.sft.optim), ("rl", config.rl.optim)):
+        constant = optim.schedule == "constant"
+        found.unused(f"{name}.optim.floor", constant, f'{name}.optim.schedule = "constant"')
+
+
+def _interventions(found: _Faults, config: Config) -> None:
+    attempts, stage = config.attempts, config.intervene
+    enough = attempts.wrong_per_problem <= attempts.samples
+    text = f"<= attempts.samples = {attempts.samples}; lower it, or draw more attempts"
+    found.need("attempts.wrong_per_problem", enough, text)
+    enough = not 0 < stage.continuations < stage.min_correct
+    text = f"<= intervene.continuations = {stage.continuations}; lower it, or draw more"
+    found.need("intervene.min_correct", enough, text)
+    text = '1 with intervene.stop = "futility", which speaks of one; or stop at "first_success"'
+    found.need("intervene.min_correct", stage.stop != "futility" or stage.min_correct == 1, text)
+    text = 'false with intervene.stop = "never"; use stop = "first_success" or "futility"'
+    found.need(
+        "intervene.one_per_problem", stage.stop != "never" or not stage.one_per_problem, text
+    )
+    found.unused("intervene.futility", stage.stop != "futility", f'intervene.stop = "{stage.stop}"')
+    supervised = bool(config.sft.epochs) and config.sft.data == "intervention"
+    by_rl = config.rl.steps > 0 and config.rl.problems == "unlocked"
+    for reader, reads in (
+        (f'sft.target = "{config.sft.target}"', supervised and config.sft.target != "no_filter"),
+        ("intervene.baselines = true", stage.baselines),
+        ('rl.problems = "unlocked"', by_rl),
+    ):
+        text = f"> 0, as {reader} needs them; or change {reader.partition(' ')[0]}"
+        found.need("intervene.continuations", not reads or stage.continuations > 0, text)
+
+
+def _rl(found: _Faults, config: Config) -> None:
+    rl, credit = config.rl, config.rl.credit
+    rollouts = rl.problems_per_step * rl.group_size
+    text = f"a divisor of rl.problems_per_step x rl.group_size = {rollouts}"
+    found.need("rl.minibatches", rollouts % max(1, rl.minibatches) == 0, text)
+    longest = rl.sampling.max_new_tokens
+    fits = not rl.steps or config.batch.too_long == "alone" or config.batch.max_tokens >= longest
+    text = f"room for a prompt and rl.sampling.max_new_tokens = {longest}; raise it"
+    found.need("batch.max_tokens", fits, text)
+    text = "a number > 0; greedy rollouts of a group are equal"
+    found.need("rl.sampling.temperature", rl.sampling.temperature != 0, text)
+    text = '"constant" with rl.until_tokens; they leave the number of steps open'
+    found.need("rl.optim.schedule", not rl.until_tokens or rl.optim.schedule == "constant", text)
+    found.unused("rl.evaluate_every", config.data.test is None, "no data.test")
+    found.unused("rl.from_base", not rl.steps, "rl.steps = 0")
+    found.unused("rl.from_base", not config.sft.epochs, "sft.epochs = 0 (from the base anyway)")
+    process, acts = f'rl.credit.process = "{credit.process}"', credit.process != "none"
+    text = f"0 with {process}; it drops the groups that are all wrong, which that needs"
+    found.need("rl.refill", not acts or not rl.refill, text)
+    text = f'"off" with {process}; that reads whole solutions, a hint leaves their beginning out'
+    found.need("rl.hint", not acts or rl.hint == "off", text)
+    text = f'not "gspo" with {process}; "gspo" has one advantage a sequence, {process} many'
+    found.need("rl.policy.objective", not acts or rl.policy.objective != "gspo", text)
+    found.unused("rl.credit.process_weight", not acts, process)
+    found.unused("rl.credit.baseline rl.credit.scale", credit.process == "vppo", process)
+
+
+def _objective(found: _Faults, config: Config) -> None:
+    policy, sampling = config.rl.policy, config.rl.sampling
+    objective = f'rl.policy.objective = "{policy.objective}"'
+    correction = f'rl.policy.correction = "{policy.correction}"'
+    lowest = 1 + policy.clip_high
+    above = policy.dual_clip == 0 or lowest < policy.dual_clip < math.inf
+    text = f"0 (off) or more than 1 + clip_high = {lowest:g}; use 3"
+    found.need("rl.policy.dual_clip", above, text)
+    text = (
+        '"off", or the full distribution; the kept tokens of a truncated one are not replayed '
+        "(vLLM returns them from 0.28 on and on CUDA only): set rl.sampling.top_p = 1 and "
+        "rl.sampling.top_k = 0"
+    )
+    is_full = sampling.top_p == 1 and sampling.top_k == 0
+    found.need("rl.policy.correction", policy.correction == "off" or is_full, text)
+    clips = "rl.policy.clip_low rl.policy.clip_high"
+    found.unused(clips, policy.objective == "reinforce", objective)
+    found.unused("rl.policy.dual_clip", policy.objective not in ("grpo", "gspo"), objective)
+    found.unused("rl.policy.kl_estimator", policy.kl == 0, "rl.policy.kl = 0")
+    bounds = "rl.policy.correction_level rl.policy.correction_bounds"
+    found.unused(bounds, policy.correction == "off", correction)
+    low = policy.correction_bounds[0]
+    default = Config().rl.policy.correction_bounds[0]
+    text = f"{default} below with {correction}; the lower bound has no effect, leave its default"
+    is_idle = policy.correction == "truncate" and low != default
+    found.need("rl.policy.correction_bounds", not is_idle, text)

@@ -1,1 +1,0 @@
-"""The leaves of the config tree: each file holds the settings of one part of the trainer."""
