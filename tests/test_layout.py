@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 FLOORS = [
-    "records safe_text settings sources",
+    "labels records safe_text settings sources",
     "config",
     "cli evaluate verdict waves",
     "kernels prompts state",
