@@ -169,7 +169,10 @@ def _differences(runs: Sequence[RunData]) -> list[Any]:
 def _ablations(runs: Sequence[RunData], run: RunData) -> list[Any]:
     rows = {
         name: row
-        | {"evaluation": row["evaluation"] and msgspec.convert(row["evaluation"], Summary)}
+        | {
+            "evaluation": row["evaluation"]
+            and msgspec.convert(row["evaluation"], Summary, strict=False)
+        }
         for name, row in run.ablations.items()
     }
     measured = [row["evaluation"] for row in rows.values() if row["evaluation"]]
