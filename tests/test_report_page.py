@@ -38,7 +38,7 @@ def test_hostile_text_is_data_and_nothing_else(hostile):
 
 def assert_harmless(page):
     """Nothing but the elements and attributes that the page has with any text."""
-    assert {tag for tag, _ in page.elements} <= OWN
+    assert not [tag for tag, _ in page.elements if not OWN.fullmatch(tag)]
     for _, attrs in page.elements:
         assert not {name for name in attrs if name.startswith("on")} and "src" not in attrs
         assert re.fullmatch(r"#\w+|seed-\d+/\w+/report\.html", attrs.get("href", "#x"))
@@ -46,10 +46,10 @@ def assert_harmless(page):
         assert "style" not in attrs
 
 
-OWN = set(
-    "html head meta title style body noscript header nav main section script h1 h2 h3 p div span "
-    "a b i code ul ol li button details summary table thead tbody tr th td figure figcaption "
-    "svg path line rect circle text".split()
+OWN = re.compile(
+    "html|head|meta|title|style|body|noscript|header|nav|main|section|script|h1|h2|h3|p|div|span|"
+    "a|b|i|code|ul|ol|li|button|details|summary|table|thead|tbody|tr|th|td|figure|figcaption|"
+    "svg|path|line|rect|circle|text"
 )
 
 

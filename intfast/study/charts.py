@@ -15,7 +15,7 @@ from markupsafe import Markup
 from intfast.evaluate import Estimate
 from intfast.study.tables import Cell, element, short
 
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 26
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 8, 26
 MAX_HITS = 200
 """Places of a chart that tell their values; of more steps some stay silent."""
 

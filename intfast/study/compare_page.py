@@ -191,7 +191,7 @@ def _pass(about: About) -> list[Any]:
             if wanted(name) and row["accuracy"]:
                 curve = dict(compare_table.pass_curve(about.evaluations(name)))
                 lines.append(_line(name, row, pass_points(curve), dots=True))
-        if len(lines) > 1 and (figure := pass_chart(title, lines)):
+        if len(lines) > 1 and (figure := pass_chart(title, lines, "mean over seeds")):
             blocks.append(element("div", figure, _legend(lines)))
     title = element("h3", "What more samples would solve")
     return [title, element("div", blocks, class_="charts two")] if blocks else []

@@ -63,9 +63,11 @@ def pass_points(curve: Mapping[int, Estimate]) -> list[Point]:
     ]
 
 
-def pass_chart(title: str, lines: Sequence[Line], wide: bool = False) -> Markup | None:
+def pass_chart(
+    title: str, lines: Sequence[Line], over: str = "over held-out problems", wide: bool = False
+) -> Markup | None:
     """pass@k, logarithmic in k."""
-    about = "unbiased, over held-out problems, logarithmic in k; bands are 95 % bootstrap intervals"
+    about = f"unbiased, {over}, logarithmic in k; bands are 95 % bootstrap intervals"
     return chart(title, about, lines, log_x=True, unit=" %", x_name="k =", wide=wide)
 
 

@@ -153,8 +153,8 @@ def starts_table(
         count = f"{figures['continuations']:,} ({figures['per_attempt']:.0f} each)"
         rows.append([STARTS[start], accuracy, *covers, count])
     early = (
-        f"* of the first wave only, {first} continuations of each attempt: later ones are drawn "
-        "only where these fail. Covered counts all waves."
+        f"* of the first wave only, {first} continuations of each attempt: which attempts get more "
+        "of them depends on what came of these. Covered counts all waves."
     )
     return Table(
         title="Continuing the model's wrong attempts",
