@@ -16,7 +16,7 @@ from intfast.state.runfolder import write_json
 from intfast.study import derive
 from intfast.study.charts import whisker
 from intfast.study.read import read_json
-from intfast.study.tables import Column, Table, interval, share, short
+from intfast.study.tables import Column, Table, heads, interval, share, short
 
 USAGE = """\
 usage: python -m intfast.study ablate RUN [key.sub=value ...]
@@ -112,15 +112,9 @@ def table(rows: Mapping[str, dict[str, Any]]) -> Table:
     """What SFT was trained on, and what came of it."""
     measured = [row["evaluation"] for row in rows.values() if row["evaluation"]]
     top = max((found.accuracy.high for found in measured), default=0) or 1
-    columns = [
-        Column("trained on"),
-        Column("examples", "num"),
-        Column("loss tokens", "num"),
-        Column("accuracy %", "num"),
-        Column(f"0 to {short(100 * top)} %", only="page"),
-        Column("covered", "num"),
-        Column("settings", "code", "page"),
-    ]
+    columns = heads("trained on", ">examples", ">loss tokens", ">accuracy %")
+    columns += [*heads(f"0 to {short(100 * top)} %", only="page"), *heads(">covered")]
+    columns.append(Column("settings", "code", "page"))
     lines = []
     for name, row in rows.items():
         found = row["evaluation"]

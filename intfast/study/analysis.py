@@ -24,7 +24,7 @@ from intfast.records import Attempt, Continuation, Example, Intervention, Proble
 from intfast.run import Run
 from intfast.study.read import read_evaluations
 from intfast.study.summary import summarised
-from intfast.study.tables import Column, Table, interval
+from intfast.study.tables import Table, heads, interval
 from intfast.study.token_logprobs import spread
 
 CURVES = (
@@ -224,8 +224,8 @@ def say(run: Run, result: dict[str, Any]) -> None:
 def text_table(texts: dict[str, Any]) -> Table:
     """Texts by kind: their likelihood and entropy under each of the weights."""
     names = list(next(iter(texts.values()))["of"])
-    heads = ["texts", "tokens", *(f"NLL, {label(name)}" for name in names)]
-    heads += [f"{what}, {label(name)}" for name in names for what in ("p", "entropy")]
+    columns = ["text", ">texts", ">tokens", *(f">NLL, {label(name)}" for name in names)]
+    columns += [f">{what}, {label(name)}" for name in names for what in ("p", "entropy")]
     rows = []
     for kind, row in texts.items():
         figures = [row["of"][name] for name in names]
@@ -236,7 +236,7 @@ def text_table(texts: dict[str, Any]) -> Table:
         rows.append(cells)
     return Table(
         "Texts under the weights: per-token means in nats, mean over texts; p = exp(-NLL)",
-        [Column("text"), *(Column(head, "num") for head in heads)],
+        heads(*columns),
         rows,
     )
 
@@ -245,7 +245,7 @@ def _pass_table(curves: dict[str, dict[int, Estimate]]) -> Table:
     ks = sorted({k for curve in curves.values() for k in curve})
     return Table(
         "pass@k % on the held-out problems (unbiased)",
-        [Column("weights"), *(Column(f"k = {k}", "num") for k in ks)],
+        heads("weights", *(f">k = {k}" for k in ks)),
         [
             [label(key), *(f"{100 * curve[k].value:.1f}" if k in curve else "" for k in ks)]
             for key, curve in curves.items()

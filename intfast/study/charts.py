@@ -101,6 +101,11 @@ def dot(place: int, mark: str = "dot") -> Markup:
     return element("i", class_=f"{mark} {color(place)}")
 
 
+def dotted(text: str, place: int) -> Cell:
+    """A name with the dot of its colour, for a table cell."""
+    return Cell(text, element("span", dot(place), text))
+
+
 def whisker(
     estimate: Estimate | None, top: float, place: int, dots: Sequence[tuple[str, float]] = ()
 ) -> str:

@@ -16,12 +16,12 @@ from markupsafe import Markup
 
 from intfast import cli
 from intfast.study import arms, compare_table
-from intfast.study.charts import Line, Point, bar, chart, dot, legend
+from intfast.study.charts import Line, Point, bar, chart, dotted, legend
 from intfast.study.page_data import Section, toml
 from intfast.study.read import read_figures, read_json, read_rows
 from intfast.study.results import NO_WIDTH, UNSCORED, pass_chart, pass_points, sampling
 from intfast.study.sections import versions
-from intfast.study.tables import Cell, Column, Table, element, fold, note, reading
+from intfast.study.tables import Cell, Column, Table, element, fold, heads, note, reading
 from intfast.study.training import CURVES
 
 SERIES = ("reward", "zero_advantage", "all_wrong", "length", "truncated", "entropy_sampled")
@@ -233,16 +233,14 @@ def _spent(about: About) -> list[Any]:
         cells = [f"{count:,.0f}" if count else "" for count in counts]
         whole = f"{row['tokens_tokens']:,.0f}"
         steps = f"{row['tokens'] - collected:,.0f}"
-        lines.append([_dotted(name, row), whole, bar(split, most), *cells, steps])
-    heads = [Column("arm", "name"), Column("tokens", "num"), Column("split")]
-    heads += [Column(text, "num") for text, _ in named]
-    table = Table("", [*heads, Column("rollouts at equal steps", "num")], lines, style="arms")
+        lines.append(
+            [dotted(row["label"], arms.color(name)), whole, bar(split, most), *cells, steps]
+        )
+    columns = heads("*arm", ">tokens", "split", *(f">{text}" for text, _ in named))
+    columns += heads(">rollouts at equal steps")
+    table = Table("", columns, lines, style="arms")
     text = "Means of seeds. What an arm collected is the same at equal steps; only rollouts grow."
     return [element("h3", "Tokens by purpose"), legend(named, "swatch"), table, note(text)]
-
-
-def _dotted(name: str, row: Mapping[str, Any]) -> Cell:
-    return Cell(row["label"], element("span", dot(arms.color(name)), row["label"]))
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -252,10 +250,12 @@ def _training(about: About) -> Section:
     rows = {name: row for name, row in about.rows.items() if row["training"]}
     if not rows:
         return Section("training", "Training", "Training", [note("No arm with RL.")])
-    heads = [Column("arm", "name"), Column("training reward", "num")]
-    heads.append(Column("zero-advantage share of the groups", "num"))
+    columns = heads("*arm", ">training reward", ">zero-advantage share of the groups")
     figures = [
-        [_dotted(name, row), *(f"{row['training'][k]:.3f}" for k in ("reward", "zero_advantage"))]
+        [
+            dotted(row["label"], arms.color(name)),
+            *(f"{row['training'][k]:.3f}" for k in ("reward", "zero_advantage")),
+        ]
         for name, row in rows.items()
     ]
     drawn = {name: curves(about, name) for name in rows}
@@ -277,7 +277,7 @@ def _training(about: About) -> Section:
     )
     parts = [
         note(text),
-        Table("", heads, figures, style="arms"),
+        Table("", columns, figures, style="arms"),
         element("h3", "Step by step"),
         legend([(row["label"], arms.color(name)) for name, row in rows.items()]),
         note(spread),

@@ -21,7 +21,7 @@ from intfast.state.runfolder import write_json
 from intfast.study import arms
 from intfast.study.charts import dot, whisker
 from intfast.study.read import read_evaluations, read_json, read_rows
-from intfast.study.tables import Cell, Column, Table, element, interval, reading, short
+from intfast.study.tables import Cell, Column, Table, element, heads, interval, reading, short
 
 COLLECTION = ("attempts", "verify", "continue", "guided")
 """The keys of `generated_tokens` in summary.json that are data collection."""
@@ -262,18 +262,14 @@ def steps_table(found: Mapping[str, Any]) -> Table:
     """Every arm after `rl.steps`; without a reward on the page, which has it elsewhere."""
     ks = [k for k in found["ks"] if k > 1]
     top = _top(found, "accuracy")
-    columns = [
-        *_columns("accuracy", top, ks, found["compared_with"]),
-        Column("by seed %", "num"),
-        Column("examples", "num"),
-        Column("training reward", "num", "text"),
-    ]
+    columns = _columns(top, ks, found["compared_with"])
+    columns += [*heads(">by seed %", ">examples"), *heads(">training reward", only="text")]
     rows = []
     for name, row in found["arms"].items():
         by_seed = list(row["accuracy_by_seed"].items())
         cells = [_label(name, row), *_accuracy(name, row["accuracy"], top, by_seed)]
         cells += [interval(row["pass_at_k"].get(k)) for k in ks]
-        cells += [*_ahead(row["ahead"]), _by_seed(by_seed)]
+        cells += [*_ahead(row["ahead"]), in_percent(by_seed)]
         reward = f"{row['training']['reward']:.2f}" if row["training"] else ""
         rows.append([*cells, f"{row['examples']:.0f}" if row["examples"] else "", reward])
     return Table(
@@ -292,16 +288,9 @@ def tokens_table(
     by_seed  accuracies of each arm's seeds, for the page
     """
     top = _top(found, "accuracy_tokens")
-    arm, *figures = _columns("accuracy", top, [], found["compared_with"])
-    columns = [
-        arm,
-        Column("attempts", "num", "text"),
-        Column("other collection", "num", "text"),
-        Column("RL steps", "num"),
-        Column("tokens in all", "num", "text"),
-        *figures,
-        Column("by seed %", "num", "page"),
-    ]
+    arm, *figures = _columns(top, [], found["compared_with"])
+    columns = [arm, *heads(">attempts", ">other collection", only="text"), *heads(">RL steps")]
+    columns += [*heads(">tokens in all", only="text"), *figures, *heads(">by seed %", only="page")]
     rows = []
     for name, row in found["arms"].items():
         if row["accuracy_tokens"]:
@@ -311,7 +300,7 @@ def tokens_table(
             cells = [_label(name, row), _thousands(parts["attempts"]), _thousands(other)]
             cells += [f"{row['steps_tokens']:.0f}", _thousands(row["tokens_tokens"])]
             cells += _accuracy(name, row["accuracy_tokens"], top, seeds)
-            rows.append([*cells, *_ahead(row["ahead_tokens"]), _by_seed(seeds)])
+            rows.append([*cells, *_ahead(row["ahead_tokens"]), in_percent(seeds)])
     return Table(
         "At equal generated tokens: RL of the others goes on until they have generated as many as "
         f"{OURS}, all data collection included. Thousands of tokens, means of seeds.",
@@ -321,13 +310,12 @@ def tokens_table(
     )
 
 
-def _columns(name: str, top: float, ks: Sequence[int], compared_with: str | None) -> list[Column]:
+def _columns(top: float, ks: Sequence[int], compared_with: str | None) -> list[Column]:
     """Of an arm: its label, accuracy, pass@k, and how far ours is ahead of it."""
     return [
-        Column("arm", "name"),
-        Column(f"{name} %", "num"),
+        *heads("*arm", ">accuracy %"),
         Column(f"0 to {short(100 * top)} %, dots: seeds", only="page"),
-        *(Column(f"pass@{k} %", "num") for k in ks),
+        *heads(*(f">pass@{k} %" for k in ks)),
         Column(f"{OURS} ahead by, points", "num", "" if compared_with else "text"),
         Column(f"{OURS} is", only="page" if compared_with else "nowhere"),
     ]
@@ -360,7 +348,8 @@ def seed_dots(by_seed: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
     return [(f"seed {seed}: {100 * value:.1f} %", value) for seed, value in by_seed]
 
 
-def _by_seed(by_seed: Sequence[tuple[int, float]]) -> str:
+def in_percent(by_seed: Sequence[tuple[int, float]]) -> str:
+    """The accuracies of seeds, side by side."""
     return " ".join(f"{100 * value:.1f}" for _, value in by_seed)
 
 

@@ -12,10 +12,10 @@ from intfast import cli
 from intfast.evaluate import Estimate, Evaluation
 from intfast.labels import in_order, label
 from intfast.study import compare_table
-from intfast.study.charts import dot, whisker
+from intfast.study.charts import dotted, whisker
 from intfast.study.page_data import RunData
 from intfast.study.results import Difference, difference_table
-from intfast.study.tables import Cell, Column, Table, element, interval, note, short
+from intfast.study.tables import Table, element, heads, interval, note, short
 
 
 class Group(NamedTuple):
@@ -85,19 +85,13 @@ def _table(group: Group) -> Table:
     curves = {key: dict(compare_table.pass_curve(table)) for key, table in group.tables.items()}
     ks = sorted({k for curve in curves.values() for k in curve if k > 1})
     top = max(estimate.high for estimate in accuracy.values()) or 1
-    columns = [
-        Column("weights", "name"),
-        Column("accuracy %", "num"),
-        Column(f"0 to {short(100 * top)} %, dots: seeds"),
-        *(Column(f"pass@{k} %", "num") for k in ks),
-        Column("by seed %", "num"),
-    ]
+    scale = f"0 to {short(100 * top)} %, dots: seeds"
+    columns = heads("*weights", ">accuracy %", scale, *(f">pass@{k} %" for k in ks), ">by seed %")
     rows = []
     for place, (key, estimate) in enumerate(accuracy.items()):
         by_seed = compare_table.by_seed(group.tables[key])
         drawn = whisker(estimate, top, place, compare_table.seed_dots(by_seed))
-        name = Cell(label(key), element("span", dot(place), label(key)))
         figures = [interval(curves[key].get(k)) for k in ks]
-        seeds = " ".join(f"{100 * value:.1f}" for _, value in by_seed)
-        rows.append([name, interval(estimate), drawn, *figures, seeds])
+        seeds = compare_table.in_percent(by_seed)
+        rows.append([dotted(label(key), place), interval(estimate), drawn, *figures, seeds])
     return Table("", columns, rows, style="arms")

@@ -16,7 +16,7 @@ from intfast.study import ablate
 from intfast.study.charts import Line, Point, chart, legend
 from intfast.study.page_data import RunData, Section, colors, named, test_set
 from intfast.study.summary import HeldOut, held_out, summarised
-from intfast.study.tables import Column, Table, element, fold, interval, note, reading
+from intfast.study.tables import Table, element, fold, heads, interval, note, reading
 
 UNSCORED = (
     "Unscored samples, which the grader could not decide, are in neither numerator nor denominator."
@@ -115,12 +115,11 @@ Difference = tuple[str, str, Estimate]
 
 def difference_table(rows: Sequence[Difference]) -> Table:
     """Differences of accuracies, with what they say."""
-    heads = [Column("weights", "name"), Column("points [95 %]", "num"), Column("problems", "num")]
     lines = [
         [f"{more} \u2212 {less}", interval(e), f"{e.num_problems}", reading(e, "higher", "lower")]
         for more, less, e in rows
     ]
-    return Table("", [*heads, Column("reading")], lines)
+    return Table("", heads("*weights", ">points [95 %]", ">problems", "reading"), lines)
 
 
 def within(evaluations: Mapping[str, Evaluation]) -> list[Difference]:

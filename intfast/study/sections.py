@@ -21,7 +21,7 @@ from intfast.study.summary import (
     seconds_table,
     starts_table,
 )
-from intfast.study.tables import Cell, Column, Table, element, note
+from intfast.study.tables import Cell, Column, Table, element, heads, note
 
 
 def header(runs: Sequence[RunData]) -> list[Any]:
@@ -82,8 +82,7 @@ def _funnel(runs: Sequence[RunData], place: int, run: RunData) -> Markup:
             meter = bar([("", count, 2)], len(records))
             percent = f"{100 * count / len(records):.1f}"
             rows.append([Cell(gate, button), f"{count:,}", percent, meter, meaning])
-    heads = [Column("gate"), Column("candidates", "num"), Column("%", "num"), Column("share")]
-    table = Table("", [*heads, Column("meaning")], rows)
+    table = Table("", heads("gate", ">candidates", ">%", "share", "meaning"), rows)
     parts = [headed(runs, run), element("p", text), table, *_helps(run), *_places(run)]
     return Markup("").join(element("div", part) for part in parts if part is not None)
 
@@ -181,7 +180,7 @@ def time(runs: Sequence[RunData]) -> Section:
         parts.append(seconds_table(seconds))
         if generated := run.summary.get("generated_tokens"):
             rows = [[label(key), f"{count:,}"] for key, count in generated.items() if count]
-            table = Table("", [Column("for"), Column("tokens", "num")], rows)
+            table = Table("", heads("for", ">tokens"), rows)
             text = (
                 "Those that make training data or choose problems, and the rollouts of RL. "
                 "Evaluations and the continuations without intervention only measure, and are not "
@@ -214,12 +213,12 @@ def grading(runs: Sequence[RunData]) -> Section:
         counts = outcomes(run)
         reasons = list(dict.fromkeys(reason for row in counts.values() for reason in row))
         if reasons:
-            heads = [Column(name, "num") for name in ("answers", *reasons)]
+            names = [f">{name}" for name in ("answers", *reasons)]
             rows = [
                 [what, f"{row.total():,}", *(f"{row[r]:,}" if row[r] else "" for r in reasons)]
                 for what, row in counts.items()
             ]
-            table = Table("", [Column("what was graded"), *heads], rows)
+            table = Table("", heads("what was graded", *names), rows)
             parts += [headed(runs, run), table]
     if len(parts) == 1:
         parts.append(note("Nothing is graded yet."))

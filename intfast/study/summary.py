@@ -13,9 +13,9 @@ from intfast.evaluate import Evaluation, Summary, coverage
 from intfast.labels import LABELS, STARTS, Weights, in_order, label
 from intfast.records import Continuation, Intervention
 from intfast.run import Run
-from intfast.study.charts import bar, dot, whisker
+from intfast.study.charts import bar, dotted, whisker
 from intfast.study.read import read_evaluations
-from intfast.study.tables import Cell, Column, Table, element, interval, share, short
+from intfast.study.tables import Cell, Table, element, heads, interval, share, short
 
 # --- interventions -----------------------------------------------------------------------------
 
@@ -137,7 +137,6 @@ def starts_table(
 
     alone  figures of the attempts, which started from the problem alone; `first` is `first_wave`
     """
-    heads = ("accuracy %", "attempts covered", "problems covered", "continuations")
     rows = []
     if alone:
         zero = alone["zero_by_selection"]
@@ -158,7 +157,9 @@ def starts_table(
     )
     return Table(
         title="Continuing the model's wrong attempts",
-        columns=[Column("start"), *(Column(name, "num") for name in heads)],
+        columns=heads(
+            "start", ">accuracy %", ">attempts covered", ">problems covered", ">continuations"
+        ),
         rows=rows,
         caption=early if first and "intervention" in starts else "",
     )
@@ -263,17 +264,13 @@ def held_out(rows: Sequence[HeldOut], ks: Sequence[int], title: str = "") -> Tab
     """Accuracy and pass@k of weights; on the page also on a scale, and what was sampled."""
     ks = [k for k in ks if k > 1]
     top = max((row.summary.accuracy.high for row in rows if row.summary), default=0) or 1
-    columns = [
-        Column("weights", "name"),
-        Column("accuracy %", "num"),
-        Column(f"0 to {short(100 * top)} %", only="page"),
-        *(Column(f"pass@{k} %", "num") for k in ks),
-        Column("zero-advantage share*", "num", "text"),
-        *(Column(name, "num", "page") for name in ("ever solved %", "tokens", "cut, unscored %")),
-    ]
+    columns = [*heads("*weights", ">accuracy %"), *heads(f"0 to {short(100 * top)} %", only="page")]
+    columns += heads(*(f">pass@{k} %" for k in ks))
+    columns += heads(">zero-advantage share*", only="text")
+    columns += heads(">ever solved %", ">tokens", ">cut, unscored %", only="page")
     lines = []
     for row in rows:
-        name = Cell(row.label, element("span", dot(row.color), row.label))
+        name = dotted(row.label, row.color)
         if row.summary is None:
             blank = [""] * (len(columns) - 2)
             lines.append([name, *blank, f", {100 * row.unscored:.1f}"])
@@ -309,14 +306,8 @@ def seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:
     phases = sorted(spent)
     total = sum(spent.values())
     colors = phase_colors(spent)
-    columns = [
-        Column("stage"),
-        Column("time", "num", "page"),
-        Column("%", "num", "page"),
-        Column("split", only="page"),
-        *(Column(phase, "num") for phase in phases),
-        Column("all", "num", "text"),
-    ]
+    columns = [*heads("stage"), *heads(">time", ">%", "split", only="page")]
+    columns += [*heads(*(f">{phase}" for phase in phases)), *heads(">all", only="text")]
     rows = []
     for stage, split in [*seconds.items(), *([("all", spent)] if len(seconds) > 1 else [])]:
         whole = sum(split.values())

@@ -45,6 +45,12 @@ class Column(NamedTuple):
     """"page", "text" (console and Markdown), or both where empty."""
 
 
+def heads(*names: str, only: str = "") -> list[Column]:
+    """Columns; those of figures begin with ">", those of names with "*"."""
+    kinds = {">": "num", "*": "name"}
+    return [Column(n.lstrip(">*"), kinds.get(n[:1], ""), only) for n in names]
+
+
 class Table(NamedTuple):
     """Rows of cells under columns; a row has a cell for every column, shown or not."""
 

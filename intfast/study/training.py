@@ -18,52 +18,38 @@ class Curve(NamedTuple):
 
     title: str
     about: str
-    from_zero: bool = True
 
 
+_CURVES = """\
+reward | Reward | mean over the scored rollouts of a step, on training problems
+zero_advantage | Zero-advantage share | share of a step's groups whose rollouts all got the same reward: they teach nothing
+all_wrong | All-wrong groups | share of a step's groups without a right rollout
+all_right | All-right groups | share of a step's groups without a wrong rollout
+length | Length | mean tokens of a rollout
+truncated | Truncated | share of rollouts that hit the length limit
+unscored | Unscored | share of rollouts that the grader could not decide
+entropy_mean | Entropy | of the policy, nats, mean over the loss tokens
+entropy_sampled | Entropy while sampling | of the policy, nats, mean over the sampled tokens
+nll_mean | Negative log-likelihood | nats per loss token, on the examples of the step
+loss | Loss | as minimised: the sum over tokens by its divisor; an RL loss is no measure of progress
+grad_norm | Gradient norm | before clipping
+lr | Learning rate | after warm-up and schedule
+kl_mean | Divergence from the start | estimate, nats per loss token
+ratio_mean | Ratio to the old policy | mean over the loss tokens
+clip_low_mean | Clipped below | share of the loss tokens
+clip_high_mean | Clipped above | share of the loss tokens
+sampler_diff_mean | Sampler mismatch | mean |log-prob of the trainer - of the sampler|, nats
+sampler_diff_max | Largest sampler mismatch | nats, over the loss tokens of a step
+sampler_ratio_max | Largest sampler ratio | trainer by sampler, before any truncation
+corrected_mean | Corrected | share of the loss tokens whose sampler ratio was truncated or masked
+updates | Updates | optimizer steps of a rollout step; 0 where no group had variance
+skipped | Skipped updates | gradient not finite
+"""
 CURVES = {
-    "reward": Curve("Reward", "mean over the scored rollouts of a step, on training problems"),
-    "zero_advantage": Curve(
-        "Zero-advantage share",
-        "share of a step's groups whose rollouts all got the same reward: they teach nothing",
-    ),
-    "all_wrong": Curve("All-wrong groups", "share of a step's groups without a right rollout"),
-    "all_right": Curve("All-right groups", "share of a step's groups without a wrong rollout"),
-    "length": Curve("Length", "mean tokens of a rollout"),
-    "truncated": Curve("Truncated", "share of rollouts that hit the length limit"),
-    "unscored": Curve("Unscored", "share of rollouts that the grader could not decide"),
-    "entropy_mean": Curve("Entropy", "of the policy, nats, mean over the loss tokens"),
-    "entropy_sampled": Curve(
-        "Entropy while sampling", "of the policy, nats, mean over the sampled tokens"
-    ),
-    "nll_mean": Curve(
-        "Negative log-likelihood", "nats per loss token, on the examples of the step"
-    ),
-    "loss": Curve(
-        "Loss",
-        "as minimised: the sum over tokens by its divisor; an RL loss is no measure of progress",
-        from_zero=False,
-    ),
-    "grad_norm": Curve("Gradient norm", "before clipping"),
-    "lr": Curve("Learning rate", "after warm-up and schedule"),
-    "kl_mean": Curve("Divergence from the start", "estimate, nats per loss token", from_zero=False),
-    "ratio_mean": Curve("Ratio to the old policy", "mean over the loss tokens", from_zero=False),
-    "clip_low_mean": Curve("Clipped below", "share of the loss tokens"),
-    "clip_high_mean": Curve("Clipped above", "share of the loss tokens"),
-    "sampler_diff_mean": Curve(
-        "Sampler mismatch", "mean |log-prob of the trainer - of the sampler|, nats"
-    ),
-    "sampler_diff_max": Curve("Largest sampler mismatch", "nats, over the loss tokens of a step"),
-    "sampler_ratio_max": Curve(
-        "Largest sampler ratio", "trainer by sampler, before any truncation"
-    ),
-    "corrected_mean": Curve(
-        "Corrected", "share of the loss tokens whose sampler ratio was truncated or masked"
-    ),
-    "updates": Curve("Updates", "optimizer steps of a rollout step; 0 where no group had variance"),
-    "skipped": Curve("Skipped updates", "gradient not finite"),
+    name: Curve(*text) for name, *text in (line.split(" | ") for line in _CURVES.splitlines())
 }
 """Name in a row -> its chart, in the order of the page."""
+NOT_FROM_ZERO = ("loss", "kl_mean", "ratio_mean")
 SMOOTH_FROM = 20
 """Steps from which on a curve is drawn as a centred mean."""
 
@@ -125,7 +111,7 @@ def _block(title: str, runs: Sequence[RunData], wanted: Callable[[Weights], bool
         # What hardly ever happens is shown when it does.
         if key in ("skipped", "unscored") and not any(p.y for line in lines for p in line.points):
             continue
-        if figure := chart(curve.title, curve.about, lines, from_zero=curve.from_zero):
+        if figure := chart(curve.title, curve.about, lines, from_zero=key not in NOT_FROM_ZERO):
             figures.append(figure)
             window = max(window, *(line.window for line in lines))
     if not figures:
