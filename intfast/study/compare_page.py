@@ -233,14 +233,16 @@ def _spent(about: About) -> list[Any]:
         cells = [f"{count:,.0f}" if count else "" for count in counts]
         whole = f"{row['tokens_tokens']:,.0f}"
         steps = f"{row['tokens'] - collected:,.0f}"
-        lines.append(
-            [dotted(row["label"], arms.color(name)), whole, bar(split, most), *cells, steps]
-        )
+        lines.append([_name(name, row), whole, bar(split, most), *cells, steps])
     columns = heads("*arm", ">tokens", "split", *(f">{text}" for text, _ in named))
     columns += heads(">rollouts at equal steps")
     table = Table("", columns, lines, style="arms")
     text = "Means of seeds. What an arm collected is the same at equal steps; only rollouts grow."
     return [element("h3", "Tokens by purpose"), legend(named, "swatch"), table, note(text)]
+
+
+def _name(name: str, row: Mapping[str, Any]) -> Cell:
+    return dotted(row["label"], arms.color(name))
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -252,11 +254,9 @@ def _training(about: About) -> Section:
         return Section("training", "Training", "Training", [note("No arm with RL.")])
     columns = heads("*arm", ">training reward", ">zero-advantage share of the groups")
     figures = [
-        [
-            dotted(row["label"], arms.color(name)),
-            *(f"{row['training'][k]:.3f}" for k in ("reward", "zero_advantage")),
-        ]
+        [_name(name, row), f"{found['reward']:.3f}", f"{found['zero_advantage']:.3f}"]
         for name, row in rows.items()
+        for found in [row["training"]]
     ]
     drawn = {name: curves(about, name) for name in rows}
     charts = []

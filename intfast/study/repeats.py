@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import msgspec
@@ -32,11 +33,9 @@ class Group(NamedTuple):
 
     def differences(self) -> list[Difference]:
         """Of every pair of weights, paired by seed and problem."""
-        weights = list(self.tables)
         return [
             (label(more), label(less), found)
-            for place, less in enumerate(weights)
-            for more in weights[place + 1 :]
+            for less, more in combinations(self.tables, 2)
             if (found := compare_table.difference(self.tables[more], self.tables[less]))
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,13 +11,14 @@ from markupsafe import Markup
 from intfast import cli, intervene
 from intfast.labels import EXAMPLES, STARTS, label
 from intfast.prompts import split_steps
+from intfast.state import metrics
 from intfast.study.charts import bar, legend, tenths
 from intfast.study.page_data import SHOWS, RunData, Section, headed, named, test_set, toml
 from intfast.study.summary import (
+    by_phase,
     continued_from,
     duration,
     first_wave,
-    phase_colors,
     seconds_table,
     starts_table,
 )
@@ -165,19 +166,14 @@ def time(runs: Sequence[RunData]) -> Section:
     """Seconds by stage and phase, and generated tokens."""
     parts: list[Any] = []
     for run in runs:
-        seconds: dict[str, Counter[str]] = defaultdict(Counter)
-        for row in run.metrics:
-            for name, value in row.items():
-                if name.startswith("seconds_"):
-                    seconds[row["stage"]][name.removeprefix("seconds_")] += value
-        spent: Counter[str] = sum(seconds.values(), Counter())
+        found = metrics.seconds(run.metrics)
+        spent = by_phase(found)
         if not (total := sum(spent.values())):
             continue
-        painted = phase_colors(spent)
-        names = [(f"{name} {100 * spent[name] / total:.1f} %", i) for name, i in painted.items()]
+        names = [(f"{n} {100 * s / total:.1f} %", i + 2) for i, (n, s) in enumerate(spent.items())]
         text = f"{duration(total)} inside the phases below, interruptions not counted."
         parts += [headed(runs, run), element("p", text), legend(names, "swatch")]
-        parts.append(seconds_table(seconds))
+        parts.append(seconds_table(found))
         if generated := run.summary.get("generated_tokens"):
             rows = [[label(key), f"{count:,}"] for key, count in generated.items() if count]
             table = Table("", heads("for", ">tokens"), rows)

@@ -300,18 +300,16 @@ def held_out(rows: Sequence[HeldOut], ks: Sequence[int], title: str = "") -> Tab
 
 def seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:
     """Where the time went: stages by phases, the longest phases first on the page."""
-    spent: Counter[str] = Counter()
-    for split in seconds.values():
-        spent.update(split)
+    spent = by_phase(seconds)
     phases = sorted(spent)
     total = sum(spent.values())
-    colors = phase_colors(spent)
     columns = [*heads("stage"), *heads(">time", ">%", "split", only="page")]
     columns += [*heads(*(f">{phase}" for phase in phases)), *heads(">all", only="text")]
     rows = []
     for stage, split in [*seconds.items(), *([("all", spent)] if len(seconds) > 1 else [])]:
         whole = sum(split.values())
-        parts = [(f"{p}: {duration(split.get(p, 0))}", split.get(p, 0), colors[p]) for p in colors]
+        times = [(phase, split.get(phase, 0)) for phase in spent]
+        parts = [(f"{phase}: {duration(s)}", s, i + 2) for i, (phase, s) in enumerate(times)]
         cells = [f"{split[phase]:.1f}" if phase in split else "" for phase in phases]
         percent = f"{100 * whole / (total or 1):.1f}"
         rows.append(
@@ -320,9 +318,12 @@ def seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:
     return Table("Seconds", columns, rows)
 
 
-def phase_colors(spent: Mapping[str, float]) -> dict[str, int]:
-    """Phase -> colour, the longest first."""
-    return {name: i + 2 for i, name in enumerate(sorted(spent, key=lambda n: -spent[n]))}
+def by_phase(seconds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Phase -> seconds of all stages, the longest first."""
+    total: Counter[str] = Counter()
+    for split in seconds.values():
+        total.update(split)
+    return dict(total.most_common())
 
 
 def duration(seconds: float) -> str:
