@@ -17,7 +17,7 @@ from markupsafe import Markup
 from intfast import cli
 from intfast.config import Config
 from intfast.evaluate import Evaluation
-from intfast.labels import Weights, in_order
+from intfast.labels import LABELS, Weights, in_order
 from intfast.records import Attempt, Continuation, Intervention
 from intfast.study.read import read_evaluations, read_figures, read_json, read_rows
 from intfast.study.tables import element
@@ -158,9 +158,12 @@ def colors(runs: Sequence[RunData]) -> dict[tuple[str, str], int]:
     if len(runs) == 1:
         found = {(runs[0].name, stage): place for place, stage in enumerate(usual)}
     for run in runs:
-        stages = [Weights.parse(key).stage for key in run.evaluations]
-        for stage in [*stages, *(row["stage"] for row in run.metrics)]:
-            found.setdefault((run.name, stage), len(found))
+        made = [
+            Weights.parse(key) for key in (*run.evaluations, *(r["stage"] for r in run.metrics))
+        ]
+        for weights in made:
+            if weights.arm in LABELS:
+                found.setdefault((run.name, weights.stage), len(found))
     return found
 
 

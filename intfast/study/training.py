@@ -22,7 +22,7 @@ class Curve(NamedTuple):
 
 _CURVES = """\
 reward | Reward | mean over the scored rollouts of a step, on training problems
-zero_advantage | Zero-advantage share | of a step's groups; where all rewards are the same there is nothing to learn
+zero_advantage | Zero-advantage share | of a step's groups: all rewards equal, nothing to learn
 all_wrong | All-wrong groups | share of a step's groups without a right rollout
 all_right | All-right groups | share of a step's groups without a wrong rollout
 length | Length | mean tokens of a rollout
