@@ -73,22 +73,13 @@ def browse(run: RunData) -> dict[str, Any]:
     }
 
 
+SHOWN = ("id", "attempt", "sample", "gate", "reason", "location", "content", "reply", "guided")
+"""Fields of an Intervention that the browser shows as they are."""
+
+
 def _item(record: Intervention, chips: dict[str, Any], tokens: Any) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "problem": record.problem_id,
-        "attempt": record.attempt,
-        "sample": record.sample,
-        "gate": record.gate,
-        "reason": record.reason,
-        "location": record.location,
-        "content": record.content,
-        "reply": record.reply,
-        "guided": record.guided,
-        "num_tokens": record.num_tokens,
-        "chips": chips,
-        "tokens": tokens,
-    }
+    fields = {name: getattr(record, name) for name in (*SHOWN, "num_tokens")}
+    return fields | {"problem": record.problem_id, "chips": chips, "tokens": tokens}
 
 
 def _within_budget(

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from intfast import cli
 from intfast.study import arms, compare_table
 from intfast.study.charts import Line, Point, bar, chart, dotted, legend
-from intfast.study.page_data import Section, toml
+from intfast.study.page_data import Section, origin, toml
 from intfast.study.read import read_figures, read_json, read_rows
 from intfast.study.results import NO_WIDTH, UNSCORED, pass_chart, pass_points, sampling
 from intfast.study.sections import versions
@@ -108,19 +108,15 @@ class About:
 
 def header(about: About) -> list[Any]:
     """What this is a page of."""
-    config, manifest = about.config, about.manifest
     seeds = f"{'seed' if len(about.seeds) == 1 else 'seeds'} {', '.join(map(str, about.seeds))}"
     text: list[Any] = [f"{len(about.rows)} arms of a comparison, from "]
-    text.append(element("code", config.model.path))
-    text += [f", {manifest['num_parameters']:,} parameters"] if "num_parameters" in manifest else []
-    text += [f", on {manifest['device']}"] if manifest.get("device") else []
-    text.append(f", with {seeds}.")
+    text += [*origin(about.config, about.manifest), f", with {seeds}."]
     found = [element("h1", about.folder.resolve().name), element("p", text, class_="muted")]
     measured = [row["accuracy"] for row in about.rows.values() if row["accuracy"]]
     if measured:
         counted = (
             f"Measured: {measured[0].num_problems:,} held-out problems, "
-            f"{config.evaluate.samples:,} samples of each and seed, {sampling(config)}"
+            f"{about.config.evaluate.samples:,} samples of each and seed, {sampling(about.config)}"
         )
         found.append(element("p", counted))
     return found

@@ -167,6 +167,14 @@ def colors(runs: Sequence[RunData]) -> dict[tuple[str, str], int]:
     return found
 
 
+def origin(config: Config, manifest: dict[str, Any]) -> list[Any]:
+    """What a run started from, and on what."""
+    parts: list[Any] = [element("code", config.model.path)]
+    if "num_parameters" in manifest:
+        parts.append(f", {manifest['num_parameters']:,} parameters")
+    return [*parts, f", on {manifest['device']}"] if manifest.get("device") else parts
+
+
 def test_set(run: RunData) -> str | None:
     """What tells the held-out problems of a run from others."""
     return run.manifest.get("test", {}).get("hash")

@@ -13,7 +13,7 @@ from intfast.labels import EXAMPLES, STARTS, label
 from intfast.prompts import split_steps
 from intfast.state import metrics
 from intfast.study.charts import bar, legend, tenths
-from intfast.study.page_data import SHOWS, RunData, Section, headed, named, test_set, toml
+from intfast.study.page_data import SHOWS, RunData, Section, headed, named, origin, test_set, toml
 from intfast.study.summary import (
     by_phase,
     continued_from,
@@ -27,15 +27,13 @@ from intfast.study.tables import Cell, Column, Table, element, heads, note
 
 def header(runs: Sequence[RunData]) -> list[Any]:
     """What this is a page of, and what is missing from it."""
-    first, about = runs[0], runs[0].manifest
+    first = runs[0]
     if len(runs) > 1:
         title = f"{len(runs)} runs, side by side"
         text: list[Any] = [", ".join(run.name for run in runs)]
     else:
         title = first.name
-        text = ["A run of intfast from ", element("code", first.config.model.path)]
-        text += [f", {about['num_parameters']:,} parameters"] if "num_parameters" in about else []
-        text += [f", on {about['device']}"] if about.get("device") else []
+        text = ["A run of intfast from ", *origin(first.config, first.manifest)]
         text.append(f", seed {first.config.seed}.")
     found = [element("h1", title), element("p", text, class_="muted")]
     for run in runs:
