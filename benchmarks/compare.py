@@ -12,6 +12,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from intfast.study.read import read_rows
+
 NAME = "compare"
 
 
@@ -50,11 +52,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _seconds(folder: Path) -> float:
     """Seconds that the rows of a run account for; an arm without an example has no rows."""
-    rows = folder / "metrics.jsonl"
-    lines = rows.read_text().splitlines() if rows.exists() else []
     return sum(
         value
-        for line in lines
-        for name, value in json.loads(line).items()
+        for row in read_rows(folder / "metrics.jsonl")
+        for name, value in row.items()
         if name.startswith("seconds_")
     )

@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from intfast.study.read import read_rows
+
 NAME = "gates"
 
 
@@ -26,8 +28,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             f"{args.run} has no interventions.jsonl; run python -m intfast.train first"
         )
     manifest = json.loads((args.run / "manifest.json").read_text())
-    attempts = _rows(args.run / "attempts.jsonl")
-    candidates = _rows(args.run / "interventions.jsonl")
+    attempts = read_rows(args.run / "attempts.jsonl")
+    candidates = read_rows(args.run / "interventions.jsonl")
     figures = {
         "attempts": dict(Counter(row["reason"] for row in attempts)),
         "candidates": dict(Counter(row["gate"] for row in candidates)),
@@ -36,7 +38,3 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     print(f"  {figures}")
     args.run = str(args.run)
     return [{"setting": manifest, "figures": figures}]
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]

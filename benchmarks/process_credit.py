@@ -7,7 +7,6 @@ arm, means over seeds. The tokens of verification are counted apart. Interrupted
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import msgspec
 from intfast import cli
 from intfast.evaluate import Evaluation
 from intfast.methods import process_credit
+from intfast.study import derive
 from intfast.study.compare_table import accuracy, difference, pooled
 from intfast.study.finish import train
 
@@ -67,10 +67,7 @@ def arm(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     words += [f"model.threads={args.threads}"] * bool(args.threads)
     if not (folder / "summary.json").exists():
         if folder != first and not (folder / "attempts.jsonl").exists():
-            folder.mkdir(parents=True)
-            for file in SHARED:
-                if (first / file).exists():
-                    shutil.copyfile(first / file, folder / file)
+            derive.give(first, folder, SHARED)
             stored = read(first / "evaluations.json")
             data = msgspec.json.encode({"base": stored["base"]})
             (folder / "evaluations.json").write_bytes(data)

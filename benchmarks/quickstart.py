@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quickstart_task import task
+from intfast.study.read import read_rows
 
 NAME = "quickstart"
 
@@ -63,7 +64,7 @@ def oracle(folder: Path) -> dict[str, Any]:
     """What the task's own rules say of the verifications: for reporting only."""
 
     def records(name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        return read_rows(folder / f"{name}.jsonl", finished=True)
 
     problems = {row["id"]: row["problem"] for row in records("problems")}
     texts = {(row["problem_id"], row["sample"]): row["text"] for row in records("attempts")}

@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from intfast import cli
 from intfast.state.metrics import make_console
-from intfast.study import compare
+from intfast.study import compare, derive
 
 NAME = "tuned_compare"
 RATES = [f"sft.optim.lr={rate}" for rate in ("2.5e-4", "5e-4", "1e-3", "2e-3")]
@@ -81,10 +80,8 @@ def trial(args: argparse.Namespace, number: int) -> None:
     words = [f"arms={','.join(GRID)}", f"seeds={args.tune_seed}", "equal_tokens=false"]
     words += [f"data.test={validation}", f"run={folder}"]
     shared, ours = (args.runs / f"trial-{n}/seed-{args.tune_seed}/collection" for n in (0, number))
-    if number and not ours.exists():
-        ours.mkdir(parents=True)
-        for name in SHARED:
-            shutil.copyfile(shared / name, ours / name)
+    if number:
+        derive.give(shared, ours, SHARED)
     compare.run(compare.read_plan([args.config, *args.set, *words, *own]), make_console())
 
 

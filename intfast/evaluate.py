@@ -146,7 +146,7 @@ def bootstrap_difference(
             f"paired values are of the same problems, got {len(values_P)} and {len(baseline_P)}"
         )
     difference_P = [a - b for a, b in zip(values_P, baseline_P, strict=True)]
-    return _estimate(difference_P, seed, num, level)
+    return estimate(difference_P, seed, num, level)
 
 
 def bootstrap_seeds(
@@ -220,7 +220,7 @@ class Evaluation(Record):
         return Summary(
             num_problems=len(self.problems),
             num_samples=samples,
-            accuracy=_estimate(list(self.accuracies().values()), self.seed, num, level),
+            accuracy=estimate(list(self.accuracies().values()), self.seed, num, level),
             pass_at_k={k: self._pass_at_k(counts_P, k, num, level) for k in ks},
             coverage=coverage(counts_P, level),
             truncated=sum(p.truncated for p in self.problems) / samples,
@@ -236,7 +236,7 @@ class Evaluation(Record):
         if not values_P:
             most = max(n for n, _ in counts_P)
             raise ValueError(f"pass@{k} needs {k} scored samples of a problem, the most is {most}")
-        return _estimate(values_P, self.seed, num, level)
+        return estimate(values_P, self.seed, num, level)
 
 
 def compare(
@@ -252,7 +252,10 @@ def compare(
     )
 
 
-def _estimate(values_P: Sequence[float], seed: int, num: int, level: float) -> Estimate:
+def estimate(
+    values_P: Sequence[float], seed: int, num: int = 2000, level: float = 0.95
+) -> Estimate:
+    """Mean over problems with its bootstrap interval."""
     low, high = bootstrap(values_P, seed, num, level)
     return Estimate(
         value=math.fsum(values_P) / len(values_P), low=low, high=high, num_problems=len(values_P)

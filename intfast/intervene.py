@@ -13,7 +13,6 @@ import msgspec
 
 from intfast.config import InterveneConfig, SamplingConfig
 from intfast.engine.protocol import derive_seed
-from intfast.evaluate import Estimate, bootstrap, coverage
 from intfast.leak import leaks
 from intfast.prompts import cut, encode
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
@@ -275,55 +274,6 @@ def correct_counts(
     for record in continuations:
         counts[record.intervention_id] += record.start == start and record.grade == "correct"
     return counts
-
-
-def start_figures(
-    continued: Sequence[Intervention],
-    drawn: Sequence[Continuation],
-    seed: int,
-    first: int | None = None,
-) -> dict[str, Any]:
-    """Accuracy and coverage of the continuations `drawn` from one start, with their intervals.
-
-    Attempts are the unit that is continued; a problem is covered when any of its attempts is.
-    Where a rule ends continuations early, accuracy is that of the `first` ones of each attempt:
-    stopping at a success would count the lucky ones' misses less.
-    Raises ValueError when no continuation is scored.
-    """
-    counts = _scored(drawn)
-    problems = _by_problem(continued, counts)
-    counted = counts if first is None else _scored([r for r in drawn if r.sample < first])
-    shares = [correct / num for num, correct in _by_problem(continued, counted)]
-    low, high = bootstrap(shares, seed)
-    return {
-        "continuations": len(drawn),
-        "per_attempt": len(drawn) / max(1, len(counts)),
-        "accuracy": Estimate(
-            value=sum(shares) / len(shares), low=low, high=high, num_problems=len(shares)
-        ),
-        "attempt_coverage": coverage(list(counts.values())),
-        "problem_coverage": coverage(problems),
-    }
-
-
-def _scored(drawn: Sequence[Continuation]) -> dict[str, tuple[int, int]]:
-    """Intervention id -> (scored, right) continuations."""
-    by_attempt: dict[str, list[bool]] = defaultdict(list)
-    for record in drawn:
-        if record.grade != "unscored":
-            by_attempt[record.intervention_id].append(record.grade == "correct")
-    return {key: (len(right), sum(right)) for key, right in by_attempt.items()}
-
-
-def _by_problem(
-    continued: Sequence[Intervention], counts: Mapping[str, tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """(scored, right) of each problem, over its attempts."""
-    by_problem: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for record in continued:
-        if record.id in counts:
-            by_problem[record.problem_id].append(counts[record.id])
-    return [(sum(n for n, _ in rows), sum(c for _, c in rows)) for rows in by_problem.values()]
 
 
 def is_held_out(problem_id: str, share: float) -> bool:

@@ -43,7 +43,7 @@ def make_comparison(root: Path, seeds: tuple[int, ...] = (0, 1), text: str = "")
 def _arm(folder: Path, name: str, seed: int, text: str) -> None:
     words = [w for w in arms.ARMS[name].settings if not w.startswith("analysis")]
     own = make_run(folder, *FEW, *words, f"seed={seed}", text=text)
-    stage = arms.ARMS[name].evaluation
+    stage = arms.ARMS[name].weights.key
     right = RIGHT if name == "int_rl" else {"base": RIGHT["base"], **RIGHT_OF}
     wanted = {n: r for n, r in right.items() if n == "base" or n.split("@")[0] in (name, stage)}
     wanted |= {"reference": RIGHT_OF["reference"]} if name == "reference_rl" else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from collections import defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -179,25 +180,38 @@ def evaluation(name: str, right: tuple[int, ...], text: str) -> Evaluation:
 
 
 class Seen(HTMLParser):
-    """The elements of a page, and the text of its scripts and styles."""
+    """The elements of a page, the text of each, and its tables by section."""
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.texts, self.is_open = [], [], False
+        self.elements, self.texts, self.open = [], [], []
+        self.tables = defaultdict(list)
+        """Section -> tables -> rows, the heading first -> texts of cells."""
+        self.section = ""
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
         self.texts.append("")
-        self.is_open = True
+        if tag not in ("meta", "link", "br"):
+            self.open.append(len(self.elements) - 1)
+        if tag == "section":
+            self.section = dict(attrs)["id"]
+        if tag == "table":
+            self.tables[self.section].append([])
+        if tag == "tr":
+            self.tables[self.section][-1].append([])
 
     def handle_endtag(self, tag):
-        self.is_open = False
+        place = self.open.pop()
+        assert self.elements[place][0] == tag
+        if tag in ("td", "th"):
+            self.tables[self.section][-1][-1].append(" ".join(self.texts[place].split()))
 
     def handle_data(self, data):
-        if self.is_open:
-            self.texts[-1] += data
+        for place in self.open:
+            self.texts[place] += data
 
     def of(self, wanted):
         rows = zip(self.elements, self.texts, strict=True)
@@ -208,3 +222,7 @@ class Seen(HTMLParser):
             (attrs["type"], text) for attrs, text in self.of("script") if attrs.get("id") == name
         ]
         return json.loads(zlib.decompress(base64.b64decode(text)) if "plain" in kind else text)
+
+    def text(self, section):
+        (text,) = [text for attrs, text in self.of("section") if attrs["id"] == section]
+        return text

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report_run import Seen
 from small_run import Quiet
 
 from intfast import cli, collect
 from intfast.evaluate import Evaluation, bootstrap_seeds, count_samples
 from intfast.sample import Sampler
-from intfast.study import arms, compare, compare_page, compare_table, finish, report
+from intfast.study import arms, compare, compare_table, finish, report
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "quickstart_short.toml")
@@ -335,9 +336,9 @@ def test_a_comparison_ends_with_its_page(finished):
     plan, found = finished
     page = report.page([plan.root])
     assert (plan.root / "report.html").read_text() == page
-    shown = compare_page.collect(plan.root)
-    assert [arm["name"] for arm in shown["arms"]] == list(found["arms"])
-    assert [0, "rft", "no example to learn from"] in shown["folders"]
+    tables = Seen(page).tables["settings"]
+    assert ["seed-0/rft", "no example to learn from"] in [row for rows in tables for row in rows]
+    assert len(Seen(page).tables["results"][0]) == 1 + len(found["arms"])
 
 
 def test_rows_where_ours_is_not_ahead_are_named(finished):

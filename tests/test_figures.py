@@ -2,15 +2,15 @@
 
 import itertools
 import json
-import re
 import xml.etree.ElementTree as ET
 
+import matplotlib
 import pytest
 
 from benchmarks import figures
 from benchmarks.harness import RESULTS
 
-HOSTILE = '</text><script>1</script>&"<b'
+HOSTILE = '</text><script>1</script>&"<b $x$'
 
 
 def estimate(value, spread=0.05):
@@ -36,49 +36,58 @@ def quickstart_row(**last):
     return stamp("quickstart", {"analysis": analysis})
 
 
-def texts(svg):
-    return [node.text for node in ET.fromstring(svg).iter() if node.tag.endswith("text")]
+def drawn(**rows):
+    """File name -> the axes of the figure."""
+    return {name: figure.axes for name, figure in figures.draw(rows).items()}
+
+
+def texts(axes):
+    return [text.get_text() for text in (*axes.texts, *axes.get_yticklabels())]
 
 
 def test_arms_show_their_values_and_intervals():
     one = {"accuracy": estimate(0.25), "accuracy_tokens": estimate(0.5)}
     none = {"accuracy": None, "accuracy_tokens": None}
-    svg = figures.draw({"compare": compare_row(first=one, skipped=none)})["arms.svg"]
-    shown = texts(svg)
-    assert "first" in shown and "skipped" not in shown and {"25.0", "50.0"} <= set(shown)
-    bars = [node.attrib for node in ET.fromstring(svg).iter() if node.get("class") == "range"]
-    ends = [(float(bar["x1"]), float(bar["x2"])) for bar in bars]
-    # 20 to 30 % and 45 to 55 % on one scale.
-    assert ends[0][1] - ends[0][0] == pytest.approx(ends[1][1] - ends[1][0], abs=0.2)
-    assert ends[1][0] - ends[0][0] == pytest.approx(2.5 * (ends[0][1] - ends[0][0]), abs=0.3)
-    assert any("9 held-out problems, mean over seeds 0, 1" in text for text in shown)
-    assert "commit abcdef0" in " ".join(shown)
+    row = compare_row(first=one, skipped=none)
+    (axes,) = drawn(compare=row)["arms.svg"]
+    assert texts(axes) == ["25.0", "50.0", "first"]
+    bars = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
+    assert bars == [pytest.approx([20, 30]), pytest.approx([45, 55])]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == list(figures.BUDGETS.values())
+    svg = figures.files({"compare": row})["arms.svg"]
+    assert "9 held-out problems, mean over seeds 0, 1" in svg and "commit abcdef0" in svg
 
 
 def test_arms_at_their_own_best_have_a_figure_of_their_own():
     table = compare_row(first={"accuracy": estimate(0.25), "accuracy_tokens": None})["figures"]
     row = stamp("tuned_compare", {"tried": {}, "table": table})
-    (name,) = found = figures.draw({"tuned_compare": row})
-    assert name == "tuned_arms.svg" and "each arm at its own best" in texts(found[name])[0]
+    found = figures.files({"tuned_compare": row})
+    assert list(found) == ["tuned_arms.svg"]
+    assert "each arm at its own best" in found["tuned_arms.svg"]
 
 
 def test_curves_end_in_names_that_do_not_overlap():
     row = quickstart_row(base=0.1, int=0.5, int_rl=0.5, base_rl=0.1)
-    found = figures.draw({"quickstart": row})
-    nodes = ET.fromstring(found["pass_at_k.svg"]).iter()
-    ends = {
-        n.text: float(n.get("y")) for n in nodes if re.search("(T|L|base) [0-9]+ %$", n.text or "")
-    }
+    found = drawn(quickstart=row)
+    (axes,) = found["pass_at_k.svg"]
+    ends = {text.get_text(): text.xy[1] for text in axes.texts}
     assert {"base 10 %", "RL 10 %", "InT 50 %", "InT + RL 50 %"} == set(ends)
     heights = sorted(ends.values())
-    assert min(b - a for a, b in itertools.pairwise(heights)) >= 18
-    assert "nats, mean over sampled tokens" in texts(found["rl_curves.svg"])
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 0.06 * axes.get_ylim()[1]
+    assert [axes.get_title("right") for axes in found["rl_curves.svg"]] == [
+        unit for _, unit in figures.CURVES.values()
+    ]
+    line = found["rl_curves.svg"][0].lines[0]
+    # A step without a value is left out.
+    assert list(line.get_xdata()) == [1, 2, 4] and list(line.get_ydata()) == [0, 0.5, 1]
 
 
 def test_a_label_stays_text():
     row = compare_row(**{HOSTILE: {"accuracy": estimate(0.1), "accuracy_tokens": None}})
-    svg = figures.draw({"compare": row})["arms.svg"]
-    assert HOSTILE in texts(svg) and "<script" not in svg
+    svg = figures.files({"compare": row})["arms.svg"]
+    nodes = [node.text for node in ET.fromstring(svg).iter() if node.tag.endswith("text")]
+    assert HOSTILE in nodes and "<script" not in svg
 
 
 def test_the_last_row_of_the_default_run_is_drawn(tmp_path):
@@ -86,11 +95,13 @@ def test_the_last_row_of_the_default_run_is_drawn(tmp_path):
     file = tmp_path / "cpu.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert figures.last_rows(file)["compare"]["figures"] == {"n": 2}
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="cannot read"):
         figures.last_rows(tmp_path / "none.jsonl")
 
 
 def test_the_stored_figures_are_those_of_the_stored_rows():
-    drawn = figures.draw(figures.last_rows(RESULTS / "cpu.jsonl"))
+    drawn = figures.files(figures.last_rows(RESULTS / "cpu.jsonl"))
     stored = {path.name: path.read_text() for path in (RESULTS / "figures").glob("*.svg")}
+    if any(f"Matplotlib v{matplotlib.__version__}," not in text for text in stored.values()):
+        pytest.skip("drawn by another Matplotlib, which need not give the same bytes")
     assert stored == drawn, "python -m benchmarks.figures draws them again"

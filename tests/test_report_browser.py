@@ -111,11 +111,22 @@ def test_the_headline_says_what_was_measured(show):
     assert "evaluate.samples" in page.inner_text("#settings")
 
 
-def test_curves_name_their_values(show):
+def test_curves_name_their_values_under_the_pointer(show):
     page = show("one")
     chart = page.locator("figure", has_text="mean over the scored rollouts").first
-    chart.locator("svg").hover(position={"x": 5, "y": 60})
-    assert "step 1:" in chart.inner_text() and "0.0333" in chart.inner_text()
+    strip = chart.locator("rect.hit").first
+    strip.hover()
+    assert strip.locator("title").text_content() == "step 1\nInT + RL: 0.0333"
+    assert strip.evaluate("node => getComputedStyle(node).opacity") > "0"
+
+
+def test_without_scripts_all_figures_are_there(chromium, pages):
+    page = chromium.new_page(java_script_enabled=False)
+    page.goto(pages["one"].as_uri())
+    assert page.locator("#results svg path.line").count() == 3
+    assert "75.0" in page.inner_text("#results") and "48.0" in page.inner_text("#time")
+    assert "allow scripts" in page.inner_text("main noscript")
+    page.close()
 
 
 def test_an_unfinished_run_says_what_is_missing(show):
@@ -299,7 +310,7 @@ def test_a_comparison_says_what_it_measured_and_where_it_is_not_ahead(show):
     assert "seeds and problems again with replacement" in results
     # Every arm has a dot for each seed.
     assert page.locator("#results .seed").count() == len(NAMES) * 2
-    assert page.locator("#tokens .bar > i").count() > 3 and "1,000" in page.inner_text("#tokens")
+    assert page.locator("#tokens .bar rect").count() > 3 and "1,000" in page.inner_text("#tokens")
     assert page.locator("#training svg path.band").count() >= 3
     settings = page.inner_text("#settings")
     assert "sft.epochs=7" in settings and 'sft.data="reference"' in settings
@@ -346,4 +357,4 @@ def test_every_data_block_is_json(pages):
         blocks = re.findall(
             r'<script type="application/json"[^>]*>(.*?)</script>', path.read_text()
         )
-        assert len(blocks) == 1 and json.loads(blocks[0])
+        assert len(blocks) == 1 and json.loads(blocks[0])["gates"]

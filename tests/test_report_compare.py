@@ -8,9 +8,12 @@ import pytest
 from report_compare import FEW, NAMES, make_comparison
 from report_run import HOSTILE, make_run
 from test_report import Seen
+from test_report_page import assert_harmless
 
-from intfast.study import compare_page, compare_table, report
-from intfast.study.page_data import interval, read_evaluations
+from intfast.safe_text import printable
+from intfast.study import compare_page, compare_table, repeats, report
+from intfast.study.page_data import load_all
+from intfast.study.tables import interval
 
 
 @pytest.fixture(scope="module")
@@ -28,52 +31,46 @@ def copy(root, tmp_path):
     return Path(shutil.copytree(root, tmp_path / "copy"))
 
 
-def found(*folders):
-    return Seen(report.page(folders)).block("runs")
-
-
 def test_the_rows_are_those_of_the_table(root, page):
-    about = page.block("runs")["comparison"]
-    stored = json.loads((root / "compare.json").read_text())
-    assert [arm["name"] for arm in about["arms"]] == NAMES
-    for arm in about["arms"]:
-        row = stored["arms"][arm["name"]]
-        assert arm["label"] == row["label"]
-        for key in compare_page.ESTIMATES:
-            expected = row[key] and [row[key][k] for k in ("value", "low", "high", "num_problems")]
-            assert arm[key] == (expected and pytest.approx(expected, rel=1e-5))
-        assert arm["pass"][0][:2] == [1, pytest.approx(row["accuracy"]["value"], rel=1e-5)]
-        assert [k for k, *_ in arm["pass"]] == [1, 2, 4]
-        assert dict(map(tuple, arm["by_seed"])) == {
-            int(seed): pytest.approx(value) for seed, value in row["accuracy_by_seed"].items()
-        }
+    stored = compare_page.read(root)["arms"]
+    head, *rows = page.tables["results"][0]
+    assert [row[0] for row in rows] == [stored[name]["label"] for name in NAMES]
+    for name, row in zip(NAMES, rows, strict=True):
+        found = stored[name]
+        assert row[1] == interval(found["accuracy"])
+        assert row[head.index("pass@4 %")] == interval(found["pass_at_k"][4])
+        assert row[head.index("InT + RL ahead by, points")] == interval(found["ahead"])
+        by_seed = " ".join(f"{100 * value:.1f}" for value in found["accuracy_by_seed"].values())
+        assert row[head.index("by seed %")] == by_seed
+    # The same table, without what only a page can show.
+    text = compare_table.steps_table(compare_page.read(root)).markdown()
+    assert text[0].startswith("| arm | accuracy % | pass@4 % | InT + RL ahead by, points |")
+    assert [line.split(" | ")[1] for line in text[2:]] == [row[1] for row in rows]
 
 
 def test_equal_tokens_steps_and_purposes(page):
-    arms = {arm["name"]: arm for arm in page.block("runs")["comparison"]["arms"]}
-    assert arms["rl"]["steps"] == [16, 20.5] and arms["int_rl"]["steps"] == [16, 16]
-    assert arms["rl"]["rollouts"] == [160, 205]
-    assert arms["rl"]["collection"] == {
-        "attempts": 1000,
-        "verify": 20,
-        "continue": 300,
-        "guided": 0,
-    }
-    assert (
-        arms["reference"]["accuracy_tokens"] is None and arms["reference"]["by_seed_tokens"] == []
-    )
+    head, *rows = page.tables["tokens"][0]
+    found = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert list(found) == ["RL", "SFT on references + RL", "InT + RL"]
+    assert found["RL"]["RL steps"] == "20" and found["InT + RL"]["RL steps"] == "16"
     # 12 of 12 after the longer RL, 10 of 12 at equal steps.
-    assert [value for _, value in arms["reference_rl"]["by_seed_tokens"]] == [1, 1]
-    assert arms["reference_rl"]["accuracy"][0] == pytest.approx(10 / 12, rel=1e-5)
+    assert found["SFT on references + RL"]["by seed %"] == "100.0 100.0"
+    head, *rows = page.tables["tokens"][1]
+    spent = {row[0]: dict(zip(head, row, strict=True)) for row in rows}["RL"]
+    assert spent["tokens"] == "1,525" and spent["attempts"] == "1,000"
+    assert (spent["rollouts of RL"], spent["rollouts at equal steps"]) == ("205", "160")
+    assert (spent["continuations"], spent["rewrites and hints"]) == ("300", "")
 
 
-def test_curves_are_means_over_seeds_with_their_spread(page):
-    curves = page.block("runs")["comparison"]["curves"]
-    assert set(curves) == {"rl", "reference_rl", "int_rl"}
+def test_curves_are_means_over_seeds_with_their_spread(root, page):
+    about = compare_page.About(root)
+    curves = {name: compare_page.curves(about, name) for name in ("rl", "int_rl")}
     # Steps 1 to 20, which both seeds have; the second seed went one further.
-    assert curves["rl"]["reward"][0] == [1, 0.015, 0.01, 0.02]
-    assert [point[0] for point in curves["rl"]["reward"]] == list(range(1, 21))
-    assert curves["int_rl"]["length"][-1] == [16, 80.5, 80, 81]
+    assert curves["rl"]["reward"][0] == pytest.approx((1, 0.015, 0.01, 0.02, None))
+    assert [point.x for point in curves["rl"]["reward"]] == list(range(1, 21))
+    assert curves["int_rl"]["length"][-1] == (16, 80.5, 80, 81, None)
+    said = [text for _, text in page.of("title")]
+    assert any(text.startswith("step 1\nRL: 0.015 [0.01, 0.02]") for text in said)
 
 
 def test_a_hinted_rollout_is_not_in_the_reward_that_is_shown(copy):
@@ -81,19 +78,19 @@ def test_a_hinted_rollout_is_not_in_the_reward_that_is_shown(copy):
         path = copy / f"seed-{seed}/rl/metrics.jsonl"
         rows = [json.loads(line) | {"reward_bare": 0.0} for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    curves = compare_page.collect(copy)["curves"]
-    assert {value for _, value, _, _ in curves["rl"]["reward"]} == {0}
+    curves = compare_page.curves(compare_page.About(copy), "rl")
+    assert {point.y for point in curves["reward"]} == {0}
 
 
 def test_settings_folders_and_interventions(page):
-    figures = page.block("runs")
-    about = figures["comparison"]
-    own = {run: (rows, words) for run, rows, words in about["own"]}
-    assert own["reference_rl"] == (["reference", "reference_rl"], ['sft.data="reference"'])
-    assert own["int_rl"] == (["int", "int_rl"], [])
-    assert about["given"] == {"int": ["sft.epochs=7"]}
-    assert [0, "rl", "finished"] in about["folders"] and len(about["folders"]) == 8
-    assert [run["name"] for run in figures["runs"]] == ["seed 0", "seed 1"]
+    given, own, _, folders, _ = page.tables["settings"]
+    assert given[1:] == [["InT", "sft.epochs=7"]]
+    rows = {row[0]: row[1:] for row in own}
+    labels = "SFT on references; SFT on references + RL"
+    assert rows["reference_rl"] == [labels, 'sft.data="reference"']
+    assert rows["int_rl"] == ["InT; InT + RL", "none"]
+    assert ["seed-0/rl", "finished"] in folders and len(folders) == 9
+    assert [run["name"] for run in page.block("runs")["runs"]] == ["seed 0", "seed 1"]
     assert page.block("items-1")["items"]
 
 
@@ -101,8 +98,10 @@ def test_without_our_arm_there_is_a_page_without_interventions(copy):
     stored = json.loads((copy / "compare.json").read_text())
     stored["arms"] = {name: stored["arms"][name] for name in ("base", "rl")}
     (copy / "compare.json").write_text(json.dumps(stored | {"compared_with": None}))
-    figures = found(copy)
-    assert figures["runs"] == [] and figures["comparison"]["standard"] == "collection"
+    page = Seen(report.page([copy]))
+    assert page.block("runs")["runs"] == [] and "browse" not in page.tables
+    assert not any("ahead" in cell for cell in page.tables["results"][0][0])
+    assert compare_page.About(copy).standard == "collection"
 
 
 @pytest.mark.parametrize(
@@ -131,13 +130,9 @@ def test_a_comparison_stands_alone(root, tmp_path, capsys):
 
 
 def test_hostile_labels_and_settings_are_data(tmp_path):
-    text = report.page([make_comparison(tmp_path / "hostile", (0,), HOSTILE)])
-    page = Seen(text)
-    assert {tag for tag, _ in page.elements} <= {
-        *("html", "head", "meta", "title", "style", "body", "noscript", "p", "main", "script")
-    }
-    arms = page.block("runs")["comparison"]["arms"]
-    assert arms[0]["label"] == f"base{HOSTILE}"
+    page = Seen(report.page([make_comparison(tmp_path / "hostile", (0,), HOSTILE)]))
+    assert_harmless(page)
+    assert page.tables["results"][0][1][0] == " ".join(printable(f"base{HOSTILE}").split())
     for attrs, block in page.of("script"):
         assert not attrs or not set("<>&") & set(block)
 
@@ -146,20 +141,24 @@ def test_hostile_labels_and_settings_are_data(tmp_path):
 
 
 def test_runs_that_differ_in_the_seed_alone_are_pooled(tmp_path):
-    runs = [make_run(tmp_path / f"s{seed}", *FEW, f"seed={seed}") for seed in (3, 4)]
+    folders = [make_run(tmp_path / f"s{seed}", *FEW, f"seed={seed}") for seed in (3, 4)]
     other = make_run(tmp_path / "other", *FEW, "seed=5", "sft.epochs=2")
-    (group,) = found(*runs, other)["pooled"]
-    assert (group["names"], group["seeds"]) == (["s3", "s4"], [3, 4])
-    assert [row["label"] for row in group["rows"]] == ["base", "InT", "InT + RL"]
-    tables = {seed: read_evaluations(run) for seed, run in zip((3, 4), runs, strict=True)}
-    ours, base = ({s: t[n] for s, t in tables.items()} for n in ("int_rl", "base"))
-    last = group["rows"][-1]
-    assert last["accuracy"] == interval(compare_table.pooled(ours, compare_table.accuracy))
-    assert last["by_seed"] == [[3, 0.75], [4, 0.75]]
-    expected = ["InT + RL", "base", *interval(compare_table.difference(ours, base))]
-    assert expected in group["differences"]
+    runs = load_all([*folders, other])
+    (group,) = repeats.groups(runs)
+    assert (group.names, group.seeds) == (["s3", "s4"], [3, 4])
+    assert list(group.tables) == ["base", "int", "int_rl"]
+    ours, base = ({run.config.seed: run.evaluations[n] for run in runs[:2]} for n in RIGHT_ENDS)
+    pooled = compare_table.pooled(ours, compare_table.accuracy)
+    head, *rows = Seen(report.page([*folders, other])).tables["results"][0]
+    last = dict(zip(head, rows[-1], strict=True))
+    assert last["accuracy %"] == interval(pooled) and last["by seed %"] == "75.0 75.0"
+    expected = ("InT + RL", "base", compare_table.difference(ours, base))
+    assert expected in group.differences()
+
+
+RIGHT_ENDS = ("int_rl", "base")
 
 
 def test_the_same_seed_twice_is_no_repetition(tmp_path):
-    runs = [make_run(tmp_path / name, *FEW) for name in "ab"]
-    assert found(*runs)["pooled"] == []
+    runs = load_all([make_run(tmp_path / name, *FEW) for name in "ab"])
+    assert repeats.groups(runs) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.quickstart_task import task
 from intfast import cli
 from intfast.config import Config
+from intfast.study.read import read_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = CONFIGS / "quickstart" / "base"
@@ -75,7 +76,7 @@ def outcome(run: Path) -> dict[str, str]:
     for stage in STAGES:
         files += sorted((run / "checkpoints" / stage).glob("step-*/*"))
     found = {str(file.relative_to(run)): _digest(file.read_bytes()) for file in files}
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(run / "metrics.jsonl", finished=True)
     steps = [
         {key: row[key] for key in STEP_VALUES if key in row}
         for row in rows

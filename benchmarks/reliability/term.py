@@ -7,7 +7,6 @@ child in which requests to stop are never looked at.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import shutil
@@ -33,6 +32,7 @@ from benchmarks.reliability.kill import differing
 from intfast.config import Config
 from intfast.grading import grader
 from intfast.state import checkpoint, interrupt
+from intfast.study.read import read_rows
 
 TRIALS = 100
 STOPS_PER_RUN = 10
@@ -145,8 +145,8 @@ def _saved(config: Config, phases: list[str]) -> list[str]:
     stage = {"sft": "int", "rollouts": "int_rl", "rl update": "int_rl"}.get((phases or [""])[0])
     if not stage:
         return []
-    lines = (Path(config.run) / "metrics.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if row["stage"] == stage]
+    rows = read_rows(Path(config.run) / "metrics.jsonl", finished=True)
+    rows = [row for row in rows if row["stage"] == stage]
     done = max((row["step"] for row in rows), default=0)
     found = checkpoint.newest(Path(config.run) / "checkpoints" / stage, lambda _: None)
     saved = int(found.name[5:]) if found else 0

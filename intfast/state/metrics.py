@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -105,12 +105,7 @@ class Metrics:
 
     def seconds(self) -> dict[str, dict[str, float]]:
         """Stage -> phase -> seconds, over all rows."""
-        total: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for row in self.journal.records:
-            for name, value in row.items():
-                if name.startswith("seconds_"):
-                    total[row["stage"]][name.removeprefix("seconds_")] += value
-        return {stage: dict(phases) for stage, phases in total.items()}
+        return seconds(self.journal.records)
 
     def say(self, text: str) -> None:
         """Print one line, see the function `say`."""
@@ -155,3 +150,13 @@ class Metrics:
                     self.say(f"{title}: {finished}/{total}, {rate}")
 
             yield advance
+
+
+def seconds(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
+    """Stage -> phase -> seconds, over these rows."""
+    total: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith("seconds_"):
+                total[row["stage"]][name.removeprefix("seconds_")] += value
+    return {stage: dict(phases) for stage, phases in total.items()}

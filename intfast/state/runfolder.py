@@ -114,13 +114,11 @@ class RunFolder:
         """Store the resolved config, or compare with the stored one; whether one was there."""
         path = self.path / "config.toml"
         if path.exists():
-            stored = cli.load(path)
-            changed = cli.differences(config, stored)
-            self.changed = {k: v for k, v in changed.items() if k in MAY_CHANGE}
-            if changed := {k: v for k, v in changed.items() if k not in MAY_CHANGE}:
-                rows = "".join(f"\n  {k}: was {a!r}, is {b!r}" for k, (a, b) in changed.items())
+            changed, self.changed = changed_settings(config, path)
+            if changed:
                 raise ValueError(
-                    f"{self.path} holds a run with another config; differing keys:{rows}\n"
+                    f"{self.path} holds a run with another config; differing keys:"
+                    f"{in_words(changed)}\n"
                     "use another run=FOLDER, or the old values to continue it"
                 )
             if self.changed:
@@ -128,6 +126,23 @@ class RunFolder:
             return True
         files.write_atomic(path, cli.to_toml(config).encode())
         return False
+
+
+Changed = dict[str, tuple[Any, Any]]
+"""Setting -> (stored value, given value)."""
+
+
+def changed_settings(config: Config, stored: Path) -> tuple[Changed, Changed]:
+    """The settings that differ from those of a stored config.toml: a run cannot go on with the
+    first ones, and can with the second, MAY_CHANGE."""
+    changed = cli.differences(config, cli.load(stored))
+    may = {key: pair for key, pair in changed.items() if key in MAY_CHANGE}
+    return {key: pair for key, pair in changed.items() if key not in may}, may
+
+
+def in_words(changed: Changed) -> str:
+    """Lines of an error that name settings with their values."""
+    return "".join(f"\n  {key}: was {old!r}, is {new!r}" for key, (old, new) in changed.items())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from intfast.config import Config
+from intfast.labels import Weights
 from intfast.state.files import write_atomic
 from intfast.state.metrics import Metrics, Row
 from intfast.state.runfolder import RunFolder
@@ -166,7 +167,7 @@ def numbers(row: Row) -> tuple[str, int, dict[str, float]]:
     """
     stage = row["stage"]
     if "of" in row:
-        stage = f"{stage}/{row['of'].partition('@')[0]}"
+        stage = f"{stage}/{Weights.parse(row['of']).stage}"
     values = {
         name: float(value)
         for name, value in row.items()

@@ -5,19 +5,18 @@ python -m intfast.study ablate RUN [key.sub=value ...]
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from intfast import cli
-from intfast.config import MAY_CHANGE, Config
-from intfast.state import files
 from intfast.state.command import outcome
-from intfast.study import report
+from intfast.state.runfolder import write_json
+from intfast.study import derive
+from intfast.study.charts import whisker
+from intfast.study.read import read_json
+from intfast.study.tables import Column, Table, heads, interval, share, short
 
 USAGE = """\
 usage: python -m intfast.study ablate RUN [key.sub=value ...]
@@ -54,7 +53,7 @@ def ablate(
     Raises ValueError where the run lacks what SFT needs, or settings cannot work or are not open.
     """
     from intfast.state.metrics import make_console
-    from intfast.study import finish
+    from intfast.study import finish, report
 
     console = console or make_console()
     if not (folder / "continuations.jsonl").is_file():
@@ -71,8 +70,10 @@ def ablate(
         target = folder / "ablations" / name.replace(" ", "-").replace("+", "and")
         fixed = [f"run={target}", "rl.steps=0", "rl.from_base=false", "analysis.texts=0"]
         config = cli.load(folder / "config.toml", [*fixed, *RECIPE, *changes, *words])
-        _check_target(config, folder)
-        _copy_records(folder, target)
+        remedy = f"delete {folder / 'ablations'} to repeat all, or give the old values to continue"
+        derive.check(config, "this ablation", remedy)
+        # The manifest too: another model is refused.
+        derive.give(folder, target, RECORDS)
         if evaluated:
             _copy_base_evaluation(evaluated, target)
         evaluated = target
@@ -84,10 +85,9 @@ def ablate(
             "loss_tokens": summary["intervention"]["loss_tokens"],
             "evaluation": summary["evaluations"].get("int"),
         }
-    data = msgspec.json.format(msgspec.json.encode(rows), indent=2)
-    files.write_atomic(folder / "ablations.json", data + b"\n")
+    write_json(folder / "ablations.json", rows)
     report.write([folder], folder / "report.html")
-    _say(console, rows)
+    console.print(table(rows).rich())
     return rows
 
 
@@ -101,59 +101,31 @@ def _check_settings(words: Sequence[str]) -> None:
         )
 
 
-def _check_target(config: Config, folder: Path) -> None:
-    """An ablation that is there continues with its own settings only."""
-    stored = Path(config.run) / "config.toml"
-    if not stored.is_file():
-        return
-    changed = cli.differences(config, cli.load(stored))
-    if kept := {key: pair for key, pair in changed.items() if key not in MAY_CHANGE}:
-        rows = "".join(f"\n  {key}: was {a!r}, is {b!r}" for key, (a, b) in kept.items())
-        raise ValueError(
-            f"{config.run} holds this ablation with other settings:{rows}\n"
-            f"delete {folder / 'ablations'} to repeat all, or give the old values to continue"
-        )
-
-
-def _copy_records(folder: Path, target: Path) -> None:
-    """Give an ablation the collection of the run, and its manifest: another model is refused."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in RECORDS:
-        if not (target / name).exists():
-            # Whole or not at all: a part would be taken for a collection that was interrupted.
-            shutil.copyfile(folder / name, target / f"{name}.copy")
-            (target / f"{name}.copy").rename(target / name)
-
-
 def _copy_base_evaluation(folder: Path, target: Path) -> None:
     """The base model was evaluated there with the same settings: not again here."""
-    source = folder / "evaluations.json"
-    stored = msgspec.json.decode(source.read_bytes()) if source.is_file() else {}
-    if "base" in stored and not (target / source.name).exists():
-        data = msgspec.json.encode({"base": stored["base"]})
-        files.write_atomic(target / source.name, data)
+    stored = read_json(folder / "evaluations.json") or {}
+    if "base" in stored and not (target / "evaluations.json").exists():
+        write_json(target / "evaluations.json", {"base": stored["base"]})
 
 
-def _say(console: Any, rows: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(
-        title="SFT on the same interventions (held-out problems, 95 % intervals over problems)",
-        title_justify="left",
-    )
-    for column in ("trained on", "examples", "loss tokens", "accuracy %", "covered"):
-        table.add_column(column, justify="left" if column == "trained on" else "right")
+def table(rows: Mapping[str, dict[str, Any]]) -> Table:
+    """What SFT was trained on, and what came of it."""
+    measured = [row["evaluation"] for row in rows.values() if row["evaluation"]]
+    top = max((found.accuracy.high for found in measured), default=0) or 1
+    columns = heads("trained on", ">examples", ">loss tokens", ">accuracy %")
+    columns += [*heads(f"0 to {short(100 * top)} %", only="page"), *heads(">covered")]
+    columns.append(Column("settings", "code", "page"))
+    lines = []
     for name, row in rows.items():
-        cells = [name, str(row["examples"]), f"{row['loss_tokens']:,}"]
-        if found := row["evaluation"]:
-            value, low, high = (100 * getattr(found.accuracy, k) for k in ("value", "low", "high"))
-            covered = found.coverage
-            cells += [
-                f"{value:.1f} [{low:.1f}, {high:.1f}]",
-                f"{round(covered.value * covered.num_problems)} of {covered.num_problems}",
-            ]
-        table.add_row(*cells)
-    console.print(table)
+        found = row["evaluation"]
+        figures = ["", "", ""]
+        if found:
+            drawn = whisker(found.accuracy, top, 2)
+            figures = [interval(found.accuracy), drawn, share(found.coverage)]
+        settings = "  ".join(row["settings"]) or "the recipe"
+        lines.append([name, str(row["examples"]), f"{row['loss_tokens']:,}", *figures, settings])
+    title = "SFT on the same interventions (held-out problems, 95 % intervals over problems)"
+    return Table(title, columns, lines)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,16 +12,20 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
-from rich.table import Table
 
-from intfast import intervene
+from intfast import evaluate, intervene
 from intfast.batch import pack
 from intfast.collect import Found
-from intfast.evaluate import Estimate, Evaluation, bootstrap
+from intfast.evaluate import Estimate
 from intfast.kernels.linear_logprob import linear_logprob
+from intfast.labels import label
 from intfast.prompts import encode
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.run import Run
+from intfast.study.read import read_evaluations
+from intfast.study.summary import summarised
+from intfast.study.tables import Table, heads, interval
+from intfast.study.token_logprobs import spread
 
 CURVES = (
     "reward",
@@ -136,8 +140,7 @@ def _step(record: Intervention) -> list[int]:
 
 def _spread(run: Run, records: Sequence[Any]) -> list[Any]:
     """At most `analysis.texts` of the records, evenly spread over them."""
-    num = min(len(records), run.config.analysis.texts)
-    return [records[place * len(records) // num] for place in range(num)]
+    return [records[place] for place in spread(len(records), run.config.analysis.texts)]
 
 
 def _texts(run: Run, found: Found, names: Sequence[str]) -> dict[str, Any]:
@@ -159,9 +162,9 @@ def _texts(run: Run, found: Found, names: Sequence[str]) -> dict[str, Any]:
             "tokens": sum(text.num_tokens for text in texts),
             "of": {
                 name: {
-                    "nll": (nll := _mean([text.nll for text in texts], seed)),
+                    "nll": (nll := evaluate.estimate([text.nll for text in texts], seed)),
                     "likelihood": math.exp(-nll.value),
-                    "entropy": _mean([text.entropy for text in texts], seed),
+                    "entropy": evaluate.estimate([text.entropy for text in texts], seed),
                 }
                 for name, texts in by_name.items()
             },
@@ -186,27 +189,16 @@ def measure(run: Run, examples: Sequence[Example]) -> list[TextMeasure]:
     return [TextMeasure(int(num), nll / num, entropy / num) for num, nll, entropy in sums]
 
 
-def _mean(values: Sequence[float], seed: int) -> Estimate:
-    low, high = bootstrap(values, seed)
-    return Estimate(
-        value=math.fsum(values) / len(values), low=low, high=high, num_problems=len(values)
-    )
-
-
 # --- curves ------------------------------------------------------------------------------------
 
 
 def pass_curves(run: Run) -> dict[str, dict[int, Estimate]]:
     """Stored evaluation -> k -> unbiased pass@k, for k = 1, 2, 4, ... and all samples."""
-    stored = run.folder.read_json("evaluations.json") or {}
     samples = run.config.evaluate.samples
     ks = sorted({2**power for power in range(samples.bit_length())} | {samples})
-    found = {}
-    for name, value in stored.items():
-        evaluation = msgspec.convert(value, Evaluation)
-        most = max((problem.scored for problem in evaluation.problems), default=0)
-        found[name] = evaluation.summary([k for k in ks if k <= most]).pass_at_k
-    return found
+    stored = read_evaluations(run.folder.path)
+    found = {key: summarised(evaluation, ks) for key, evaluation in stored.items()}
+    return {key: summary.pass_at_k for key, summary in found.items() if summary}
 
 
 def rl_curves(run: Run) -> dict[str, dict[str, list[float | None]]]:
@@ -224,43 +216,38 @@ def rl_curves(run: Run) -> dict[str, dict[str, list[float | None]]]:
 def say(run: Run, result: dict[str, Any]) -> None:
     """The tables, as compact as they get."""
     if result["texts"]:
-        run.metrics.console.print(_text_table(result["texts"]))
+        run.metrics.console.print(text_table(result["texts"]).rich())
     if result["pass_at_k"]:
-        run.metrics.console.print(_pass_table(result["pass_at_k"]))
+        run.metrics.console.print(_pass_table(result["pass_at_k"]).rich())
 
 
-def _text_table(texts: dict[str, Any]) -> Table:
+def text_table(texts: dict[str, Any]) -> Table:
+    """Texts by kind: their likelihood and entropy under each of the weights."""
     names = list(next(iter(texts.values()))["of"])
-    table = Table(
-        title="Texts under the weights: per-token means in nats, mean over texts; p = exp(-NLL)",
-        title_justify="left",
-    )
-    table.add_column("text")
-    for column in ("texts", "tokens", *(f"NLL, {n}" for n in names)):
-        table.add_column(column, justify="right")
-    for name in names:
-        table.add_column(f"p, {name}", justify="right")
-        table.add_column(f"entropy, {name}", justify="right")
+    columns = ["text", ">texts", ">tokens", *(f">NLL, {label(name)}" for name in names)]
+    columns += [f">{what}, {label(name)}" for name in names for what in ("p", "entropy")]
+    rows = []
     for kind, row in texts.items():
-        cells = [f"{row['texts']}", f"{row['tokens']:,}"]
-        cells += [_nats(row["of"][name]["nll"]) for name in names]
-        for name in names:
-            figures = row["of"][name]
-            cells += [f"{figures['likelihood']:.3f}", f"{figures['entropy'].value:.3f}"]
-        table.add_row(kind, *cells)
-    return table
-
-
-def _nats(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+        figures = [row["of"][name] for name in names]
+        cells = [kind, f"{row['texts']}", f"{row['tokens']:,}"]
+        cells += [interval(found["nll"], 3, scale=1) for found in figures]
+        for found in figures:
+            cells += [f"{found['likelihood']:.3f}", f"{found['entropy'].value:.3f}"]
+        rows.append(cells)
+    return Table(
+        "Texts under the weights: per-token means in nats, mean over texts; p = exp(-NLL)",
+        heads(*columns),
+        rows,
+    )
 
 
 def _pass_table(curves: dict[str, dict[int, Estimate]]) -> Table:
-    table = Table(title="pass@k % on the held-out problems (unbiased)", title_justify="left")
-    table.add_column("weights")
     ks = sorted({k for curve in curves.values() for k in curve})
-    for k in ks:
-        table.add_column(f"k = {k}", justify="right")
-    for name, curve in curves.items():
-        table.add_row(name, *(f"{100 * curve[k].value:.1f}" if k in curve else "" for k in ks))
-    return table
+    return Table(
+        "pass@k % on the held-out problems (unbiased)",
+        heads("weights", *(f">k = {k}" for k in ks)),
+        [
+            [label(key), *(f"{100 * curve[k].value:.1f}" if k in curve else "" for k in ks)]
+            for key, curve in curves.items()
+        ],
+    )

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from intfast.labels import Weights
+
 
 class Arm(NamedTuple):
-    """One row: its label, the settings of its run, and the evaluation of the run that it shows."""
+    """One row: its label, the settings of its run, and the weights of the run that it shows."""
 
     label: str
     settings: tuple[str, ...]
-    evaluation: str
+    weights: Weights
 
 
 PLAIN = (
@@ -26,34 +28,31 @@ PLAIN = (
 )
 """Settings of every arm: nothing is run or measured beside the arm itself."""
 _ONLY_RL = {
-    "rl": ("RL", ()),
-    "hint_rl": ("hint-guided RL, shortest beginning", ("rl.hint=shortest",)),
-    "fixed_hint_rl": (
-        "hint-guided RL, half of the reference",
-        ("rl.hint=0.5",),
-    ),
+    "rl": (),
+    "hint_rl": ("rl.hint=shortest",),
+    "fixed_hint_rl": ("rl.hint=0.5",),
 }
 _SFT = {
-    "reference": ("SFT on references", ("sft.data=reference",)),
+    "reference": ("sft.data=reference",),
     # One rewrite per problem, so that all whole-solution arms have as many examples.
-    "reflection": (
-        "SFT on self-reflections",
-        ("sft.data=reflection", "sft.target=one_per_problem"),
-    ),
-    "rft": ("SFT on right attempts (RFT)", ("sft.data=rft", "sft.target=recipe")),
-    "star": ("SFT on rationalisations (STaR)", ("sft.data=star", "sft.target=one_per_problem")),
-    "prefix": ("SFT on beginnings (UPFT)", ("sft.data=prefix",)),
-    "int": ("InT", ("sft.data=intervention",)),
+    "reflection": ("sft.data=reflection", "sft.target=one_per_problem"),
+    "rft": ("sft.data=rft", "sft.target=recipe"),
+    "star": ("sft.data=star", "sft.target=one_per_problem"),
+    "prefix": ("sft.data=prefix",),
+    "int": ("sft.data=intervention",),
 }
 
 
 def _all() -> dict[str, Arm]:
-    arms = {"base": Arm("base", (), "base")}
-    for name, (label, settings) in _ONLY_RL.items():
-        arms[name] = Arm(label, (*PLAIN, "sft.epochs=0", *settings), "base_rl")
-    for name, (label, settings) in _SFT.items():
-        arms[name] = Arm(label, (*PLAIN, "rl.steps=0", *settings), name)
-        arms[f"{name}_rl"] = Arm(f"{label} + RL", (*PLAIN, *settings), f"{name}_rl")
+    base, base_rl = Weights("base"), Weights("base", rl=True)
+    arms = {"base": Arm(base.label, (), base)}
+    for name, settings in _ONLY_RL.items():
+        label = base_rl.label if name == "rl" else Weights.parse(name).label
+        arms[name] = Arm(label, (*PLAIN, "sft.epochs=0", *settings), base_rl)
+    for name, settings in _SFT.items():
+        before, after = Weights(name), Weights(name, rl=True)
+        arms[name] = Arm(before.label, (*PLAIN, "rl.steps=0", *settings), before)
+        arms[after.key] = Arm(after.label, (*PLAIN, *settings), after)
     return arms
 
 
@@ -61,6 +60,9 @@ ARMS = _all()
 """Name -> arm, in the order of the table."""
 DEFAULT = [name for name in ARMS if name not in ("rft_rl", "star_rl", "prefix_rl")]
 """The rows of the paper's table and the usual sanity checks before RL."""
+COLORS = {"base": 0, "rl": 1, "reference": 2, "int": 3, "reflection": 4, "hint": 5}
+COLORS |= {"fixed_hint": 6, "rft": 1, "star": 5, "prefix": 6}
+"""Family of arms -> its colour on the page; those that share one are told apart by dashes."""
 OURS = "int_rl"
 """The arm that the others are compared with, and whose tokens they may spend."""
 
@@ -76,7 +78,22 @@ def check(names: Sequence[str]) -> list[str]:
 
 def family(name: str) -> str:
     """What `X` and `X_rl` share, as they may share a run: `X`."""
-    return name.removesuffix("_rl")
+    return Weights.parse(name).arm
+
+
+def has_rl(name: str) -> bool:
+    """Whether an arm ends with RL."""
+    return name in ARMS and ARMS[name].weights.rl
+
+
+def color(name: str) -> int:
+    """The colour of an arm on the page; `X` and `X_rl` share one."""
+    return COLORS[family(name)]
+
+
+def is_dashed(name: str) -> bool:
+    """Whether a line of the arm is dashed, as another arm has its colour."""
+    return family(name) in ("rft", "star", "prefix")
 
 
 def needs_sft(name: str) -> bool:
@@ -86,7 +103,8 @@ def needs_sft(name: str) -> bool:
 
 def run_of(name: str, names: Sequence[str]) -> str:
     """The arm whose run holds the row `name`: `X_rl` holds `X` too, where both are wanted."""
-    return f"{name}_rl" if f"{name}_rl" in names else name
+    after = Weights(name, rl=True).key
+    return after if after in names else name
 
 
 def runs(names: Sequence[str]) -> list[str]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from intfast import cli, intervene
+from intfast import intervene
+from intfast.evaluate import wilson
 from intfast.prompts import split_steps
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem, TokenLogprobs
-from intfast.study.page_data import read_rows
+from intfast.study.page_data import RunData
+from intfast.study.read import read_rows
 
 ITEM_BYTES = 24_000_000
 """Texts of candidates in one page: problems, references, attempts, replies."""
@@ -25,26 +26,26 @@ TOKENS = 100_000
 MARKS = {"correct": "c", "wrong": "w", "unscored": "u"}
 
 
-def browse(folder: Path) -> dict[str, Any]:
+def browse(run: RunData) -> dict[str, Any]:
     """The candidates with all that belongs to them, other SFT examples, and what was left out."""
-    separator = cli.load(folder / "config.toml").prompt.separator
-    candidates = read_rows(folder, "interventions", Intervention)
-    examples = read_rows(folder, "examples", Example)
-    scored = read_rows(folder, "example_logprobs", TokenLogprobs)
+    separator, folder = run.config.prompt.separator, run.folder
+    candidates = run.interventions
+    examples = read_rows(folder / "examples.jsonl", Example)
+    scored = read_rows(folder / "example_logprobs.jsonl", TokenLogprobs)
     fitting = [row for row in _within_tokens(scored) if row.example < len(examples)]
     others = [row for row in fitting if examples[row.example].kind != "intervention"]
     with_others = {examples[row.example].problem_id for row in others}
     wanted = {record.problem_id for record in candidates} | with_others
-    problems = {p.id: p for p in read_rows(folder, "problems", Problem) if p.id in wanted}
+    problems = {p.id: p for p in read_rows(folder / "problems.jsonl", Problem) if p.id in wanted}
     pairs = {(record.problem_id, record.attempt) for record in candidates}
     attempts = {
         (record.problem_id, record.sample): record
-        for record in read_rows(folder, "attempts", Attempt)
+        for record in run.attempts
         if (record.problem_id, record.sample) in pairs
     }
     kept = _within_budget(candidates, problems, attempts)
     shown = {record.problem_id for record in kept}
-    chips, num_texts = _chips(folder, {record.id for record in kept})
+    chips, num_texts = _chips(run.continuations, {record.id for record in kept})
     tokens = _tokens(examples, fitting, kept, attempts)
     return {
         "scored": len(scored),
@@ -53,7 +54,7 @@ def browse(folder: Path) -> dict[str, Any]:
         "left_out": {
             "examples": len(scored) - len(fitting),
             "candidates": len(candidates) - len(kept),
-            "texts": sum(len(g) for starts in chips.values() for g, _ in starts.values())
+            "texts": sum(len(g) for starts in chips.values() for g, *_ in starts.values())
             - num_texts,
         },
         "problems": {
@@ -72,22 +73,13 @@ def browse(folder: Path) -> dict[str, Any]:
     }
 
 
+SHOWN = ("id", "attempt", "sample", "gate", "reason", "location", "content", "reply", "guided")
+"""Fields of an Intervention that the browser shows as they are."""
+
+
 def _item(record: Intervention, chips: dict[str, Any], tokens: Any) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "problem": record.problem_id,
-        "attempt": record.attempt,
-        "sample": record.sample,
-        "gate": record.gate,
-        "reason": record.reason,
-        "location": record.location,
-        "content": record.content,
-        "reply": record.reply,
-        "guided": record.guided,
-        "num_tokens": record.num_tokens,
-        "chips": chips,
-        "tokens": tokens,
-    }
+    fields = {name: getattr(record, name) for name in (*SHOWN, "num_tokens")}
+    return fields | {"problem": record.problem_id, "chips": chips, "tokens": tokens}
 
 
 def _within_budget(
@@ -116,13 +108,16 @@ def _within_budget(
     return [record for record in candidates if record.id in kept]
 
 
-def _chips(folder: Path, wanted: set[str]) -> tuple[dict[str, dict[str, Any]], int]:
-    """Intervention id -> start -> (one mark per sample, {place: text}), and how many texts.
+def _chips(
+    continuations: Sequence[Continuation], wanted: set[str]
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Intervention id -> start -> (one mark per sample, {place: text}, interval of the share of
+    right ones or None), and how many texts.
 
     The first right and the first wrong one of each start come first, then the others in order.
     """
     drawn: dict[str, dict[str, list[Continuation]]] = defaultdict(lambda: defaultdict(list))
-    for record in read_rows(folder, "continuations", Continuation):
+    for record in continuations:
         if record.intervention_id in wanted:
             drawn[record.intervention_id][record.start].append(record)
     chips: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -131,7 +126,9 @@ def _chips(folder: Path, wanted: set[str]) -> tuple[dict[str, dict[str, Any]], i
         for start, records in starts.items():
             records.sort(key=lambda record: record.sample)
             texts: dict[int, str] = {}
-            chips[key][start] = ("".join(MARKS[record.grade] for record in records), texts)
+            marks = "".join(MARKS[record.grade] for record in records)
+            right, scored = marks.count("c"), len(marks) - marks.count("u")
+            chips[key][start] = (marks, texts, wilson(right, scored) if scored else None)
             seen: set[str] = set()
             for place, record in enumerate(records):
                 (rest if record.grade in seen else first).append((texts, place, record.text))

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from intfast import cli
-from intfast.config import MAY_CHANGE, Config
+from intfast.config import Config
 from intfast.safe_text import shown
 from intfast.state.command import outcome
-from intfast.study import arms
+from intfast.study import arms, derive
+from intfast.study.read import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +70,7 @@ class Plan(NamedTuple):
 
     def goes_on(self, name: str) -> bool:
         """Whether RL of this run goes on behind `rl.steps`, for equal tokens."""
-        return self.equal_tokens and name != arms.OURS and name.endswith("rl")
+        return self.equal_tokens and name != arms.OURS and arms.has_rl(name)
 
     @property
     def root(self) -> Path:
@@ -98,11 +99,11 @@ def read_plan(words: Sequence[str]) -> Plan:
         raise ValueError(f"equal_tokens= expects true or false, got {own['equal_tokens']!r}")
     if config.data.test is None:
         raise ValueError("a comparison needs held-out problems: set data.test")
-    if not config.rl.steps and (bad := [n for n in names if n.endswith("rl")]):
+    if not config.rl.steps and (bad := [n for n in names if arms.has_rl(n)]):
         raise ValueError(f"rl.steps = 0, but arms {', '.join(bad)} need RL; leave them out")
     if not config.sft.epochs and (bad := [n for n in names if arms.needs_sft(n)]):
         raise ValueError(f"sft.epochs = 0, but arms {', '.join(bad)} need SFT; leave them out")
-    if config.rl.problems == "unlocked" and (bad := [n for n in names if n.endswith("rl")]):
+    if config.rl.problems == "unlocked" and (bad := [n for n in names if arms.has_rl(n)]):
         raise ValueError(
             'rl.problems = "unlocked" would train every arm on the problems that InT unlocked, and '
             f"charge it for InT's search ({', '.join(bad)}); set rl.problems=selected"
@@ -211,24 +212,13 @@ def _is_done(folder: Path) -> bool:
 def _check_stored(config: Config, goes_on: bool) -> None:
     """Raise ValueError, before any work, where a folder holds an arm with other settings."""
     stored = Path(config.run) / "config.toml"
-    if not stored.exists():
-        return
-    before = cli.load(stored)
-    changed = cli.differences(config, before)
-    # How many tokens are as many as ours is known only behind ours.
-    changed.pop("rl.until_tokens", None)
-    rows = [
-        f"{key}: was {a!r}, is {b!r}" for key, (a, b) in changed.items() if key not in MAY_CHANGE
-    ]
-    if goes_on != (before.rl.until_tokens is not None):
+    went_on = stored.exists() and cli.load(stored).rl.until_tokens is not None
+    also = []
+    if stored.exists() and goes_on != went_on:
         was, now = ("ended at rl.steps", "goes on") if goes_on else ("went on", "ends at rl.steps")
-        rows.append(f"its RL {was}; with these arms and equal_tokens it {now}")
-    if rows:
-        raise ValueError(
-            f"{config.run} holds an arm with other settings:\n  "
-            + "\n  ".join(rows)
-            + "\nuse another run=FOLDER"
-        )
+        also.append(f"its RL {was}; with these arms and equal_tokens it {now}")
+    # How many tokens are as many as ours is known only behind ours.
+    derive.check(config, "an arm", "use another run=FOLDER", ["rl.until_tokens"], also)
 
 
 def _run_arm(config: Config, source: Path, console: Console) -> None:
@@ -241,7 +231,7 @@ def _run_arm(config: Config, source: Path, console: Console) -> None:
     if _is_done(folder):
         console.print(shown(f"{folder} is done"), markup=False)
         return
-    _share(source, folder, config)
+    derive.give(source, folder, _shared(config))
     try:
         finish.train(config, console)
     except NoExamples as error:
@@ -249,28 +239,18 @@ def _run_arm(config: Config, source: Path, console: Console) -> None:
         write_json(folder / "skipped.json", {"reason": str(error)})
 
 
-def _share(source: Path, folder: Path, config: Config) -> None:
-    """Give a new run folder the records that it would draw itself, from the shared ones."""
-    from intfast.state.files import write_atomic
-
+def _shared(config: Config) -> list[str]:
+    """The records that a run would draw itself."""
     names = ["evaluations.json"]
     names += ["attempts.jsonl"] if config.needs_attempts else []
-    if config.needs_interventions:
-        names += ["interventions.jsonl", "continuations.jsonl"]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if (source / name).exists() and not (folder / name).exists():
-            write_atomic(folder / name, (source / name).read_bytes())
+    needed = config.needs_interventions
+    return names + (["interventions.jsonl", "continuations.jsonl"] if needed else [])
 
 
 def _generated(folder: Path) -> int | None:
     """Tokens that a finished arm generated; None where it had nothing to learn from."""
-    import msgspec
-
-    summary = folder / "summary.json"
-    if not summary.exists():
-        return None
-    return sum(msgspec.json.decode(summary.read_bytes())["generated_tokens"].values())
+    summary = read_json(folder / "summary.json")
+    return sum(summary["generated_tokens"].values()) if summary else None
 
 
 # --- dry run -----------------------------------------------------------------------------------

@@ -7,22 +7,25 @@ problems. Tokens are all that a run generated to choose problems, make data, and
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from intfast import cli
 from intfast.evaluate import Estimate, Evaluation, ProblemCounts, bootstrap_seeds, pass_at_k
 from intfast.safe_text import shown
 from intfast.state.files import write_atomic
 from intfast.state.runfolder import write_json
 from intfast.study import arms
+from intfast.study.charts import dot, whisker
+from intfast.study.read import read_evaluations, read_json, read_rows
+from intfast.study.tables import Cell, Column, Table, element, heads, interval, reading, short
 
 COLLECTION = ("attempts", "verify", "continue", "guided")
 """The keys of `generated_tokens` in summary.json that are data collection."""
-AHEAD = "InT + RL ahead by, points"
+OURS = arms.ARMS[arms.OURS].label
 Cells = dict[str, Any]
 """What one arm showed with one seed; see `measure`."""
 Values = Callable[[ProblemCounts], float]
@@ -36,33 +39,31 @@ def measure(root: Path, name: str, names: Sequence[str], seed: int) -> Cells | N
     """
     folder = root / f"seed-{seed}"
     if name == "base":
-        stored = _json(folder / "collection" / "evaluations.json")["base"]
-        return {"evaluation": msgspec.convert(stored, Evaluation), "tokens": 0, "longer": None}
+        base = read_evaluations(folder / "collection")["base"]
+        return {"evaluation": base, "tokens": 0, "longer": None}
     folder /= arms.run_of(name, names)
     if (folder / "skipped.json").exists():
         return None
-    key = arms.ARMS[name].evaluation
-    evaluations, summary = _json(folder / "evaluations.json"), _json(folder / "summary.json")
+    weights = arms.ARMS[name].weights
+    evaluations, summary = read_evaluations(folder), read_json(folder / "summary.json")
     tokens = {part: summary["generated_tokens"].get(part, 0) for part in COLLECTION}
-    cells: Cells = {"collection": tokens, "examples": _lines(folder / "examples.jsonl")}
-    if not key.endswith("_rl"):
-        ended = msgspec.convert(evaluations[key], Evaluation)
+    examples = len(read_rows(folder / "examples.jsonl", msgspec.Raw))
+    cells: Cells = {"collection": tokens, "examples": examples}
+    ended = evaluations[weights.key]
+    if not weights.rl:
         return cells | {"evaluation": ended, "tokens": sum(tokens.values()), "longer": None}
-    rows = [row for row in _rows(folder) if row["stage"] == key]
-    middle = [text for text in evaluations if text.startswith(f"{key}@")]
-    steps = _toml(folder)["rl"]["steps"]
-    at_steps = f"{key}@{steps}" if f"{key}@{steps}" in middle else key
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["stage"] == weights.key]
+    steps = cli.load(folder / "config.toml").rl.steps
+    at_steps = evaluations.get(weights._replace(step=steps).key, ended)
     spent = [sum(tokens.values()) + sum(map(_row_tokens, part)) for part in (rows[:steps], rows)]
     went_on = len(rows) > steps
-    ended = {"steps": len(rows), "tokens": spent[1]}
+    longer = {"evaluation": ended, "steps": len(rows), "tokens": spent[1]}
     return cells | {
-        "evaluation": msgspec.convert(evaluations[at_steps], Evaluation),
+        "evaluation": at_steps,
         "tokens": spent[0],
         "steps": steps,
         "training": _training(rows[:steps]),
-        "longer": ended | {"evaluation": msgspec.convert(evaluations[key], Evaluation)}
-        if went_on
-        else None,
+        "longer": longer if went_on else None,
     }
 
 
@@ -98,7 +99,7 @@ def build(
     """
     cells = {name: {seed: measure(root, name, names, seed) for seed in seeds} for name in names}
     ours = cells.get(arms.OURS)
-    ks = _toml(root / f"seed-{seeds[0]}" / "collection")["evaluate"]["ks"]
+    ks = cli.load(root / f"seed-{seeds[0]}" / "collection" / "config.toml").evaluate.ks
     rows = {name: _row(name, found, ours, ks, equal_tokens) for name, found in cells.items()}
     return {
         "seeds": list(seeds),
@@ -129,7 +130,7 @@ def _row(
     # Where RL did not go on, it had its tokens already. Without ours there was nothing to equal.
     longer = {seed: cells["longer"] or cells for seed, cells in done.items() if seed in other}
     at_tokens = {seed: cells["evaluation"] for seed, cells in longer.items()}
-    is_equal = equal_tokens and name.endswith("rl") and bool(at_tokens)
+    is_equal = equal_tokens and arms.has_rl(name) and bool(at_tokens)
     trained = [cells["training"] for cells in done.values() if "training" in cells]
     return {
         "label": arms.ARMS[name].label,
@@ -220,7 +221,7 @@ def _mean(values: Any) -> float:
     return sum(listed) / len(listed) if listed else 0.0
 
 
-# --- the table ---------------------------------------------------------------------------------
+# --- the tables --------------------------------------------------------------------------------
 
 
 def write(root: Path, found: dict[str, Any], console: Any) -> None:
@@ -233,92 +234,124 @@ def write(root: Path, found: dict[str, Any], console: Any) -> None:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """Both tables, at equal steps and at equal tokens, and the rows where ours is not ahead."""
-    rows, ks = found["arms"], [k for k in found["ks"] if k > 1]
+    rows = found["arms"]
     seeds = ", ".join(map(str, found["seeds"]))
     num = next((row["accuracy"].num_problems for row in rows.values() if row["accuracy"]), None)
     if num is None:
         return "No arm had a single example to learn from: there is nothing to compare.\n"
-    last = ["by seed %", "examples", "training reward"]
     over = "seeds and problems" if len(found["seeds"]) > 1 else "problems"
+    steps = steps_table(found)
     lines = [
         f"{num} held-out problems, seeds {seeds}; 95 % intervals, bootstrap over "
         f"{over}; differences paired by seed and problem.",
-        "",
-        "At equal RL steps. Training reward: last quarter of RL, on the training problems.",
-        "",
-        *_head(["arm", "accuracy %", *(f"pass@{k} %" for k in ks), AHEAD, *last]),
+        *("", steps.title, "", *steps.markdown()),
     ]
-    for row in rows.values():
-        by_seed = " ".join(f"{100 * value:.1f}" for value in row["accuracy_by_seed"].values())
-        reward = f"{row['training']['reward']:.2f}" if row["training"] else ""
-        cells = [row["accuracy"], *(row["pass_at_k"].get(k) for k in ks), row["ahead"]]
-        examples = f"{row['examples']:.0f}" if row["examples"] else ""
-        lines.append(_line([_label(row), *map(_cell, cells), by_seed, examples, reward]))
     if found["equal_tokens"]:
-        lines += ["", *_tokens_table(rows)]
+        tokens = tokens_table(found)
+        lines += ["", tokens.title, "", *tokens.markdown()]
     if found["compared_with"]:
         names = ", ".join(rows[name]["label"] for name in found["not_ahead"]) or "none"
-        lines += ["", f"InT + RL is not clearly ahead (the interval reaches 0) of: {names}."]
+        lines += ["", f"{OURS} is not clearly ahead (the interval reaches 0) of: {names}."]
     if found["own_settings"]:
         own = [f"{name}: {' '.join(words)}" for name, words in found["own_settings"].items()]
         lines += ["", f"Settings of single arms: {'; '.join(own)}."]
     return "\n".join(lines) + "\n"
 
 
-def _tokens_table(rows: Mapping[str, Any]) -> list[str]:
-    head = ["arm", "attempts", "other collection", "RL steps", "tokens in all"]
-    lines = [
-        "At equal generated tokens: RL of the others goes on until they have generated as many as "
-        "InT + RL, all data collection included. Thousands of tokens, means of seeds.",
-        "",
-        *_head([*head, "accuracy %", AHEAD]),
-    ]
-    for row in rows.values():
+def steps_table(found: Mapping[str, Any]) -> Table:
+    """Every arm after `rl.steps`; without a reward on the page, which has it elsewhere."""
+    ks = [k for k in found["ks"] if k > 1]
+    top = _top(found, "accuracy")
+    columns = _columns(top, ks, found["compared_with"])
+    columns += [*heads(">by seed %", ">examples"), *heads(">training reward", only="text")]
+    rows = []
+    for name, row in found["arms"].items():
+        by_seed = list(row["accuracy_by_seed"].items())
+        cells = [_label(name, row), *_accuracy(name, row["accuracy"], top, by_seed)]
+        cells += [interval(row["pass_at_k"].get(k)) for k in ks]
+        cells += [*_ahead(row["ahead"]), in_percent(by_seed)]
+        reward = f"{row['training']['reward']:.2f}" if row["training"] else ""
+        rows.append([*cells, f"{row['examples']:.0f}" if row["examples"] else "", reward])
+    return Table(
+        "At equal RL steps. Training reward: last quarter of RL, on the training problems.",
+        columns,
+        rows,
+        style="arms",
+    )
+
+
+def tokens_table(
+    found: Mapping[str, Any], by_seed: Mapping[str, Sequence[tuple[int, float]]] | None = None
+) -> Table:
+    """The arms with RL after as many generated tokens as ours.
+
+    by_seed  accuracies of each arm's seeds, for the page
+    """
+    top = _top(found, "accuracy_tokens")
+    arm, *figures = _columns(top, [], found["compared_with"])
+    columns = [arm, *heads(">attempts", ">other collection", only="text"), *heads(">RL steps")]
+    columns += [*heads(">tokens in all", only="text"), *figures, *heads(">by seed %", only="page")]
+    rows = []
+    for name, row in found["arms"].items():
         if row["accuracy_tokens"]:
             parts = row["collection"]
             other = sum(parts.values()) - parts["attempts"]
-            counts = [_thousands(parts["attempts"]), _thousands(other)]
-            counts += [f"{row['steps_tokens']:.0f}", _thousands(row["tokens_tokens"])]
-            figures = map(_cell, (row["accuracy_tokens"], row["ahead_tokens"]))
-            lines.append(_line([_label(row), *counts, *figures]))
-    return lines
+            seeds = (by_seed or {}).get(name, [])
+            cells = [_label(name, row), _thousands(parts["attempts"]), _thousands(other)]
+            cells += [f"{row['steps_tokens']:.0f}", _thousands(row["tokens_tokens"])]
+            cells += _accuracy(name, row["accuracy_tokens"], top, seeds)
+            rows.append([*cells, *_ahead(row["ahead_tokens"]), in_percent(seeds)])
+    return Table(
+        "At equal generated tokens: RL of the others goes on until they have generated as many as "
+        f"{OURS}, all data collection included. Thousands of tokens, means of seeds.",
+        columns,
+        rows,
+        style="arms",
+    )
 
 
-def _label(row: Mapping[str, Any]) -> str:
+def _columns(top: float, ks: Sequence[int], compared_with: str | None) -> list[Column]:
+    """Of an arm: its label, accuracy, pass@k, and how far ours is ahead of it."""
+    return [
+        *heads("*arm", ">accuracy %"),
+        Column(f"0 to {short(100 * top)} %, dots: seeds", only="page"),
+        *heads(*(f">pass@{k} %" for k in ks)),
+        Column(f"{OURS} ahead by, points", "num", "" if compared_with else "text"),
+        Column(f"{OURS} is", only="page" if compared_with else "nowhere"),
+    ]
+
+
+def _top(found: Mapping[str, Any], key: str) -> float:
+    return max((row[key].high for row in found["arms"].values() if row[key]), default=0) or 1
+
+
+def _label(name: str, row: Mapping[str, Any]) -> str:
     missing = ", ".join(map(str, row["without_examples"]))
-    return row["label"] + (f" (no example with seed {missing})" if missing else "")
+    without = f"no example with seed {missing}" if missing else ""
+    text = f"{row['label']} ({without})" if without else row["label"]
+    about = element("div", without, class_="note") if without else None
+    return Cell(text, element("span", dot(arms.color(name)), row["label"], about))
 
 
-def _head(names: Sequence[str]) -> list[str]:
-    return [_line(names), "| --- " * len(names) + "|"]
+def _accuracy(
+    name: str, estimate: Estimate | None, top: float, by_seed: Sequence[tuple[int, float]]
+) -> list[str]:
+    return [interval(estimate), whisker(estimate, top, arms.color(name), seed_dots(by_seed))]
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _ahead(estimate: Estimate | None) -> list[str]:
+    return [interval(estimate), reading(estimate, "ahead", "behind")]
 
 
-def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
-    value, low, high = (100 * part for part in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+def seed_dots(by_seed: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
+    """Dots of a whisker."""
+    return [(f"seed {seed}: {100 * value:.1f} %", value) for seed, value in by_seed]
+
+
+def in_percent(by_seed: Sequence[tuple[int, float]]) -> str:
+    """The accuracies of seeds, side by side."""
+    return " ".join(f"{100 * value:.1f}" for _, value in by_seed)
 
 
 def _thousands(count: float) -> str:
     return f"{count / 1000:,.0f}"
-
-
-def _json(path: Path) -> Any:
-    return msgspec.json.decode(path.read_bytes())
-
-
-def _toml(folder: Path) -> dict[str, Any]:
-    return tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    return list(map(msgspec.json.decode, (folder / "metrics.jsonl").read_bytes().splitlines()))
-
-
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0

@@ -6,7 +6,6 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -16,9 +15,7 @@ from intfast.prompts import split_steps
 from intfast.records import Attempt, Intervention, Problem
 from intfast.safe_text import shown
 from intfast.state.command import outcome
-
-MAX_SHOWN = 20
-"""Changed rows that a report lists."""
+from intfast.study.read import MAX_SHOWN, read_rows
 
 
 class Row(msgspec.Struct):
@@ -32,24 +29,6 @@ class Row(msgspec.Struct):
     finish_reason: str = "stop"
     grade: str = ""
     reason: str = ""
-
-
-def read_jsonl(path: Path, kind: type) -> list[Any]:
-    """Decoded lines. Raises ValueError without a file, or with every line that is not a `kind`."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    rows, faults = [], []
-    for number, line in enumerate(data.splitlines(), 1):
-        try:
-            rows.append(msgspec.json.decode(line, type=kind))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            faults.append(f"{path}:{number}: {error}")
-    if faults:
-        more = [f"and {len(faults) - MAX_SHOWN} more"] if len(faults) > MAX_SHOWN else []
-        raise ValueError("\n".join([*faults[:MAX_SHOWN], *more]))
-    return rows
 
 
 def mode_of(path: Path) -> str:
@@ -71,7 +50,7 @@ def report(path: Path, grader: Grader, problems: Path | None = None) -> str:
             f"{path} holds no answers; expected attempts.jsonl, continuations.jsonl, or rows with "
             "`text` and `answer`"
         )
-    rows: list[Row] = read_jsonl(path, Row)
+    rows: list[Row] = read_rows(path, Row, finished=True)
     golds = _golds(path, rows, problems)
     begun = _begun(path) if any(row.intervention_id for row in rows) else {}
     grades = grader.grade_many(
@@ -102,7 +81,7 @@ def _golds(path: Path, rows: list[Row], named: Path | None) -> dict[str, str]:
     problems = named or path.with_name("problems.jsonl")
     if named is None and not problems.is_file():
         raise ValueError(f"{path} has rows without `answer`; name its problems: --problems")
-    golds = {problem.id: problem.answer for problem in read_jsonl(problems, Problem)}
+    golds = {problem.id: problem.answer for problem in read_rows(problems, Problem, finished=True)}
     if missing := wanted - golds.keys():
         raise ValueError(f"{problems} lacks problem {min(missing)!r} ({len(missing)} in all)")
     return golds
@@ -117,9 +96,9 @@ def _begun(path: Path) -> Mapping[tuple[str, str], str]:
     prompt = cli.load(config).prompt
     # The words of the compact style are tokens; texts of tokens are joined by a space.
     between = " " if prompt.style == "compact" else ""
-    texts = {(a.problem_id, a.sample): a.text for a in read_jsonl(attempts, Attempt)}
+    texts = {(a.problem_id, a.sample): a.text for a in read_rows(attempts, Attempt, finished=True)}
     begun = {}
-    for record in read_jsonl(interventions, Intervention):
+    for record in read_rows(interventions, Intervention, finished=True):
         if not record.location:
             continue
         attempt = (record.problem_id, record.attempt)

@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import msgspec
+from markupsafe import Markup
 
 import intfast
+from intfast import intervene
+from intfast.labels import STARTS
 from intfast.safe_text import shown
 from intfast.state.command import outcome
 from intfast.state.files import write_atomic
-from intfast.study import compare_page, repeats
+from intfast.study import compare_page, repeats, results, sections, training
 from intfast.study.browser import browse
-from intfast.study.page_data import collect_all
+from intfast.study.page_data import RunData, Section, load_all
+from intfast.study.tables import PAGE, render
 
 USAGE = """\
 usage: python -m intfast.report RUN [RUN ...] [--out FILE]
@@ -36,8 +38,7 @@ Writes one HTML page about a run folder, or the folder of a comparison, to repor
 about several runs, side by side, to report.html here. Runs that differ in their seed alone are also
 pooled. A run that has not finished gives a page of what is there.
 """
-PAGE = Path(__file__).with_name("page")
-SCRIPTS = ("dom.js", "charts.js", "sections.js", "compare.js", "browser.js", "main.js")
+SCRIPTS = ("browser.js", "detail.js")
 
 
 def write(runs: Sequence[Path], out: Path) -> Path:
@@ -49,61 +50,81 @@ def write(runs: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def page(runs: Sequence[Path]) -> str:
+def page(folders: Sequence[Path]) -> str:
     """The page of these run folders, or of one comparison, as text."""
-    title, folders, found = _gather(runs)
-    items = [browse(folder) for folder in folders]
-    for run, texts in zip(found["runs"], items, strict=True):
-        run |= {key: texts.pop(key) for key in ("scored", "trained")}
-    style = (PAGE / "page.css").read_text(encoding="utf-8")
-    script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    texts = [_packed(f"items-{i}", part) for i, part in enumerate(items)]
-    return Template((PAGE / "page.html").read_text(encoding="utf-8")).substitute(
-        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'",
-        version=html.escape(intfast.__version__),
-        title=html.escape(f"{title} - intfast"),
+    title, header, parts, runs = gather(folders)
+    style, script = _own("page.css"), Markup("\n").join(map(_own, SCRIPTS))
+    policy = f"style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
+    figures = [
+        {"name": run.name, "candidates": len(run.interventions), "scored": run.texts["scored"]}
+        for run in runs
+    ]
+    return render(
+        "page.html",
+        policy=f"default-src 'none'; {policy}; form-action 'none'",
+        version=intfast.__version__,
+        title=f"{title} - intfast",
         style=style,
         script=script,
-        figures=_block("runs", found),
-        # Behind the script: the figures are drawn before the texts are read.
-        texts="\n".join(texts),
+        header=header,
+        sections=parts,
+        figures=_block({"runs": figures, "gates": intervene.GATES, "starts": STARTS}),
+        texts=[_packed(run.texts) for run in runs],
     )
 
 
-def _gather(folders: Sequence[Path]) -> tuple[str, list[Path], dict[str, Any]]:
-    """A title, the folders whose interventions can be read, and all figures."""
+def gather(folders: Sequence[Path]) -> tuple[str, list[Any], list[Section], list[RunData]]:
+    """A title, the header, the sections, and the runs whose interventions can be read."""
     compared = [folder for folder in folders if compare_page.is_comparison(folder)]
     if not compared:
-        found = collect_all(folders)
-        names = [run["name"] for run in found["runs"]]
-        found["pooled"] = repeats.pooled(folders, names)
-        return ", ".join(names), list(folders), found
+        runs = _with_texts(load_all(folders))
+        found = [results.results(runs, repeats.pooled(runs)), *_browsing(runs)]
+        found.append(training.training(runs))
+        found += [part(runs) for part in (sections.time, sections.grading, sections.settings)]
+        return ", ".join(run.name for run in runs), sections.header(runs), found, runs
     if len(folders) > 1:
         raise ValueError(
             f"{compared[0]} holds a comparison, which has a page of its own; expected it alone, "
             "or run folders only"
         )
-    comparison = compare_page.collect(compared[0])
+    about = compare_page.About(compared[0])
     ours = compare_page.ours(compared[0])
-    found = collect_all(list(ours.values()))
-    for run, name in zip(found["runs"], ours, strict=True):
-        run["name"] = name
-    return comparison["name"], list(ours.values()), found | {"comparison": comparison}
+    runs = _with_texts(load_all(list(ours.values())))
+    for run, name in zip(runs, ours, strict=True):
+        run.name = name
+    before, after = compare_page.sections(about)
+    found = [*before, *(_browsing(runs) if runs else []), *after]
+    return compared[0].resolve().name, compare_page.header(about), found, runs
 
 
-def _block(name: str, value: Any) -> str:
-    """A data block: JSON in which no character can end the element or begin a comment in it."""
+def _with_texts(runs: list[RunData]) -> list[RunData]:
+    for run in runs:
+        run.texts = browse(run)
+    return runs
+
+
+def _browsing(runs: Sequence[RunData]) -> list[Section]:
+    """The interventions in numbers, the place of their browser, and other SFT examples."""
+    found = [sections.interventions(runs), sections.reader(runs), sections.trained(runs)]
+    return [section for section in found if section]
+
+
+def _own(name: str) -> Markup:
+    """A file of page/, as it is."""
+    return Markup((PAGE / name).read_text(encoding="utf-8"))
+
+
+def _block(value: Any) -> Markup:
+    """JSON in which no character can end the element around it or begin a comment in it."""
     text = msgspec.json.encode(value).decode()
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return f'<script type="application/json" id="{name}">{text}</script>'
+    return Markup(text)
 
 
-def _packed(name: str, value: Any) -> str:
-    """A data block of base64 of zlib of JSON: fewer bytes to parse when the page opens."""
-    data = base64.b64encode(zlib.compress(msgspec.json.encode(value), 6)).decode()
-    return f'<script type="text/plain" id="{name}">{data}</script>'
+def _packed(value: Any) -> Markup:
+    """base64 of zlib of JSON: fewer bytes to parse when the page opens."""
+    return Markup(base64.b64encode(zlib.compress(msgspec.json.encode(value), 6)).decode())
 
 
 def _hash(text: str) -> str:

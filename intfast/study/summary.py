@@ -1,57 +1,28 @@
-"""What a run found, in numbers: the tables on the console, `summary.json`, the exported model."""
+"""What a run found, in numbers: the tables on the console and `summary.json`."""
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import msgspec
-from rich.table import Table
-
-from intfast import collect, intervene
+from intfast import collect, evaluate, intervene
 from intfast.collect import Found
-from intfast.evaluate import Estimate, Evaluation, bootstrap, compare, coverage
+from intfast.config import Config
+from intfast.evaluate import Evaluation, Summary, coverage
+from intfast.labels import LABELS, STARTS, Weights, in_order, label
+from intfast.records import Continuation, Intervention
 from intfast.run import Run
+from intfast.study.charts import bar, dotted, whisker
+from intfast.study.read import read_evaluations
+from intfast.study.tables import Cell, Table, element, heads, interval, share, short
 
-ARMS = {
-    "base": "base",
-    "base_rl": "RL",
-    "reference": "SFT on references",
-    "reference_rl": "SFT on references + RL",
-    "reflection": "SFT on self-reflections",
-    "reflection_rl": "SFT on self-reflections + RL",
-    "rft": "SFT on right attempts (RFT)",
-    "rft_rl": "RFT + RL",
-    "star": "STaR rationalisation",
-    "star_rl": "STaR + RL",
-    "prefix": "SFT on beginnings (UPFT)",
-    "prefix_rl": "UPFT + RL",
-    "int": "InT",
-    "int_rl": "InT + RL",
-}
-"""Stored name of an evaluation -> its row in the table, in this order."""
-STARTS = {
-    "intervention": "prefix + intervention",
-    "error": "prefix + wrong step",
-    "prefix": "prefix alone",
-}
+# --- interventions -----------------------------------------------------------------------------
 
 
 def intervention_figures(run: Run, found: Found) -> dict[str, Any]:
-    """Counts of the gates, and accuracy and coverage of continuing from each start.
-
-    Attempts are the unit that is continued; a problem is covered when any of its attempts is.
-    """
-    config = run.config.intervene
+    """Counts of the gates, and accuracy and coverage of continuing from each start."""
     gates = Counter(record.gate for record in found.interventions)
-    continued = [r for r in found.interventions if r.gate in intervene.REACHED_CONTINUATION]
-    starts = {}
-    for start in STARTS:
-        drawn = [record for record in found.continuations if record.start == start]
-        if drawn:
-            early = start == "intervention" and config.stop != "never"
-            first = config.wave if early else None
-            starts[start] = intervene.start_figures(continued, drawn, run.config.seed, first)
     tokens = {
         "verify": sum(record.num_tokens for record in found.interventions),
         "continue": sum(len(r.token_ids) for r in found.continuations if r.start == "intervention"),
@@ -63,7 +34,7 @@ def intervention_figures(run: Run, found: Found) -> dict[str, Any]:
         "candidates": len(found.interventions),
         "gates": dict(gates),
         "problem_alone": _problem_figures(run, found) if found.attempts else None,
-        "continued_from": starts,
+        "continued_from": continued_from(found.interventions, found.continuations, run.config),
         "generated_tokens": tokens,
         "unlocked_problems": unlocked,
         "tokens_per_unlocked_problem": sum(tokens.values()) / unlocked if unlocked else None,
@@ -83,43 +54,123 @@ def _problem_figures(run: Run, found: Found) -> dict[str, Any]:
             counts[record.problem_id][0] += 1
             counts[record.problem_id][1] += record.grade == "correct"
     tried = [(num, right) for num, right in counts.values() if num]
-    shares = [right / num for num, right in tried]
-    low, high = bootstrap(shares, run.config.seed)
     return {
         "attempts": sum(num for num, _ in tried),
         "per_problem": sum(num for num, _ in tried) / len(tried),
-        "accuracy": Estimate(
-            value=sum(shares) / len(shares), low=low, high=high, num_problems=len(shares)
-        ),
+        "accuracy": evaluate.estimate([right / num for num, right in tried], run.config.seed),
         "problem_coverage": coverage(tried),
         "zero_by_selection": run.config.attempts.unsolved_only,
     }
 
 
+def continued_from(
+    interventions: Sequence[Intervention], continuations: Sequence[Continuation], config: Config
+) -> dict[str, dict[str, Any]]:
+    """Start -> figures of the continuations from it; a start without a scored one is left out."""
+    continued = [r for r in interventions if r.gate in intervene.REACHED_CONTINUATION]
+    known = {record.id for record in continued}
+    found = {}
+    for start in STARTS:
+        drawn = [r for r in continuations if r.start == start and r.intervention_id in known]
+        if any(record.grade != "unscored" for record in drawn):
+            first = first_wave(config) if start == "intervention" else None
+            found[start] = start_figures(continued, drawn, config.seed, first)
+    return found
+
+
+def first_wave(config: Config) -> int | None:
+    """Continuations of each attempt that accuracy counts; None for all of them.
+
+    Where a rule ends them early, stopping at a success would count the lucky ones' misses less.
+    """
+    return config.intervene.wave if config.intervene.stop != "never" else None
+
+
+def start_figures(
+    continued: Sequence[Intervention],
+    drawn: Sequence[Continuation],
+    seed: int,
+    first: int | None = None,
+) -> dict[str, Any]:
+    """Accuracy and coverage of the continuations `drawn` from one start, with their intervals.
+
+    Attempts are the unit that is continued; a problem is covered when any of its attempts is.
+    `first` is that of `first_wave`. Raises ValueError when no continuation is scored.
+    """
+    counts = _scored(drawn)
+    problems = _by_problem(continued, counts)
+    counted = counts if first is None else _scored([r for r in drawn if r.sample < first])
+    shares = [correct / num for num, correct in _by_problem(continued, counted)]
+    return {
+        "continuations": len(drawn),
+        "per_attempt": len(drawn) / max(1, len(counts)),
+        "accuracy": evaluate.estimate(shares, seed),
+        "attempt_coverage": coverage(list(counts.values())),
+        "problem_coverage": coverage(problems),
+    }
+
+
+def _scored(drawn: Sequence[Continuation]) -> dict[str, tuple[int, int]]:
+    """Intervention id -> (scored, right) continuations."""
+    by_attempt: dict[str, list[bool]] = defaultdict(list)
+    for record in drawn:
+        if record.grade != "unscored":
+            by_attempt[record.intervention_id].append(record.grade == "correct")
+    return {key: (len(right), sum(right)) for key, right in by_attempt.items()}
+
+
+def _by_problem(
+    continued: Sequence[Intervention], counts: Mapping[str, tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """(scored, right) of each problem, over its attempts."""
+    by_problem: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for record in continued:
+        if record.id in counts:
+            by_problem[record.problem_id].append(counts[record.id])
+    return [(sum(n for n, _ in rows), sum(c for _, c in rows)) for rows in by_problem.values()]
+
+
+def starts_table(
+    starts: Mapping[str, dict[str, Any]], alone: Mapping[str, Any] | None, first: int | None
+) -> Table:
+    """Accuracy and coverage from each start, with their counts.
+
+    alone  figures of the attempts, which started from the problem alone; `first` is `first_wave`
+    """
+    rows = []
+    if alone:
+        zero = alone["zero_by_selection"]
+        accuracy = "0 by selection" if zero else interval(alone["accuracy"], 2)
+        count = f"{alone['attempts']:,} ({alone['per_problem']:.0f} per problem)"
+        covered = share(alone["problem_coverage"])
+        rows.append(["problem alone: the attempts", accuracy, "", covered, count])
+    for start, figures in starts.items():
+        accuracy = interval(figures["accuracy"], 2)
+        if start == "intervention" and first:
+            accuracy = Cell(f"{accuracy}*", element("span", accuracy, "*"))
+        covers = (share(figures["attempt_coverage"]), share(figures["problem_coverage"]))
+        count = f"{figures['continuations']:,} ({figures['per_attempt']:.0f} each)"
+        rows.append([STARTS[start], accuracy, *covers, count])
+    early = (
+        f"* of the first wave only, {first} continuations of each attempt: which attempts get more "
+        "of them depends on what came of these. Covered counts all waves."
+    )
+    return Table(
+        title="Continuing the model's wrong attempts",
+        columns=heads(
+            "start", ">accuracy %", ">attempts covered", ">problems covered", ">continuations"
+        ),
+        rows=rows,
+        caption=early if first and "intervention" in starts else "",
+    )
+
+
 def say_intervention(run: Run, found: Found) -> None:
-    """The InT stage as a table: accuracy and coverage from each start, with their counts."""
+    """The InT stage on the console."""
     figures = intervention_figures(run, found)
-    table = Table(title="Continuing the model's wrong attempts", title_justify="left")
-    for column in ("start", "accuracy %", "attempts covered", "problems covered", "continuations"):
-        table.add_column(column, justify="left" if column == "start" else "right")
-    if alone := figures["problem_alone"]:
-        table.add_row(
-            "problem alone: the attempts",
-            "0 by selection" if alone["zero_by_selection"] else _interval(alone["accuracy"], 2),
-            "",
-            _share(alone["problem_coverage"]),
-            f"{alone['attempts']:,} ({alone['per_problem']:.0f} per problem)",
-        )
-    for start, row in figures["continued_from"].items():
-        table.add_row(
-            STARTS[start],
-            _interval(row["accuracy"], 2),
-            _share(row["attempt_coverage"]),
-            _share(row["problem_coverage"]),
-            f"{row['continuations']:,} ({row['per_attempt']:.0f} each)",
-        )
-    if figures["continued_from"]:
-        run.metrics.console.print(table)
+    starts, alone = figures["continued_from"], figures["problem_alone"]
+    if starts:
+        run.metrics.console.print(starts_table(starts, alone, first_wave(run.config)).rich())
     cost = figures["tokens_per_unlocked_problem"]
     run.metrics.say(
         f"{figures['unlocked_problems']} of {figures['problems']} problems unlocked"
@@ -128,40 +179,50 @@ def say_intervention(run: Run, found: Found) -> None:
     )
 
 
+# --- held-out problems -------------------------------------------------------------------------
+
+
 def write(run: Run, found: Found, seconds: float) -> dict[str, Any]:
     """Print the final tables and write summary.json; returns its content."""
-    stored = run.folder.read_json("evaluations.json") or {}
-    evaluations = {
-        name: msgspec.convert(stored[name], Evaluation) for name in ARMS if name in stored
-    }
-    ks = run.config.evaluate.ks
-    rows = {name: evaluation.summary(ks) for name, evaluation in evaluations.items()}
-    rl = {name: _rl_figures(run, name) for name in ARMS if run.metrics.rows(name)}
+    stored = read_evaluations(run.folder.path)
+    evaluations = {key: stored[key] for key in in_order(list(stored)) if "@" not in key}
+    config = run.config.evaluate
+    rows = {key: evaluation.summary(config.ks) for key, evaluation in evaluations.items()}
+    stages = in_order([*{row["stage"] for row in run.metrics.journal.records}])
+    rl = {key: _rl_figures(run, key) for key in stages if Weights.parse(key).arm in LABELS}
     result = {
         "evaluations": rows,
         "differences": {
-            f"{best} - {name}": compare(evaluations[best], evaluations[name])
+            f"{best} - {key}": evaluate.compare(evaluations[best], evaluations[key])
             for best in list(evaluations)[-1:]
-            for name in evaluations
-            if name != best
+            for key in evaluations
+            if key != best
         },
         "intervention": intervention_figures(run, found) if found.interventions else None,
         "rl": rl,
         "generated_tokens": collect.generated_tokens(run)
-        | {name: collect.rl_tokens(run, name) for name, figures in rl.items() if figures},
+        | {key: collect.rl_tokens(run, key) for key, figures in rl.items() if figures},
         "seconds": run.metrics.seconds(),
         "seconds_last_process": seconds,
     }
     run.folder.write_json("summary.json", result)
     if rows:
-        run.metrics.console.print(_table(run, rows, result["rl"]))
-    _say_seconds(run, result["seconds"])
+        measured = [
+            HeldOut(label(key), summary, zero_advantage=_shares(rl.get(key)))
+            for key, summary in rows.items()
+        ]
+        title = (
+            f"Held-out problems: {len(run.tests)}, {config.samples} samples each, "
+            "95 % intervals (bootstrap over problems)"
+        )
+        run.metrics.console.print(held_out(measured, config.ks, title).rich())
+    run.metrics.console.print(seconds_table(result["seconds"]).rich())
     run.metrics.say(f"everything is in {run.folder.path}")
     return result
 
 
-def _rl_figures(run: Run, name: str) -> dict[str, Any]:
-    rows = [row for row in run.metrics.rows(name) if "reward" in row]
+def _rl_figures(run: Run, key: str) -> dict[str, Any]:
+    rows = [row for row in run.metrics.rows(key) if "reward" in row]
     if not rows:
         return {}
     keys = ("reward", "zero_advantage", "all_wrong", "all_right")
@@ -175,53 +236,98 @@ def _rl_figures(run: Run, name: str) -> dict[str, Any]:
     }
 
 
-def _table(run: Run, rows: dict[str, Any], rl: dict[str, Any]) -> Table:
-    config = run.config.evaluate
-    table = Table(
-        title=f"Held-out problems: {len(run.tests)}, {config.samples} samples each, "
-        "95 % intervals (bootstrap over problems)",
-        title_justify="left",
-        caption="* of the groups in the first -> last quarter of the RL steps. An interval without "
-        "width says that all problems gave the same, not that it is certain.",
-        caption_justify="left",
+def _shares(figures: Mapping[str, Any] | None) -> str:
+    if not figures:
+        return ""
+    first, last = (figures[f"{part}_quarter"]["zero_advantage"] for part in ("first", "last"))
+    return f"{first:.2f} -> {last:.2f}"
+
+
+class HeldOut(NamedTuple):
+    """A row of the table of held-out problems."""
+
+    label: str
+    summary: Summary | None
+    """None where no sample is scored."""
+    unscored: float = 0.0
+    color: int = 0
+    zero_advantage: str = ""
+
+
+def summarised(evaluation: Evaluation, ks: Sequence[int]) -> Summary | None:
+    """The figures of an evaluation at the ks that it allows; None without a scored sample."""
+    most = max((problem.scored for problem in evaluation.problems), default=0)
+    return evaluation.summary([k for k in ks if k <= most]) if most else None
+
+
+def held_out(rows: Sequence[HeldOut], ks: Sequence[int], title: str = "") -> Table:
+    """Accuracy and pass@k of weights; on the page also on a scale, and what was sampled."""
+    ks = [k for k in ks if k > 1]
+    top = max((row.summary.accuracy.high for row in rows if row.summary), default=0) or 1
+    columns = [*heads("*weights", ">accuracy %"), *heads(f"0 to {short(100 * top)} %", only="page")]
+    columns += heads(*(f">pass@{k} %" for k in ks))
+    columns += heads(">zero-advantage share*", only="text")
+    columns += heads(">ever solved %", ">tokens", ">cut, unscored %", only="page")
+    lines = []
+    for row in rows:
+        name = dotted(row.label, row.color)
+        if row.summary is None:
+            blank = [""] * (len(columns) - 2)
+            lines.append([name, *blank, f", {100 * row.unscored:.1f}"])
+            continue
+        found = row.summary
+        lines.append(
+            [
+                name,
+                interval(found.accuracy),
+                whisker(found.accuracy, top, row.color),
+                *(interval(found.pass_at_k.get(k)) for k in ks),
+                row.zero_advantage,
+                interval(found.coverage),
+                f"{found.mean_tokens:,.0f}",
+                f"{100 * found.truncated:.1f}, {100 * found.unscored:.1f}",
+            ]
+        )
+    caption = (
+        "* of the groups in the first -> last quarter of the RL steps. An interval without "
+        "width says that all problems gave the same, not that it is certain."
     )
-    table.add_column("weights")
-    table.add_column("accuracy %", justify="right")
-    for k in config.ks:
-        if k > 1:
-            table.add_column(f"pass@{k} %", justify="right")
-    table.add_column("zero-advantage share*", justify="right")
-    for name, summary in rows.items():
-        figures = rl.get(name) or {}
-        shares = (
-            f"{figures['first_quarter']['zero_advantage']:.2f} -> "
-            f"{figures['last_quarter']['zero_advantage']:.2f}"
-            if figures
-            else ""
-        )
-        estimates = [summary.pass_at_k[k] for k in config.ks if k > 1]
-        table.add_row(
-            ARMS[name], *(_interval(e, 1) for e in (summary.accuracy, *estimates)), shares
-        )
-    return table
+    return Table(title, columns, lines, caption)
 
 
-def _say_seconds(run: Run, seconds: dict[str, dict[str, float]]) -> None:
-    table = Table(title="Seconds", title_justify="left")
-    phases = sorted({phase for split in seconds.values() for phase in split})
-    table.add_column("stage")
-    for phase in (*phases, "all"):
-        table.add_column(phase, justify="right")
-    for stage, split in seconds.items():
+# --- seconds -----------------------------------------------------------------------------------
+
+
+def seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:
+    """Where the time went: stages by phases, the longest phases first on the page."""
+    spent = by_phase(seconds)
+    phases = sorted(spent)
+    total = sum(spent.values())
+    columns = [*heads("stage"), *heads(">time", ">%", "split", only="page")]
+    columns += [*heads(*(f">{phase}" for phase in phases)), *heads(">all", only="text")]
+    rows = []
+    for stage, split in [*seconds.items(), *([("all", spent)] if len(seconds) > 1 else [])]:
+        whole = sum(split.values())
+        times = [(phase, split.get(phase, 0)) for phase in spent]
+        parts = [(f"{phase}: {duration(s)}", s, i + 2) for i, (phase, s) in enumerate(times)]
         cells = [f"{split[phase]:.1f}" if phase in split else "" for phase in phases]
-        table.add_row(stage, *cells, f"{sum(split.values()):.1f}")
-    run.metrics.console.print(table)
+        percent = f"{100 * whole / (total or 1):.1f}"
+        rows.append(
+            [label(stage), duration(whole), percent, bar(parts, whole), *cells, f"{whole:.1f}"]
+        )
+    return Table("Seconds", columns, rows)
 
 
-def _interval(estimate: Estimate, digits: int) -> str:
-    value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+def by_phase(seconds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Phase -> seconds of all stages, the longest first."""
+    total: Counter[str] = Counter()
+    for split in seconds.values():
+        total.update(split)
+    return dict(total.most_common())
 
 
-def _share(estimate: Estimate) -> str:
-    return f"{round(estimate.value * estimate.num_problems)} of {estimate.num_problems}"
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,64 @@
+"""Reading run folders, also while a run writes to them; nothing is changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from intfast.evaluate import Estimate, Evaluation
+
+MAX_SHOWN = 20
+"""Faulty lines that an error lists."""
+
+
+def read_rows(path: Path, kind: type = dict, finished: bool = False) -> list[Any]:
+    """The records of a JSONL file; [] where it does not exist.
+
+    A last line without its end is left out: a run may be writing it. `finished` says that nobody
+    writes: then every line counts, and the file must exist.
+    Raises ValueError with every line that is no `kind`.
+    """
+    if not finished and not path.is_file():
+        return []
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    whole = data if finished else data[: data.rfind(b"\n") + 1]
+    decoder = msgspec.json.Decoder(kind)
+    rows, faults = [], []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            rows.append(decoder.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            faults.append(f"{path}:{number}: no {kind.__name__} record ({error})")
+    if faults:
+        more = [f"and {len(faults) - MAX_SHOWN} more"] if len(faults) > MAX_SHOWN else []
+        raise ValueError("\n".join([*faults[:MAX_SHOWN], *more]))
+    return rows
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None where it does not exist."""
+    return msgspec.json.decode(path.read_bytes()) if path.is_file() else None
+
+
+def read_evaluations(folder: Path) -> dict[str, Evaluation]:
+    """The evaluations of a run so far, by key."""
+    stored = read_json(folder / "evaluations.json") or {}
+    return {key: msgspec.convert(value, Evaluation) for key, value in stored.items()}
+
+
+def read_figures(path: Path) -> Any:
+    """As `read_json`, with the estimates in it as Estimates."""
+    return _estimates(read_json(path))
+
+
+def _estimates(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == set(Estimate.__struct_fields__):
+        return msgspec.convert(value, Estimate)
+    return {key: _estimates(inner) for key, inner in value.items()}
