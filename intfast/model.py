@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
+from intfast import fixed
 from intfast.architecture import ARCHITECTURES, ModelConfig
 
 __all__ = ["ARCHITECTURES", "Attend", "Decoder", "ModelConfig", "PackedAttention"]
@@ -236,10 +237,11 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_out, num_in, **factory))
         self.bias = nn.Parameter(torch.empty(num_out, **factory)) if bias else None
+        self.row_sizes: tuple[int, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., num_in) to (..., num_out)."""
-        return F.linear(x, self.weight, self.bias)
+        return fixed.linear(x, self.weight, self.bias, self.row_sizes)
 
 
 class RMSNorm(nn.Module):

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from intfast.engines import sampler
-from intfast.engines.cache import BLOCK, KVCache, Prefill, Step, round_up
+from intfast.engines.cache import KVCache, Prefill, Step, round_up
 from intfast.engines.requests import STOP_TEXT_INTERVAL, end_of_stop_text
+from intfast.fixed import BLOCK, Shapes
 from intfast.model import Decoder
 from intfast.rollout import Completion, OnFinished, Request
 from intfast.trust import interrupt
@@ -56,13 +57,14 @@ class Generation:
         decoder: Decoder,
         tokenizer: Any,
         cache: KVCache,
+        shapes: Shapes,
         requests_P: Sequence[Request],
         policy_version: int,
         on_finished: OnFinished | None,
     ) -> None:
         """cache: wide enough for every request; its last row keeps a prompt for waiting samples."""
         self.decoder, self.tokenizer, self.cache = decoder, tokenizer, cache
-        self.requests_P, self.policy_version = requests_P, policy_version
+        self.shapes, self.requests_P, self.policy_version = shapes, requests_P, policy_version
         self.on_finished = on_finished
         self.completions: dict[tuple[int, int], Completion] = {}
         groups: dict[tuple[int, ...], _Group] = {}
@@ -118,10 +120,10 @@ class Generation:
         state, active = self.state_CR[:, :num_rows], self.active_R[:num_rows]
         position = state[_POSITION]
         index = position - state[_FIRST]
-        attend = Step(self.cache, position[: len(self.rows)], last)
+        attend = Step(self.cache, position[: len(self.rows)], last, self.shapes)
         hidden_BD = self.decoder(state[_TOKEN], position, attend)
         token, logprob = sampler.draw(
-            sampler.logits(hidden_BD, self.decoder.head_weight_VD),
+            sampler.logits(hidden_BD, self.decoder.head_weight_VD, self.shapes.head),
             sampler.uniform(state[_STREAM], index),
             self.temperature_R[:num_rows],
             (state[_TOP_K], self.top_p_R[:num_rows]) if self.any_limit else None,
@@ -162,7 +164,7 @@ class Generation:
             if not group.waiting:
                 self.groups.popleft()
         for width, filled in prompts.items():
-            at_once = max(1, PREFILL_TOKENS // width)
+            at_once = min(max(1, PREFILL_TOKENS // width), self.shapes.prompts)
             for start in range(0, len(filled), at_once):
                 self._prefill(width, filled[start : start + at_once])
         self._fill(new)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intfast.engines import requests, scoring
-from intfast.engines.cache import BLOCK, KVCache, bytes_per_slot, round_up
+from intfast.engines import invariance, requests, scoring
+from intfast.engines.cache import KVCache, bytes_per_slot, round_up
 from intfast.engines.generation import Generation
+from intfast.fixed import BLOCK
 from intfast.model import Decoder
 from intfast.rollout import Completion, OnFinished, PromptReuse, Request
 
@@ -45,6 +46,7 @@ class NativeEngine:
         self.max_cache_bytes = max_cache_bytes
         self.policy_version = 0
         self.prompt_reuse = PromptReuse()
+        self.shapes = invariance.find(decoder)
         self._storage: Tensor | None = None
         self._asleep = False
 
@@ -62,7 +64,13 @@ class NativeEngine:
         with torch.inference_mode():
             cache, storage = self._cache(requests_P)
             completions_P_G = Generation(
-                self.decoder, self.tokenizer, cache, requests_P, self.policy_version, on_finished
+                self.decoder,
+                self.tokenizer,
+                cache,
+                self.shapes,
+                requests_P,
+                self.policy_version,
+                on_finished,
             ).run()
         # Not kept when the call fails: it may hold numbers that are not finite.
         self._storage = storage
@@ -102,7 +110,7 @@ class NativeEngine:
         limits = requests.Limits(config.vocab_size, config.max_positions)
         requests.check(requests_P, limits, self.tokenizer is not None)
         for i, request in enumerate(requests_P):
-            slots = round_up(len(request.prompt_ids) + request.sampling.max_new_tokens, BLOCK)
+            slots = self._width(len(request.prompt_ids) + request.sampling.max_new_tokens)
             # One row for a sample, one that keeps a prompt for the samples that wait.
             needed = 2 * slots * bytes_per_slot(config, self._dtype)
             if needed > self.max_cache_bytes:
@@ -110,6 +118,9 @@ class NativeEngine:
                     f"requests[{i}]: {slots} tokens need {needed} bytes of cache, max_cache_bytes "
                     f"is {self.max_cache_bytes}; raise it or lower max_new_tokens"
                 )
+
+    def _width(self, num_tokens: int) -> int:
+        return round_up(num_tokens, max(BLOCK, self.shapes.slots))
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -120,7 +131,8 @@ class NativeEngine:
         config, dtype = self.decoder.config, self._dtype
         used = [request for request in requests_P if request.seeds]
         longest = max(len(r.prompt_ids) + r.sampling.max_new_tokens for r in used)
-        row_bytes = round_up(longest, BLOCK) * bytes_per_slot(config, dtype)
+        width = self._width(longest)
+        row_bytes = width * bytes_per_slot(config, dtype)
         num_samples = sum(len(request.seeds) for request in used)
         num_rows = min(num_samples, self.max_rows, self.max_cache_bytes // row_bytes - 1) + 1
         size = num_rows * row_bytes // dtype.itemsize
@@ -128,4 +140,4 @@ class NativeEngine:
         if storage is None or storage.numel() < size:
             del storage
             storage = torch.zeros(size, dtype=dtype, device=self.decoder.head_weight_VD.device)
-        return KVCache(config, num_rows, round_up(longest, BLOCK), storage), storage
+        return KVCache(config, num_rows, width, storage), storage
