@@ -31,6 +31,7 @@ from intfast.runfolder import RunFolder
 from intfast.solve import Solver
 from intfast.trust import identity, interrupt, limits
 from intfast.trust.model_folder import load_tokenizer
+from intfast.trust.processor import processor
 from intfast.trust.watchdog import Watchdog
 
 
@@ -141,7 +142,7 @@ def build(config: Config, console: Console) -> Iterator[Parts]:
         folder.journal("problems", Problem).replace([*problems, *tests])
         metrics.say(
             f"{about['num_parameters']:,} parameters, {config.model.dtype} on {about['device']}, "
-            f"{about['threads']} threads, engine {choice.name} ({choice.reason}), "
+            f"{about['threads']} threads, engine {choice.name} ({choice.reason}), {choice.bits}, "
             f"run folder {folder.path}" + (" (continues)" if folder.resumed else "")
         )
         if folder.changed:
@@ -250,11 +251,13 @@ def manifest(parts: Parts, choice: Choice) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: installed[name] for name in packages if name in installed},
         "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "cpu": platform.machine(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "engine": choice.name,
         "engine_reason": choice.reason,
+        "bits": choice.bits,
+        "bits_hold": choice.bits_hold,
         "seed": parts.config.seed,
         "model": str(parts.config.model.path),
         "num_parameters": sum(p.numel() for p in parts.decoder.parameters()),
@@ -270,7 +273,10 @@ def _keep_manifest(parts: Parts, about: dict[str, Any]) -> None:
     identity.check_unchanged(stored, about)
     if other := identity.other_versions(stored, about):
         parts.metrics.say(f"continued elsewhere, so not bit for bit: {other}")
-    versions = {key: about[key] for key in ("intfast", "commit", "packages", "device", "threads")}
+    if stored and not about["bits_hold"]:
+        parts.metrics.say(f"continues with the same records, not the same bits: {about['bits']}")
+    keys = ("intfast", "commit", "packages", "device", "cpu", "threads")
+    versions = {key: about[key] for key in keys}
     start = {"time": datetime.now(UTC).isoformat(timespec="seconds")} | versions
     starts = [*(stored or {}).get("starts", []), start]
     parts.folder.write_json("manifest.json", (stored or about) | {"starts": starts})

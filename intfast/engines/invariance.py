@@ -8,11 +8,8 @@ once a process for each shape, and draws from a generator of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import msgspec
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from intfast import fixed
@@ -21,15 +18,16 @@ from intfast.fixed import BLOCK, Shapes
 from intfast.model import Decoder, Linear, ModelConfig, PackedAttention
 
 # Rows of one call of a product, where they pass and the test stays short; multiply-adds of a call.
-LINEAR_ROWS, MOST_WORK = (512, 128, BLOCK), 4_000_000_000
-ATTENTION_ROWS = (128, BLOCK)
+SIZES, MOST_WORK = (512, 256, 128, 64, BLOCK), 4_000_000_000
+# Bytes of keys in a call of attention in the test.
+MOST_BYTES = 80 << 20
 # (slots summed at once, of what their number is a multiple): any width up to a chunk, or one.
 CHUNKS = ((256, 16), (64, 64))
 MANY = 1 << 30
 HOLDS = "a sample's bits do not depend on its batch (tested here)"
 
 _row_sizes: dict[tuple, tuple[int, ...]] = {}
-_attention: dict[tuple, tuple[tuple[int, ...], int, int] | None] = {}
+_attention: dict[tuple, tuple[tuple[int, ...], int, int]] = {}
 
 
 @torch.inference_mode()
@@ -40,18 +38,22 @@ def find(decoder: Decoder) -> Shapes:
         why = "on a GPU" if head.is_cuda else f"in {head.dtype}".replace("torch.", "")
         return Shapes((), (), *CHUNKS[0], MANY, False, f"a sample's bits depend on its batch {why}")
     made = torch.Generator().manual_seed(0)
-    for module in decoder.modules():
-        if isinstance(module, Linear):
-            module.row_sizes = _linear(module.weight, module.bias, made)
-    found = _slots(config, head.dtype, made)
-    rows, chunk, slots = found or ((BLOCK,), *CHUNKS[-1])
+    linears = [module for module in decoder.modules() if isinstance(module, Linear)]
+    for module in linears:
+        module.row_sizes = _linear(module.weight, module.bias, made)
+    head_sizes = _linear(head, None, made)
+    rows, chunk, slots = _slots(config, head.dtype, made)
     prompts = MANY if _prompts(config, head.dtype, made) else 1
-    shapes = Shapes(rows, _linear(head, None, made), chunk, slots, prompts, True, HOLDS)
-    if found and _layer(decoder, shapes, made):
-        return shapes
-    part = "a layer" if found else "attention"
-    said = f"a sample's last bits may depend on its batch on this processor (seen in {part})"
-    return shapes._replace(holds=False, said=said)
+    shapes = Shapes(rows, head_sizes, chunk, slots, prompts, True, HOLDS)
+    failed = {
+        "a product": not all([head_sizes, *(module.row_sizes for module in linears)]),
+        "attention": not rows,
+        "a layer": not _layer(decoder, shapes, made),
+    }
+    if seen := [part for part, bad in failed.items() if bad]:
+        said = f"a sample's last bits may depend on its batch on this processor (in {seen[0]})"
+        return shapes._replace(holds=False, said=said)
+    return shapes
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
@@ -60,66 +62,72 @@ def _same(left: Tensor, right: Tensor) -> bool:
 
 
 def _linear(weight: Tensor, bias: Tensor | None, made: torch.Generator) -> tuple[int, ...]:
-    """Numbers of rows in which a product gives each row the bits that a block gives it."""
+    """Numbers of rows in which a product gives each row the bits that a block gives it.
+
+    Empty where a block itself treats its rows differently.
+    """
     key = (weight.shape, weight.dtype, bias is None, torch.get_num_threads())
     if key not in _row_sizes:
-        sizes = [n for n in LINEAR_ROWS if n == BLOCK or n * weight.numel() <= MOST_WORK]
+        sizes = [n for n in SIZES if n == BLOCK or n * weight.numel() <= MOST_WORK]
         x_TD = torch.randn(sizes[0], weight.shape[1], dtype=weight.dtype, generator=made)
         truth = fixed.linear(x_TD, weight, bias, (BLOCK,))
+        turned = fixed.linear(x_TD[:BLOCK].flip(0), weight, bias, (BLOCK,)).flip(0)
         equal = [n for n in sizes if _same(fixed.linear(x_TD[:n], weight, bias, (n,)), truth[:n])]
-        _row_sizes[key] = tuple(equal)
+        _row_sizes[key] = tuple(equal) if _same(turned, truth[:BLOCK]) else ()
     return _row_sizes[key]
 
 
 def _slots(
     config: ModelConfig, dtype: torch.dtype, made: torch.Generator
-) -> tuple[tuple[int, ...], int, int] | None:
-    """(rows, chunk, slots) of `Shapes` in which attention gives the same bits; None for none."""
+) -> tuple[tuple[int, ...], int, int]:
+    """(rows, chunk, slots) of `Shapes` in which attention gives the same bits; no rows: in none."""
     heads, width = config.num_kv_heads, config.head_dim
     key = (heads, config.num_heads, width, dtype, torch.get_num_threads())
     if key not in _attention:
-        group = config.num_heads // heads
         longest = 2 * CHUNKS[0][0] + BLOCK
-        query = torch.randn(BLOCK * heads, group, width, dtype=dtype, generator=made)
-        slots = torch.randn(BLOCK * heads, longest, width, dtype=dtype, generator=made)
-        _attention[key] = next(
-            (
-                (tuple(n for n in ATTENTION_ROWS if passes(n, chunk, step)), chunk, step)
-                for chunk, step in CHUNKS
-                for passes in [_Passes(query, slots, heads)]
-                if passes(BLOCK, chunk, step)
-            ),
-            None,
+        query = torch.randn(
+            BLOCK * heads, config.num_heads // heads, width, dtype=dtype, generator=made
         )
+        slots = torch.randn(BLOCK * heads, longest, width, dtype=dtype, generator=made)
+        sizes = [n for n in SIZES if n == BLOCK or n // BLOCK * slots.nbytes <= MOST_BYTES]
+        for chunk, step in CHUNKS:
+            rows = _attention_rows(query, slots, sizes, chunk, step)
+            _attention[key] = rows, chunk, step
+            if rows:
+                break
     return _attention[key]
 
 
-class _Passes:
-    """Whether attention of so many rows gives each the bits that a block over more slots gives."""
+def _attention_rows(
+    query: Tensor, slots: Tensor, sizes: list[int], chunk: int, step: int
+) -> tuple[int, ...]:
+    """Numbers of rows whose attention has the bits of a block that reads more slots than it needs.
 
-    def __init__(self, query: Tensor, slots: Tensor, heads: int) -> None:
-        self.query, self.slots, self.heads = query, slots, heads
+    Widths up to a chunk are all those that there are, and a longer one is a chunk and such a rest.
+    """
 
-    def __call__(self, rows: int, chunk: int, step: int) -> bool:
-        widths = range(max(BLOCK, step), chunk + 1, step)
-        longer = (*range(chunk + step, self.slots.shape[1], 5 * step),)
-        times = rows // BLOCK
-        slots = self.slots.repeat(times, 1, 1)
-        query = self.query.repeat(times, 1, 1)
+    def of(q: Tensor, part: Tensor, real: int, width: int) -> Tensor:
+        part = part[:, :width]
+        mask = torch.zeros(len(q), 1, width, dtype=q.dtype)
+        mask[..., real:] = -torch.inf
+        return fixed.attention(q, part, part, mask, q.shape[-1] ** -0.5, chunk)
+
+    longest = slots.shape[1] // step * step
+    widths = [(width, chunk) for width in range(max(BLOCK, step), chunk, step)]
+    widths += [(width, longest) for width in (chunk, chunk + step, longest - step)]
+    truth = {width: of(query, slots, width, wider) for width, wider in widths}
+
+    def passes(rows: int) -> bool:
+        q, many = (x.repeat(rows // BLOCK, 1, 1) for x in (query, slots))
         return all(
-            _same(
-                self._of(query, slots, width, width, chunk),
-                self._of(self.query, self.slots, width, 2 * chunk, chunk).repeat(times, 1, 1),
+            torch.equal(
+                of(q, many, width, width).view(-1, *one.shape),
+                one.expand(rows // BLOCK, *one.shape),
             )
-            for width in (*widths, *longer)
+            for width, one in truth.items()
         )
 
-    def _of(self, query: Tensor, slots: Tensor, real: int, width: int, chunk: int) -> Tensor:
-        width = max(real, width)
-        mask = torch.zeros(len(query), 1, width, dtype=query.dtype)
-        mask[..., real:] = -torch.inf
-        part = slots[:, :width]
-        return fixed.attention(query, part, part, mask, query.shape[-1] ** -0.5, chunk)
+    return tuple(n for n in sizes if passes(n)) if passes(BLOCK) else ()
 
 
 def _prompts(config: ModelConfig, dtype: torch.dtype, made: torch.Generator) -> bool:
@@ -138,9 +146,12 @@ def _prompts(config: ModelConfig, dtype: torch.dtype, made: torch.Generator) -> 
 
 
 def _layer(decoder: Decoder, shapes: Shapes, made: torch.Generator) -> bool:
-    """Whether rows get the same bits in a step of many and, in another order, of a block."""
+    """Whether rows get the same bits in a step of many and, in another order, of a block.
+
+    The place in a block is tried here for attention, and all that is neither.
+    """
     config = msgspec.structs.replace(decoder.config, num_layers=1)
-    dtype, num_rows = decoder.head_weight_VD.dtype, ATTENTION_ROWS[0] + BLOCK
+    dtype, num_rows = decoder.head_weight_VD.dtype, 128 + BLOCK
     storage = torch.randn(
         num_rows * 2 * BLOCK * 2 * config.num_kv_heads * config.head_dim,
         dtype=dtype,
@@ -155,8 +166,7 @@ def _layer(decoder: Decoder, shapes: Shapes, made: torch.Generator) -> bool:
         position = position_T[rows]
         step = cache.Step(kept, position, int(position.max()), shapes)
         rope = decoder._rope(position, dtype)
-        out = decoder.model.layers[0](x_TD[rows], rope, step, None)
-        return fixed.linear(decoder.model.norm(out), decoder.head_weight_VD, None, shapes.head)
+        return decoder.model.norm(decoder.model.layers[0](x_TD[rows], rope, step, None))
 
     whole = run(torch.arange(num_rows))
     return all(
