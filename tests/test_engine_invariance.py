@@ -43,7 +43,7 @@ def test_it_holds_here(folder):
     assert shapes.rows[-1] == shapes.head[-1] == BLOCK
 
 
-def test_a_product_that_depends_on_its_rows_is_made_in_blocks(folder, monkeypatch):
+def test_a_product_that_depends_on_its_size_is_made_in_blocks(folder, monkeypatch):
     """A library whose larger calls round differently, as MKL's with two threads."""
     plain = F.linear
 

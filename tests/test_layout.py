@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 LAYERS = [
     "records settings evidence.arms grading.answers grading.worker method.verdict trust.safe_text",
-    "kernels trust.files trust.interrupt",
+    "kernels trust.files trust.interrupt trust.processor fixed",
     "trust.oom trust.command trust.tensorfile trust.watchdog trust.model_folder",
     "config rollout evaluate sources architecture",
     "config_io data grade method.leak method.waves prompts credit batch model optim",
