@@ -17,7 +17,7 @@ def processor() -> dict[str, str]:
     """Its name, torch's vector code, the matrix library, and the variables that are set."""
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*:\s*(.+)", info.read_text() if info.exists() else "")
-    library = re.search(r"Math Kernel Library Version (\S+)", torch.__config__.show())
+    library = re.search(r"Math Kernel Library Version ([\d.]+)", torch.__config__.show())
     blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     return {
         "model": named.group(1) if named else platform.processor() or platform.machine(),
