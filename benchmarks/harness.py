@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from intfast.safe_text import redact
+from intfast.state.processor import processor
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -139,6 +140,7 @@ def append(
         # Where the row goes has no part in what it says, and may name a private folder.
         "command": re.sub(r" --results[ =]\S+", "", redact(f"{program} {' '.join(sys.argv[1:])}")),
         "device": device,
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -158,10 +160,7 @@ def device_name(device: str) -> str:
     """The name of the GPU, or of the CPU where the system tells it."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    named = re.search(r"model name\s*:\s*(.+)", text)
-    return named.group(1) if named else platform.processor() or platform.machine()
+    return processor()["model"]
 
 
 def _slug(name: str) -> str:

@@ -33,6 +33,7 @@ from intfast.records import Problem
 from intfast.sample import Sampler
 from intfast.state import checkpoint, identity, interrupt, trackers
 from intfast.state.metrics import Metrics, Row, make_console, say
+from intfast.state.processor import processor
 from intfast.state.runfolder import RunFolder
 from intfast.state.watchdog import Watchdog
 
@@ -149,7 +150,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
         folder.journal("problems", Problem).replace([*problems, *tests])
         metrics.say(
             f"{about['num_parameters']:,} parameters, {config.model.dtype} on {about['device']}, "
-            f"{about['threads']} threads, engine {choice.name} ({choice.reason}), "
+            f"{about['threads']} threads, engine {choice.name} ({choice.reason}), {choice.bits}, "
             f"run folder {folder.path}" + (" (continues)" if folder.resumed else "")
         )
         if folder.changed:
@@ -258,7 +259,7 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: installed[name] for name in packages if name in installed},
         "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "cpu": platform.machine(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "loss_head": loss.head_plans(
@@ -269,6 +270,8 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         ),
         "engine": choice.name,
         "engine_reason": choice.reason,
+        "bits": choice.bits,
+        "bits_hold": choice.bits_hold,
         "seed": run.config.seed,
         "model": str(run.config.model.path),
         "num_parameters": sum(p.numel() for p in run.decoder.parameters()),
@@ -284,7 +287,9 @@ def _keep_manifest(run: Run, about: dict[str, Any]) -> None:
     identity.check_unchanged(stored, about)
     if other := identity.other_versions(stored, about):
         run.metrics.say(f"continued elsewhere, so not bit for bit: {other}")
-    keys = ("intfast", "commit", "packages", "device", "threads", "loss_head")
+    if stored and not about["bits_hold"]:
+        run.metrics.say(f"continues with the same records, not the same bits: {about['bits']}")
+    keys = ("intfast", "commit", "packages", "device", "cpu", "threads", "loss_head")
     versions = {key: about[key] for key in keys}
     start = {"time": datetime.now(UTC).isoformat(timespec="seconds")} | versions
     starts = [*(stored or {}).get("starts", []), start]

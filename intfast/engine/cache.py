@@ -4,11 +4,8 @@ A row belongs to one sample; slot t of a row holds position t, so the slots that
 are one contiguous slice per row and key/value head. R is rows, W slots per row, B rows of a step,
 L slots read in a step, G query heads per key/value head.
 
-On the CPU in fp32 nothing here depends on what else is in the batch, to the last bit. That rests on
-three observations about MKL and torch's vector loops, which tests/test_engine_native.py checks end
-to end: matrix products treat all rows alike from BLOCK rows on (with several threads: up to a model
-width of about 512); loops over whole vectors treat all elements alike; sums over at most SUM_SLOTS
-slots run in order, so slots of probability 0 change nothing.
+On the CPU in fp32 nothing here depends on what else is in the batch, to the last bit: calls have
+few shapes (model/fixed.py), and invariance.py finds those in which a row gets the same bits.
 """
 
 from __future__ import annotations
@@ -20,14 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intfast.model import fixed
 from intfast.model.decoder import Architecture, PackedAttention
-
-# Rows of a step, tokens of a prompt, slots of a row: padded to two AVX-512 vectors of fp32.
-BLOCK = 32
-# Slots read in a step: at least BLOCK, and whole vectors.
-SLOT_BLOCK = 16
-# Above 384 terms MKL splits a sum at a place that depends on the number of terms.
-SUM_SLOTS = 256
+from intfast.model.fixed import BLOCK, Shapes
 
 
 def round_up(number: int, block: int) -> int:
@@ -94,9 +86,10 @@ class Prefill:
 class Step:
     """`attend` for one new token in each of the first rows of the cache."""
 
-    def __init__(self, cache: KVCache, position_B: Tensor, last: int) -> None:
+    def __init__(self, cache: KVCache, position_B: Tensor, last: int, shapes: Shapes) -> None:
         """position_B: where each row's token stands; last: the largest of them."""
-        self.cache, self.num_slots = cache, max(BLOCK, round_up(last + 1, SLOT_BLOCK))
+        self.cache, self.num_slots = cache, max(BLOCK, round_up(last + 1, shapes.slots))
+        self.shapes = shapes
         self.position_B = position_B
         heads = torch.arange(len(position_B) * cache.kv_heads, device=position_B.device)
         self.slot = heads * cache.width + position_B.repeat_interleave(cache.kv_heads)
@@ -123,13 +116,10 @@ class Step:
         return F.pad(out_BHK, (0, 0, 0, 0, 0, padding)) if padding else out_BHK
 
     def _exact(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        score = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=self.scale)
-        prob = score.softmax(-1)
-        out = torch.bmm(prob[..., :SUM_SLOTS], value[:, :SUM_SLOTS])
-        for start in range(SUM_SLOTS, self.num_slots, SUM_SLOTS):
-            part = slice(start, start + SUM_SLOTS)
-            out.baddbmm_(prob[..., part], value[:, part])
-        return out
+        operands, shapes = (query, key, value, mask), self.shapes
+        return fixed.attention_of_rows(
+            operands, self.cache.kv_heads, self.scale, shapes.chunk, shapes.rows
+        )
 
     def _fused(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         # bf16 scores would cost 1e-2 nat: this kernel keeps them in fp32.

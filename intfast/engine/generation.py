@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from intfast.engine import sampler
-from intfast.engine.cache import BLOCK, KVCache, Prefill, Step, round_up
+from intfast.engine.cache import KVCache, Prefill, Step, round_up
 from intfast.engine.protocol import Completion, OnFinished, Request
 from intfast.model.decoder import Decoder
+from intfast.model.fixed import BLOCK, Shapes
 from intfast.state import interrupt
 
 # Tokens of one forward over prompts.
@@ -54,12 +55,13 @@ class Generation:
         self,
         decoder: Decoder,
         cache: KVCache,
+        shapes: Shapes,
         requests_P: Sequence[Request],
         policy_version: int,
         on_finished: OnFinished | None,
     ) -> None:
         """cache: wide enough for every request; its last row keeps a prompt for waiting samples."""
-        self.decoder, self.cache = decoder, cache
+        self.decoder, self.cache, self.shapes = decoder, cache, shapes
         self.requests_P, self.policy_version = requests_P, policy_version
         self.on_finished = on_finished
         self.completions: dict[tuple[int, int], Completion] = {}
@@ -115,10 +117,10 @@ class Generation:
         state, active = self.state_CR[:, :num_rows], self.active_R[:num_rows]
         position = state[_POSITION]
         index = position - state[_FIRST]
-        attend = Step(self.cache, position[: len(self.rows)], last)
+        attend = Step(self.cache, position[: len(self.rows)], last, self.shapes)
         hidden_BD = self.decoder(state[_TOKEN], position, attend)
         token, logprob = sampler.draw(
-            sampler.logits(hidden_BD, self.decoder.head_weight_VD),
+            sampler.logits(hidden_BD, self.decoder.head_weight_VD, self.shapes.head),
             sampler.uniform(state[_STREAM], index),
             self.temperature_R[:num_rows],
             (state[_TOP_K], self.top_p_R[:num_rows]) if self.any_limit else None,
@@ -159,7 +161,7 @@ class Generation:
             if not group.waiting:
                 self.groups.popleft()
         for width, filled in prompts.items():
-            at_once = max(1, PREFILL_TOKENS // width)
+            at_once = min(max(1, PREFILL_TOKENS // width), self.shapes.prompts)
             for start in range(0, len(filled), at_once):
                 self._prefill(width, filled[start : start + at_once])
         self._fill(new)

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from intfast.engine import requests, scoring
-from intfast.engine.cache import BLOCK, KVCache, bytes_per_slot, round_up
+from intfast.engine import invariance, requests, scoring
+from intfast.engine.cache import KVCache, bytes_per_slot, round_up
 from intfast.engine.generation import Generation
 from intfast.engine.protocol import Completion, OnFinished, PromptReuse, Request
 from intfast.model.decoder import Decoder
+from intfast.model.fixed import BLOCK
 
 
 class NativeEngine:
@@ -42,6 +43,7 @@ class NativeEngine:
         self.max_cache_bytes = max_cache_bytes
         self.policy_version = 0
         self.prompt_reuse = PromptReuse()
+        self.shapes = invariance.find(decoder)
         self._storage: Tensor | None = None
         self._asleep = False
 
@@ -59,7 +61,7 @@ class NativeEngine:
         with torch.inference_mode():
             cache, storage = self._cache(requests_P)
             completions_P_G = Generation(
-                self.decoder, cache, requests_P, self.policy_version, on_finished
+                self.decoder, cache, self.shapes, requests_P, self.policy_version, on_finished
             ).run()
         # Not kept when the call fails: it may hold numbers that are not finite.
         self._storage = storage
@@ -99,7 +101,7 @@ class NativeEngine:
         limits = requests.Limits(config.vocab_size, config.max_positions)
         requests.check(requests_P, limits)
         for i, request in enumerate(requests_P):
-            slots = round_up(len(request.prompt_ids) + request.sampling.max_new_tokens, BLOCK)
+            slots = self._width(len(request.prompt_ids) + request.sampling.max_new_tokens)
             # One row for a sample, one that keeps a prompt for the samples that wait.
             needed = 2 * slots * bytes_per_slot(config, self._dtype)
             if needed > self.max_cache_bytes:
@@ -107,6 +109,9 @@ class NativeEngine:
                     f"requests[{i}]: {slots} tokens need {needed} bytes of cache, max_cache_bytes "
                     f"is {self.max_cache_bytes}; raise it or lower max_new_tokens"
                 )
+
+    def _width(self, num_tokens: int) -> int:
+        return round_up(num_tokens, max(BLOCK, self.shapes.slots))
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -117,7 +122,8 @@ class NativeEngine:
         config, dtype = self.decoder.config, self._dtype
         used = [request for request in requests_P if request.seeds]
         longest = max(len(r.prompt_ids) + r.sampling.max_new_tokens for r in used)
-        row_bytes = round_up(longest, BLOCK) * bytes_per_slot(config, dtype)
+        width = self._width(longest)
+        row_bytes = width * bytes_per_slot(config, dtype)
         num_samples = sum(len(request.seeds) for request in used)
         num_rows = min(num_samples, self.max_rows, self.max_cache_bytes // row_bytes - 1) + 1
         size = num_rows * row_bytes // dtype.itemsize
@@ -125,4 +131,4 @@ class NativeEngine:
         if storage is None or storage.numel() < size:
             del storage
             storage = torch.zeros(size, dtype=dtype, device=self.decoder.head_weight_VD.device)
-        return KVCache(config, num_rows, round_up(longest, BLOCK), storage), storage
+        return KVCache(config, num_rows, width, storage), storage

@@ -111,6 +111,9 @@ class Choice(NamedTuple):
 
     name: str
     reason: str
+    bits: str = "vLLM's batching decides a sample's last bits"
+    """Whether a sample's bits depend on its batch, in words."""
+    bits_hold: bool = False
 
 
 def pick_engine(wanted: str, device: str) -> Choice:

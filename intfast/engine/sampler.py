@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from intfast.model import fixed
+
 # SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -30,11 +32,11 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & (2**33 - 1))
 
 
-def logits(hidden_BD: Tensor, weight_VD: Tensor) -> Tensor:
+def logits(hidden_BD: Tensor, weight_VD: Tensor, row_sizes: tuple[int, ...] = ()) -> Tensor:
     """Logits (B, V) in fp32: rounded to bf16 they would cost 1e-2 nat."""
     if hidden_BD.is_cuda and hidden_BD.dtype != torch.float32:
         return torch.mm(hidden_BD, weight_VD.T, out_dtype=torch.float32)
-    return hidden_BD.float() @ weight_VD.float().T
+    return fixed.linear(hidden_BD.float(), weight_VD.float(), None, row_sizes)
 
 
 def stream(seed_B: Tensor) -> Tensor:

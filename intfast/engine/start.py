@@ -41,4 +41,5 @@ def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, 
         max_rows=rollout.max_rows,
         max_cache_bytes=int(config.rollout.cache_gib * memory.GIB),
     )
+    choice = choice._replace(bits=native.shapes.said, bits_hold=native.shapes.holds)
     return decoder, native, choice

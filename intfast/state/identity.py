@@ -72,7 +72,7 @@ def other_versions(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> 
     """What of the software and hardware differs; empty where nothing does."""
     if stored is None:
         return ""
-    keys = ("intfast", "commit", "python", "packages", "device", "threads")
+    keys = ("intfast", "commit", "python", "packages", "device", "cpu", "threads")
     return ", ".join(
         f"{name} was {was}, is {found}"
         for key in keys

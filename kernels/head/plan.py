@@ -32,6 +32,8 @@ Entropy = Literal["none", "value", "gradient"]
 # One chunk of 4,096 rows at the largest common vocabulary, 151,936, in bf16.
 DEFAULT_CHUNK_BYTES = 1_250_000_000
 _ROW_MULTIPLE = 128
+# Terms that a product on the CPU sums at once.
+TERMS = 4096
 
 
 class HeadOptions(TypedDict, total=False):
@@ -301,10 +303,15 @@ def _bytes_per_row(path: str, weight_VD: Tensor) -> int:
 def product(left: Tensor, right: Tensor) -> Tensor:
     """`left @ right` with an unrounded result: fp32 for bf16 and fp16, else the inputs' type."""
     if left.dtype in (torch.float32, torch.float64):
-        if len(left) == 1 and not left.is_cuda:
-            # A CPU's matrix-vector product adds term after term: 20 times the error of two rows.
-            return (left.expand(2, -1) @ right)[:1]
-        return left @ right
+        if left.is_cuda:
+            return left @ right
+        # For few rows or columns a CPU's library adds term after term, 20 times as inexact over a
+        # vocabulary as in blocks. The blocks are made here, whatever the library is.
+        out = left[:, :TERMS] @ right[:TERMS]
+        for start in range(TERMS, left.shape[1], TERMS):
+            part = slice(start, start + TERMS)
+            out += left[:, part] @ right[part]
+        return out
     if left.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
