@@ -19,6 +19,7 @@ import msgspec
 from intfast import cli, collect, intervene, sft
 from intfast.config import Config, InterveneConfig
 from intfast.evaluate import Estimate, bootstrap
+from intfast.methods import sft_data
 from intfast.records import Continuation, Intervention
 from intfast.run import Run, manifest, open_run
 from intfast.state.metrics import make_console
@@ -159,7 +160,7 @@ def _train(
     """SFT on what the rule kept, and its accuracy on the held-out problems."""
     problems = {problem.id: problem for problem in run.problems}
     judged = intervene.judge(candidates, drawn, rule)
-    examples = intervene.build_examples(run.sampler, problems, judged, drawn, run.config.sft)
+    examples = sft_data.build_examples(run.sampler, problems, judged, drawn, run.config.sft.target)
     stage = name.replace(" ", "-").replace(",", "")
     sft.sft(run, stage, examples)
     found = collect.evaluation(run, stage)

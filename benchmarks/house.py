@@ -46,7 +46,7 @@ FLOORS = [
     "grading model",
     "data engine leak",
     "batch credit sample",
-    "intervene limits loss",
+    "intake intervene loss",
     "run",
     "update",
     "parity",

@@ -123,6 +123,7 @@ def pack(examples: Sequence[Example], config: BatchConfig) -> Packed:
         batches=tuple(_batch([sequences[index] for index in members]) for members in bins),
         num_tokens=sum(len(sequence.token_ids) for sequence in sequences),
         num_loss_tokens=sum(len(sequence.rows) for sequence in sequences),
+        # Exactly rounded: the divisor must not depend on how the update was packed.
         weight_sum=math.fsum(weight for item in sequences for weight in item.weight.tolist()),
         num_sequences=len(sequences),
     )
@@ -140,6 +141,7 @@ def split(examples: Sequence[Example], num_minibatches: int, seed: int) -> list[
         )
     order = shuffled(len(examples), derive_seed(seed, "minibatches"))
     return [
+        # Sorted within a part: chance decides who is together, and nothing else.
         [examples[index] for index in sorted(order[part::num_minibatches])]
         for part in range(num_minibatches)
     ]
@@ -234,6 +236,7 @@ def _first_fit_decreasing(lengths: list[int], config: BatchConfig) -> list[list[
 
 def _batch(sequences: list[_Sequence]) -> Batch:
     lengths = [len(sequence.token_ids) for sequence in sequences]
+    # Rows of a sequence become rows of the batch by where it begins.
     starts = np.cumsum([0, *lengths[:-1]])
     counts = [len(sequence.rows) for sequence in sequences]
 

@@ -143,6 +143,7 @@ def wrong_attempts(
     run: Run, selected: Sequence[Problem], records: Sequence[Attempt]
 ) -> list[tuple[Problem, Attempt]]:
     """The first `wrong_per_problem` wrong attempts of each selected problem with a reference."""
+    # Ungraded attempts are not wrong ones: nothing is learned from correcting them.
     by_problem: dict[str, list[Attempt]] = defaultdict(list)
     for record in records:
         if record.grade == "wrong":
@@ -176,6 +177,7 @@ def interventions(
 
     if todo:
         run.hold("base")
+        # Guided solution and verifications of an attempt, on one progress bar.
         turns = config.samples + int(config.guided_solve)
         draw_missing(run, "verify and intervene", todo, lambda _: turns, propose)
         gates = Counter(record.gate for record in journal.records)
@@ -270,6 +272,7 @@ def evaluation(run: Run, name: str, step: int | None = None) -> Evaluation | Non
         return None
     key = name if step is None else f"{name}@{step}"
     stored = run.folder.read_json("evaluations.json") or {}
+    # Finished weights do not change, so neither does what was measured of them.
     if key in stored:
         return msgspec.convert(stored[key], Evaluation)
     if step is None:

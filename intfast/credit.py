@@ -20,6 +20,7 @@ from intfast.records import Example, Record
 
 EPS = 1e-4
 """Added to a standard deviation before it divides."""
+# Ungraded is not wrong: a reward of 0 would teach against an answer nobody could read.
 REWARDS = {"correct": 1.0, "wrong": 0.0, "unscored": None}
 """Reward of each grade; None takes no part in baseline and loss."""
 
@@ -143,16 +144,6 @@ def _example(
     problem_id: str,
 ) -> Example:
     length = len(completion.token_ids)
-    if not prompt_ids:
-        raise ValueError(
-            f"group {problem_id!r}: expected a prompt of at least one token, got none; "
-            "the first sampled token would have nothing to be predicted from"
-        )
-    if len(completion.logprobs) != length:
-        raise ValueError(
-            f"group {problem_id!r}: expected one log-prob per sampled token, got "
-            f"{len(completion.logprobs)} for {length}; let the engine return them"
-        )
     # GRPO averages within a sequence, DAPO over all tokens, Dr. GRPO divides by a constant: here
     # these weights and the divisor alone tell them apart.
     weight = 1.0 / length if config.normalisation == "sequence-mean" and length else 1.0
@@ -182,6 +173,7 @@ def divisor(examples_N: Sequence[Example], config: CreditConfig, max_new_tokens:
     if config.normalisation == "token":
         count = sum(weight != 0 for example in examples_N for weight in example.weights)
     elif config.normalisation == "constant":
+        # Dr. GRPO: a constant, so that a long wrong answer is not punished less per token.
         count = len(examples_N) * max_new_tokens
     else:
         count = len(examples_N)

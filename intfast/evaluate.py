@@ -79,6 +79,7 @@ def count_samples(
             f"sample and at least one sample, got {len(grades)}, {len(reasons)}, "
             f"{len(finish_reasons)} and {len(num_tokens)}"
         )
+    # A sample that could not be graded is neither right nor wrong, and counts as neither.
     by_grade = Counter(map(str, grades))
     unknown = by_grade.keys() - {"correct", "wrong", "unscored"}
     if unknown:
@@ -102,8 +103,10 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     """
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
+    # Fewer wrong samples than draws: one of any k is right.
     if n - c < k:
         return 1.0
+    # A product of ratios: the binomials themselves overflow for a few hundred samples.
     return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
 
 
@@ -119,6 +122,7 @@ def bootstrap(
         raise ValueError(f"bootstrap needs finite values of at least one problem, got {values_P}")
     if num < 1 or not 0 < level < 1:
         raise ValueError(f"bootstrap needs num >= 1 and 0 < level < 1, got {num} and {level}")
+    # The seed is the run's: the same records give the same interval again.
     rng = np.random.default_rng(seed)
     # Many draws at once, but never more than a few megabytes of them.
     rows = max(1, (1 << 18) // len(values))
@@ -130,53 +134,11 @@ def bootstrap(
     return float(low), float(high)
 
 
-def bootstrap_difference(
-    values_P: Sequence[float],
-    baseline_P: Sequence[float],
-    seed: int,
-    num: int = 2000,
-    level: float = 0.95,
-) -> Estimate:
-    """Mean of value - baseline over the same problems in the same order, with its interval.
-
-    Pairing removes the spread between problems, which is larger than that between methods.
-    """
-    if len(values_P) != len(baseline_P):
-        raise ValueError(
-            f"paired values are of the same problems, got {len(values_P)} and {len(baseline_P)}"
-        )
-    difference_P = [a - b for a, b in zip(values_P, baseline_P, strict=True)]
-    return estimate(difference_P, seed, num, level)
-
-
-def bootstrap_seeds(
-    values_S_P: Sequence[Sequence[float]], seed: int, num: int = 2000, level: float = 0.95
-) -> Estimate:
-    """Mean over seeds and problems; in the interval both are drawn again with replacement.
-
-    Rows are repetitions with other seeds on the same problems, in the same order. Of few seeds the
-    interval tells little more than their spread; of one seed it is over problems alone.
-    """
-    values = np.asarray(values_S_P, dtype=np.float64)
-    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"expected finite values of seeds x problems, got shape {values.shape}")
-    num_seeds, num_problems = values.shape
-    rng = np.random.default_rng(seed)
-    seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num) / num_seeds
-    problems = (
-        rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), num) / num_problems
-    )
-    means = np.einsum("ns,sp,np->n", seeds, values, problems)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(
-        value=float(values.mean()), low=float(low), high=float(high), num_problems=num_problems
-    )
-
-
 def wilson(successes: int, num: int, level: float = 0.95) -> tuple[float, float]:
     """Score interval of a share of `num` problems; it keeps its width at 0 and 1."""
     if not 0 <= successes <= num or num < 1:
         raise ValueError(f"expected 0 <= successes <= num and num >= 1, got {successes} of {num}")
+    # A share of 0 of 20 is not certain to be 0; the bootstrap would give it no width.
     z = NormalDist().inv_cdf((1 + level) / 2)
     share, z2_n = successes / num, z * z / num
     centre = share + z2_n / 2
@@ -210,9 +172,11 @@ class Evaluation(Record):
         Raises ValueError without problems, without scored samples, or when k is above the
         samples of every problem.
         """
+        # A problem whose samples all went ungraded says nothing about the model.
         counts_P = [(p.scored, p.correct) for p in self.problems if p.scored]
         if not counts_P:
             raise ValueError(f"evaluation {self.name!r} has no scored sample")
+        # Shares below are of samples; accuracy and pass@k are means over problems.
         samples = sum(p.samples for p in self.problems)
         reasons: Counter[str] = Counter()
         for problem in self.problems:
@@ -232,6 +196,7 @@ class Evaluation(Record):
     def _pass_at_k(
         self, counts_P: Sequence[tuple[int, int]], k: int, num: int, level: float
     ) -> Estimate:
+        # With fewer scored samples than k there is no unbiased estimate for the problem.
         values_P = [pass_at_k(n, c, k) for n, c in counts_P if n >= k]
         if not values_P:
             most = max(n for n, _ in counts_P)
@@ -239,23 +204,11 @@ class Evaluation(Record):
         return estimate(values_P, self.seed, num, level)
 
 
-def compare(
-    run: Evaluation, baseline: Evaluation, num: int = 2000, level: float = 0.95
-) -> Estimate:
-    """Accuracy of `run` minus that of `baseline` over the problems scored in both, paired."""
-    ours, theirs = run.accuracies(), baseline.accuracies()
-    shared = [problem_id for problem_id in ours if problem_id in theirs]
-    if not shared:
-        raise ValueError(f"{run.name!r} and {baseline.name!r} have no scored problem in common")
-    return bootstrap_difference(
-        [ours[i] for i in shared], [theirs[i] for i in shared], run.seed, num, level
-    )
-
-
 def estimate(
     values_P: Sequence[float], seed: int, num: int = 2000, level: float = 0.95
 ) -> Estimate:
     """Mean over problems with its bootstrap interval."""
+    # Over problems, not over samples: those of one problem are alike.
     low, high = bootstrap(values_P, seed, num, level)
     return Estimate(
         value=math.fsum(values_P) / len(values_P), low=low, high=high, num_problems=len(values_P)

@@ -15,7 +15,7 @@ from intfast.config import InterveneConfig, SamplingConfig
 from intfast.engine.protocol import derive_seed
 from intfast.leak import leaks
 from intfast.prompts import cut, encode
-from intfast.records import Attempt, Continuation, Example, Intervention, Problem
+from intfast.records import Attempt, Continuation, Intervention, Problem
 from intfast.sample import Sampler, Start
 from intfast.waves import Tried, next_wave
 
@@ -53,9 +53,11 @@ def propose(
     Two turns of the same model: a guided solution along the reference (where the prompt style has
     that turn), then the verification, which names the first wrong step and writes its replacement.
     """
+    # The reference of a hard problem leaves steps out; the model first writes them for itself.
     guided = _guided_solutions(sampler, wrong, config, seed, on_finished)
     requests, asked, out = [], [], []
     for (problem, attempt), (text, num_guided) in zip(wrong, guided, strict=True):
+        # Cut by the text alone, before anything is asked: the numbers in the prompt are ours.
         steps = sampler.style.split(attempt.text)
         prompt = sampler.style.verify(problem, steps, text)
         drafts = [
@@ -71,6 +73,7 @@ def propose(
             )
             for sample in range(config.samples)
         ]
+        # One prefill for all candidates of an attempt: they differ by their seed.
         if sampler.fits(len(prompt), config.sampling):
             seeds = [derive_seed(seed, "verify", draft.id) for draft in drafts]
             requests.append(sampler.request(prompt, seeds, config.sampling))
@@ -82,12 +85,15 @@ def propose(
         has_passed = False
         for draft, completion in zip(drafts, completions, strict=True):
             reply = sampler.text(completion)
+            # Gates in the order of GATES: the first that fails names the candidate.
             found = _read_reply(sampler, reply, steps, attempt)
             if found["gate"] == "passed":
                 found["gate"] = _gate(sampler, problem, attempt, found, config)
+            # The first that passes is used; the others are only counted.
             if found["gate"] == "passed" and has_passed:
                 found["gate"] = "duplicate"
             has_passed = has_passed or found["gate"] == "passed"
+            # The guided solution is paid for once, with the first candidate.
             num_tokens = draft.num_tokens + len(completion.token_ids)
             out.append(msgspec.structs.replace(draft, reply=reply, num_tokens=num_tokens, **found))
     return out
@@ -125,10 +131,14 @@ def _read_reply(
     found = {"gate": verdict.reason, "location": verdict.location, "content": verdict.content}
     if verdict.reason:
         return found
+    # Everything before the located step: steps join to the text, so lengths add up to a place in
+    # it.
     end = sum(len(step) for step in steps[: verdict.location - 1])
+    # The place may lie inside a token: what is left of it goes in front of the replacement.
     num_kept, between = cut(sampler.tokenizer, attempt.token_ids, attempt.text, end)
     return found | {
         "gate": "passed",
+        # Never re-tokenised: these are the ids that the model sampled, with its own token borders.
         "prefix_ids": attempt.token_ids[:num_kept],
         "intervention_ids": encode(sampler.tokenizer, between + verdict.content),
     }
@@ -142,11 +152,13 @@ def _gate(
     config: InterveneConfig,
 ) -> str:
     """The gate at which a well-formed replacement is dropped, or "passed"."""
+    # Dropped and not cut: half a step would be trained as if the model meant it.
     if len(found["intervention_ids"]) > config.max_step_tokens:
         return "overlong"
     num_prompt = len(sampler.prompt(problem))
     num_tokens = num_prompt + len(found["prefix_ids"]) + len(found["intervention_ids"])
     # The baselines continue from within the attempt, which may fill the context.
+    # What is measured beside must fit as well, or the three starts were of different attempts.
     is_full = config.baselines and num_prompt + len(attempt.token_ids) >= sampler.context
     if is_full or not sampler.fits(num_tokens, config.continuation):
         return "no_room"
@@ -182,9 +194,12 @@ def missing(
         done[record.intervention_id, record.start][record.sample] = record.grade == "correct"
     todo = []
     for start in ("intervention", "error", "prefix") if config.baselines else ("intervention",):
+        # The rule to stop early is for interventions; baselines are drawn to the end, for their
+        # rates.
         rule = config
         if start != "intervention":
             rule = msgspec.structs.replace(config, stop="never", one_per_problem=False)
+        # Outcomes so far, by sample number: what a wave decides must not depend on when it ran.
         tried = [Tried(problem.id, done[record.id, start]) for problem, _, record in passed]
         for (problem, attempt, record), samples in zip(passed, next_wave(tried, rule), strict=True):
             if samples:
@@ -236,8 +251,10 @@ def answer_so_far(
     """The ids from which a continuation starts: see records.Continuation for the three starts."""
     if start == "intervention":
         return [*intervention.prefix_ids, *intervention.intervention_ids]
+    # Prefix alone: does the model find the way by itself when it may try again from here?
     if start == "prefix":
         return list(intervention.prefix_ids)
+    # Prefix and wrong step: what the model would have gone on with.
     steps = sampler.style.split(attempt.text)
     end = sum(len(step) for step in steps[: intervention.location])
     num_kept, _ = cut(sampler.tokenizer, attempt.token_ids, attempt.text, end)
@@ -255,6 +272,7 @@ def judge(
     """The candidates with their final gate: "kept" or "unsolved" for those that were continued."""
     if not config.continuations:
         return list(candidates)
+    # Right continuations are the evidence that a step opens a way to the answer.
     correct = correct_counts(continuations)
     return [
         msgspec.structs.replace(
@@ -274,58 +292,3 @@ def correct_counts(
     for record in continuations:
         counts[record.intervention_id] += record.start == start and record.grade == "correct"
     return counts
-
-
-def is_held_out(problem_id: str, share: float) -> bool:
-    """Whether the interventions of a problem stay out of SFT; the same share in every run."""
-    return derive_seed(0, "held out", problem_id) < share * 2**63
-
-
-def build_examples(
-    sampler: Sampler,
-    problems: Mapping[str, Problem],
-    judged: Sequence[Intervention],
-    continuations: Sequence[Continuation],
-    target: str,
-    held_out: float = 0.0,
-) -> list[Example]:
-    """Prompt + prefix + intervention as training sequences; no suffix and no end token.
-
-    target     `sft.target`: the recipe, or one of the paper's ablations
-    held_out   `analysis.held_out`: share of the problems that are left out
-    """
-    correct = correct_counts(continuations)
-    gates = REACHED_CONTINUATION if target == "no_filter" else ("kept",)
-    chosen = [
-        record
-        for record in judged
-        if record.gate in gates and not is_held_out(record.problem_id, held_out)
-    ]
-    if target == "one_per_problem":
-        best: dict[str, Intervention] = {}
-        for record in chosen:
-            held = best.get(record.problem_id)
-            if held is None or correct[record.id] > correct[held.id]:
-                best[record.problem_id] = record
-        chosen = list(best.values())
-    suffixes: dict[str, list[int]] = {}
-    if target == "suffix":
-        for record in continuations:
-            if record.start == "intervention" and record.grade == "correct":
-                suffixes.setdefault(record.intervention_id, record.token_ids)
-    examples = []
-    for record in chosen:
-        prompt = sampler.prompt(problems[record.problem_id])
-        suffix = suffixes.get(record.id, [])
-        on_prefix = 0.0 if target == "intervention" else 1.0
-        weights = [0.0] * len(prompt) + [on_prefix] * len(record.prefix_ids)
-        weights += [1.0] * (len(record.intervention_ids) + len(suffix))
-        examples.append(
-            Example(
-                token_ids=[*prompt, *record.prefix_ids, *record.intervention_ids, *suffix],
-                weights=weights,
-                problem_id=record.problem_id,
-                kind="intervention",
-            )
-        )
-    return examples

@@ -80,11 +80,12 @@ def policy_loss(
     """Sum over the weighted rows of weight * token loss (fp32), and its statistics.
 
     batch        without `old_logprob_N` the current values are the old ones and the ratio is 1;
-                 with `reference_logprob_N` exactly when config.kl is not 0
+                 KL needs `reference_logprob_N`, a correction the sampler's log-probs
     temperature  the one the tokens were sampled with
     raises       ValueError when a stream that the objective needs is missing
     """
     _check_rows(hidden_ND, batch)
+    # Constants to autograd, all of them: only the current log-prob carries gradient.
     streams = Streams(
         weight_T=batch.weight_N,
         advantage_T=batch.advantage_N,
@@ -93,7 +94,6 @@ def policy_loss(
         sampler_T=batch.sampler_logprob_N,
         sequence_T=batch.sequence_N,
     )
-    _check_streams(streams, config)
     # What the loss is made of is decided once per batch; the kernels know tensors only.
     objective = objective_of(config, len(batch.lengths))
     output = linear_objective(
@@ -125,6 +125,7 @@ def objective_of(config: PolicyConfig, num_sequences: int) -> Objective:
     objective: Objective = {
         "grpo": PolicyClip(config.clip_low, config.clip_high, dual),
         "gspo": SequenceClip(num_sequences, config.clip_low, config.clip_high, dual),
+        # CISPO clips the factor of the gradient and not the loss, so no token loses its gradient.
         "cispo": Cispo(1 - config.clip_low, 1 + config.clip_high),
         "reinforce": Reinforce(),
     }[config.objective]
@@ -219,25 +220,6 @@ def _check_rows(hidden_ND: Tensor, batch: Batch) -> None:
         )
 
 
-def _check_streams(streams: Streams, config: PolicyConfig) -> None:
-    if streams.advantage_T is None:
-        raise ValueError(
-            "policy loss: expected Examples with advantages, got none; "
-            "make them with credit.examples, or use sft_loss"
-        )
-    if config.correction != "off" and streams.sampler_T is None:
-        raise ValueError(
-            f"correction='{config.correction}': expected Examples with sampler_logprobs, got none; "
-            "let the engine return log-probs, or use correction='off'"
-        )
-    if (config.kl != 0) != (streams.reference_T is not None):
-        given = "none" if streams.reference_T is None else "some"
-        raise ValueError(
-            f"kl={config.kl}: expected reference log-probs exactly when kl is not 0, got {given}; "
-            "score the batch with the reference policy, or use kl=0"
-        )
-
-
 def _sum(value_N: Tensor) -> Tensor:
     # A sum of a million fp32 terms loses digits that a mean over an update shows.
     return value_N.sum(dtype=torch.float64)
@@ -287,6 +269,7 @@ def together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Extremes stay extremes, counts add up, means are weighted by tokens; the first cause stays.
     """
+    # No update at all where every group was of one kind: the row says so.
     found: dict[str, Any] = {"updates": len(rows)}
     if not rows:
         return found

@@ -42,6 +42,7 @@ def train(run: Run) -> Found:
             collect.evaluation(run, f"{name}_rl")
         last = f"{last}_rl"
 
+    # The last weights of the run as an ordinary model folder.
     export(run, last)
     return found
 

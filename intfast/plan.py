@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from intfast import cli, limits
+from intfast import cli, intake
 from intfast.config import Config
 from intfast.engine import memory
 from intfast.engine.cache import bytes_per_slot
@@ -20,7 +20,7 @@ from intfast.model.decoder import Architecture
 from intfast.model.folder import load_tokenizer
 from intfast.prompts import decode, style_of
 from intfast.records import Problem
-from intfast.run import load_data, pick_device
+from intfast.run import pick_device
 from intfast.state import metrics, trackers
 
 
@@ -39,16 +39,13 @@ def show(config: Config, console: Console | None = None) -> None:
     for key, (_, value) in cli.differences(config).items():
         say(f"  {key} = {value!r}")
     say("\nData")
-    problems, tests = load_data(config, console)
+    problems, tests = intake.load(config, console)
     path = weights.resolve(config.model.path)
     architecture = weights.check(path)
     tokenizer = load_tokenizer(path)
     style = style_of(config.prompt, tokenizer)
     context = config.rollout.context or architecture.max_positions
-    problems, said = limits.fitting_train(problems, style.solve, context, config)
-    tests, more = limits.fitting_problems(tests, style.solve, context, [config.evaluate.sampling])
-    for sentence in filter(None, (said, more)):
-        say(sentence)
+    problems, tests = intake.fitting(problems, tests, style.solve, context, config, say)
     say("\nFirst prompt, exactly as the model sees it")
     say(decode(tokenizer, style.solve(problems[0])))
     say("\nWork")

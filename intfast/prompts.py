@@ -20,6 +20,7 @@ from intfast.verdict import Verdict
 class Style(Protocol):
     """The questions of one prompt style, as token ids, and the reading of its replies."""
 
+    # An answer ends with these ids and with nothing else: stop texts would need decoding.
     stop_ids: tuple[int, ...]
     """Token ids that end an answer."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import msgspec
 
 
+# Strict: a field that is misspelt in a file is an error with its line, not a default.
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all records: immutable, strict about its fields."""
 
@@ -132,20 +133,3 @@ class Example(Record):
     problem_id: str = ""
     kind: str = ""
     """What the sequence is, for reports: "intervention", "rollout", ..."""
-
-
-class TokenLogprobs(Record):
-    """One SFT example before and after SFT, for reports; all lists are as long as its tokens.
-
-    Log-probs are natural, and None where a token carries no loss.
-    Example: TokenLogprobs(example=0, pieces=["a", " b"], weights=[0, 1], base=[None, -2.5],
-    trained=[None, -0.5])
-    """
-
-    example: int
-    """The line of examples.jsonl, counted from 0."""
-    pieces: list[str]
-    """The text of each token; a character of several tokens is with its last one."""
-    weights: list[float]
-    base: list[float | None]
-    trained: list[float | None]

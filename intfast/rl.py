@@ -109,6 +109,7 @@ def _tasks(problems: Sequence[Problem], hints: Hints) -> list[Task]:
             'rl.problems = "unlocked" leaves no problem: no intervention was kept; '
             'use rl.problems = "selected"'
         )
+    # Bare and hinted version are two tasks of one stream: a step has both kinds.
     bare: list[Task] = [(problem, None) for problem in problems]
     return bare + [(problem, hints[problem.id]) for problem in problems if problem.id in hints]
 
@@ -255,6 +256,7 @@ def scored(
     """
     temperature = run.config.rl.sampling.temperature
     for stream, decoder in (("old", run.decoder), ("reference", reference)):
+        # Scored before the first update moves anything.
         if decoder is None or (stream == "old" and len(updates) == 1):
             continue
         updates = [
@@ -266,5 +268,6 @@ def scored(
 
 def _reference(run: Run, initial: str) -> Decoder:
     """A frozen copy of the initial policy, which the KL term is measured from."""
+    # The start of the stage, for all of it: a reference that moved along would bound nothing.
     run.hold(initial)
     return copy.deepcopy(run.decoder).requires_grad_(False)

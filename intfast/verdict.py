@@ -69,6 +69,7 @@ def special_tokens(tokenizer: Any) -> list[str]:
 
 def break_tokens(text: str, tokens: Iterable[str]) -> str:
     """The text with control tokens broken by a space, so that it cannot end or forge a turn."""
+    # Longest first: a token that contains another is broken as what it is.
     for token in tokens:
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
@@ -95,6 +96,7 @@ def read(reply: str, mark: str, num_steps: int, tokens: Iterable[str] = ()) -> V
     if len(found) > 1:
         return Verdict(reason="conflict")
     ((place, content),) = found
+    # Finding nothing wrong in a wrong attempt is an answer, too; it is counted under its own gate.
     if place.lower() == "none":
         return Verdict(reason="unparsed" if content else "no_error")
     # ASCII digits alone: int() would also read those of other scripts.

@@ -32,6 +32,7 @@ def waves(tried_I: Sequence[Tried], config: InterveneConfig) -> Iterator[list[ra
 
     Lazy: the outcomes of a wave must be in `done` when the next one is asked for.
     """
+    # How many samples of each the rule has asked for, and which it still goes on with.
     drawn_I = [0] * len(tried_I)
     active_I = [True] * len(tried_I)
     # Which samples make a wave depends on their numbers alone, so a replay cuts the same waves.

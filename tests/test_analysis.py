@@ -11,9 +11,10 @@ import pytest
 import torch
 from small_run import Quiet
 
-from intfast import cli, intervene
+from intfast import cli
 from intfast.collect import Found
 from intfast.config import AnalysisConfig
+from intfast.methods import sft_data
 from intfast.model.decoder import PackedAttention
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.run import open_run
@@ -136,8 +137,8 @@ def intervention(number, problem, gate):
 
 
 def test_sources_measure_the_right_tokens(run):
-    held = next(f"p{n}" for n in range(99) if intervene.is_held_out(f"p{n}", 0.2))
-    kept = next(f"p{n}" for n in range(99) if not intervene.is_held_out(f"p{n}", 0.2))
+    held = next(f"p{n}" for n in range(99) if sft_data.is_held_out(f"p{n}", 0.2))
+    kept = next(f"p{n}" for n in range(99) if not sft_data.is_held_out(f"p{n}", 0.2))
     body = run.problems[0].problem
     selected = [Problem(id=i, problem=body, answer="1") for i in (held, kept)]
     looked_at = AnalysisConfig(texts=9, held_out=0.2)
@@ -183,10 +184,10 @@ def test_held_out_interventions_stay_out_of_sft(run):
     judged = [intervention(n, f"p{n}", "kept") for n in range(40)]
     problem = run.problems[0]
     problems = {r.problem_id: msgspec.structs.replace(problem, id=r.problem_id) for r in judged}
-    made = intervene.build_examples(run.sampler, problems, judged, [], "recipe", 0.25)
+    made = sft_data.build_examples(run.sampler, problems, judged, [], "recipe", 0.25)
     out = {r.problem_id for r in judged} - {example.problem_id for example in made}
     assert 4 <= len(out) <= 16
-    assert all(intervene.is_held_out(problem_id, 0.25) for problem_id in out)
+    assert all(sft_data.is_held_out(problem_id, 0.25) for problem_id in out)
 
 
 def test_where_a_rule_stops_early_accuracy_is_that_of_the_first_wave():

@@ -12,9 +12,10 @@ from report_run import Seen
 from small_run import Quiet
 
 from intfast import cli, collect
-from intfast.evaluate import Evaluation, bootstrap_seeds, count_samples
+from intfast.evaluate import Evaluation, count_samples
 from intfast.sample import Sampler
 from intfast.study import arms, compare, compare_table, finish, report
+from intfast.study.paired import bootstrap_seeds
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "quickstart_short.toml")

@@ -8,13 +8,12 @@ import pytest
 from intfast.evaluate import (
     Evaluation,
     bootstrap,
-    bootstrap_difference,
-    compare,
     count_samples,
     coverage,
     pass_at_k,
     wilson,
 )
+from intfast.study.paired import bootstrap_difference, compare
 
 
 def enumerated(n: int, c: int, k: int) -> Fraction:

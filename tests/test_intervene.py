@@ -7,6 +7,7 @@ from small_run import TOKENIZER, Script
 from intfast import intervene
 from intfast.config import InterveneConfig, PromptConfig, SamplingConfig
 from intfast.grading.grader import Grader
+from intfast.methods import sft_data
 from intfast.prompts import ChatStyle, CompactStyle, decode, encode
 from intfast.records import Attempt, Continuation, Intervention, Problem
 from intfast.sample import Sampler, Start, chunks
@@ -217,7 +218,7 @@ def built(target="recipe", judged=None):
     candidate, records, sampler = run_continuations(CONFIG, WRONG, RIGHT, WRONG, RIGHT)
     if judged is None:
         judged = intervene.judge([candidate], records, CONFIG)
-    return intervene.build_examples(sampler, {"p": PROBLEM}, judged, records, target), candidate
+    return sft_data.build_examples(sampler, {"p": PROBLEM}, judged, records, target), candidate
 
 
 def spans(example, weight):

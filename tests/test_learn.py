@@ -10,10 +10,11 @@ from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade
 from intfast.model import optim
 from intfast.model.decoder import PackedAttention
-from intfast.records import Example, Intervention, TokenLogprobs
+from intfast.records import Example, Intervention
 from intfast.run import open_run
 from intfast.state import checkpoint
 from intfast.study import token_logprobs
+from intfast.study.token_logprobs import TokenLogprobs
 
 
 @pytest.fixture(scope="module")

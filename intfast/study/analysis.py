@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 
-from intfast import evaluate, intervene
+from intfast import evaluate
 from intfast.batch import pack
 from intfast.collect import Found
 from intfast.evaluate import Estimate
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.labels import label
+from intfast.methods import sft_data
 from intfast.prompts import encode
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.run import Run
@@ -83,7 +84,7 @@ def sources(run: Run, found: Found) -> dict[str, list[Example]]:
 
     def gate(name: str, held: bool | None = None) -> list[Intervention]:
         passed = [record for record in found.interventions if record.gate == name]
-        is_held = [intervene.is_held_out(record.problem_id, share) for record in passed]
+        is_held = [sft_data.is_held_out(record.problem_id, share) for record in passed]
         return [r for r, h in zip(passed, is_held, strict=True) if held is None or h == held]
 
     def target(record: Intervention) -> list[int]:

@@ -13,9 +13,10 @@ from typing import Any
 from intfast import intervene
 from intfast.evaluate import wilson
 from intfast.prompts import split_steps
-from intfast.records import Attempt, Continuation, Example, Intervention, Problem, TokenLogprobs
+from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.study.page_data import RunData
 from intfast.study.read import read_rows
+from intfast.study.token_logprobs import TokenLogprobs
 
 ITEM_BYTES = 24_000_000
 """Texts of candidates in one page: problems, references, attempts, replies."""

@@ -258,9 +258,9 @@ def _generated(folder: Path) -> int | None:
 
 def show(plan: Plan, console: Console) -> None:
     """Print every arm with its settings and the most that it can generate; generate nothing."""
+    from intfast import intake
     from intfast.model import weights
     from intfast.plan import most_tokens
-    from intfast.run import load_data
 
     def say(text: str) -> None:
         console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
@@ -269,7 +269,7 @@ def show(plan: Plan, console: Console) -> None:
     configs = {name: plan.config(name, seed) for name in arms.runs(plan.names)}
     base = plan.config("base", seed)
     weights.check(weights.resolve(base.model.path))
-    num = max((len(load_data(config, console)[0]) for config in configs.values()), default=0)
+    num = max((len(intake.load(config, console)[0]) for config in configs.values()), default=0)
     for name, config in configs.items():
         rows = [row for row in plan.names if arms.run_of(row, plan.names) == name]
         say(f"\n{name} (rows: {', '.join(rows)})")

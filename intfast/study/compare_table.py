@@ -14,12 +14,13 @@ from typing import Any
 import msgspec
 
 from intfast import cli
-from intfast.evaluate import Estimate, Evaluation, ProblemCounts, bootstrap_seeds, pass_at_k
+from intfast.evaluate import Estimate, Evaluation, ProblemCounts, pass_at_k
 from intfast.safe_text import shown
 from intfast.state.files import write_atomic
 from intfast.state.runfolder import write_json
 from intfast.study import arms
 from intfast.study.charts import dot, whisker
+from intfast.study.paired import bootstrap_seeds
 from intfast.study.read import read_evaluations, read_json, read_rows
 from intfast.study.tables import Cell, Column, Table, element, heads, interval, reading, short
 

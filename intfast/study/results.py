@@ -10,11 +10,12 @@ import msgspec
 from markupsafe import Markup
 
 from intfast.config import Config
-from intfast.evaluate import Estimate, Evaluation, Summary, compare
+from intfast.evaluate import Estimate, Evaluation, Summary
 from intfast.labels import Weights, label
 from intfast.study import ablate
 from intfast.study.charts import Line, Point, chart, legend
 from intfast.study.page_data import RunData, Section, colors, named, test_set
+from intfast.study.paired import compare
 from intfast.study.summary import HeldOut, held_out, summarised
 from intfast.study.tables import Table, element, fold, heads, interval, note, reading
 

@@ -14,6 +14,7 @@ from intfast.labels import LABELS, STARTS, Weights, in_order, label
 from intfast.records import Continuation, Intervention
 from intfast.run import Run
 from intfast.study.charts import bar, dotted, whisker
+from intfast.study.paired import compare
 from intfast.study.read import read_evaluations
 from intfast.study.tables import Cell, Table, element, heads, interval, share, short
 
@@ -193,7 +194,7 @@ def write(run: Run, found: Found, seconds: float) -> dict[str, Any]:
     result = {
         "evaluations": rows,
         "differences": {
-            f"{best} - {key}": evaluate.compare(evaluations[best], evaluations[key])
+            f"{best} - {key}": compare(evaluations[best], evaluations[key])
             for best in list(evaluations)[-1:]
             for key in evaluations
             if key != best

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from intfast import limits
+from intfast import intake
 from intfast.config import AttemptConfig, BatchConfig, Config, RlConfig, SamplingConfig, SftConfig
 from intfast.records import Example, Problem
 
@@ -21,7 +21,7 @@ def ids(problems) -> list[str]:
 
 @pytest.mark.parametrize(("context", "kept"), [(110, 3), (109, 2), (70, 2), (69, 1)])
 def test_a_prompt_must_leave_room_to_answer(context, kept):
-    problems, said = limits.fitting_problems(PROBLEMS, prompt_of, context, [SAMPLING])
+    problems, said = intake.fitting_problems(PROBLEMS, prompt_of, context, [SAMPLING])
     assert problems == PROBLEMS[:kept]
     assert bool(said) == (kept < 3)
     if said:
@@ -31,14 +31,14 @@ def test_a_prompt_must_leave_room_to_answer(context, kept):
 
 def test_a_rollout_must_fit_the_training_batch():
     for budget, kept in ((110, 3), (109, 2)):
-        found, _ = limits.fitting_problems(PROBLEMS, prompt_of, 1000, [SAMPLING], budget)
+        found, _ = intake.fitting_problems(PROBLEMS, prompt_of, 1000, [SAMPLING], budget)
         assert len(found) == kept
 
 
 def test_nothing_left_is_an_error():
     with pytest.raises(ValueError, match=r"dropped 3 of 3 problems .*lower max_new_tokens"):
-        limits.fitting_problems(PROBLEMS, prompt_of, 10, [SAMPLING])
-    assert limits.fitting_problems([], prompt_of, 10, [SAMPLING]) == ([], "")
+        intake.fitting_problems(PROBLEMS, prompt_of, 10, [SAMPLING])
+    assert intake.fitting_problems([], prompt_of, 10, [SAMPLING]) == ([], "")
 
 
 def test_only_the_stages_of_the_run_decide():
@@ -51,7 +51,7 @@ def test_only_the_stages_of_the_run_decide():
 
     def kept(**changes) -> list[str]:
         changed = msgspec.structs.replace(config, **changes)
-        return ids(limits.fitting_train(PROBLEMS, prompt_of, 120, changed)[0])
+        return ids(intake.fitting_train(PROBLEMS, prompt_of, 120, changed)[0])
 
     assert kept() == ["5"]
     assert kept(batch=BatchConfig(max_tokens=100, too_long="alone")) == ["5", "50"]
@@ -61,8 +61,8 @@ def test_only_the_stages_of_the_run_decide():
 
 def test_sequences_above_the_budget_are_counted_and_not_cut():
     examples = [Example(token_ids=[1] * n, weights=[1.0] * n) for n in (3, 9, 10)]
-    kept, said = limits.fitting_examples(examples, BatchConfig(max_tokens=9))
+    kept, said = intake.fitting_examples(examples, BatchConfig(max_tokens=9))
     assert kept == examples[:2] and "dropped 1 of 3" in said
     alone = BatchConfig(max_tokens=1, too_long="alone")
-    assert limits.fitting_examples(examples, alone) == (examples, "")
-    assert limits.fitting_examples(examples, BatchConfig(max_tokens=10)) == (examples, "")
+    assert intake.fitting_examples(examples, alone) == (examples, "")
+    assert intake.fitting_examples(examples, BatchConfig(max_tokens=10)) == (examples, "")

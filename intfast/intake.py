@@ -1,14 +1,82 @@
-"""What does not fit is counted and dropped before training; nothing is ever cut."""
+"""The problems of a run: loaded, gradable, and with room to answer. Nothing is ever cut.
+
+What is dropped is counted and printed before anything is generated.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from rich.console import Console
+
+from intfast import data
 from intfast.config import BatchConfig, Config, SamplingConfig
+from intfast.grading.grader import Grader
 from intfast.records import Example, Problem
 from intfast.sample import fits
+from intfast.state.metrics import say as say_on
 
 PromptOf = Callable[[Problem], list[int]]
+Say = Callable[[str], None]
+
+
+def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]]:
+    """(training problems, test problems), with the report of each on the console."""
+    settings = config.data
+    assert settings.train is not None
+    problems, report = data.load_problems(
+        settings.train, purpose="train", columns=settings.columns, limit=settings.train_limit
+    )
+    say_on(console, report)
+    tests: list[Problem] = []
+    if settings.test is not None:
+        tests, report = data.load_problems(
+            settings.test, purpose="test", columns=settings.columns, limit=settings.test_limit
+        )
+        say_on(console, report)
+        if shared := data.overlap(problems, tests):
+            raise ValueError(
+                f"{shared} test problems are also training problems; remove them from one file"
+            )
+    if config.needs_references and not any(problem.reference for problem in problems):
+        raise ValueError(
+            f"{settings.train}: no problem has a reference solution, which interventions, rewrites "
+            "and hints need; add a column reference_solution, or for plain RL set sft.epochs = 0 "
+            'and rl.problems = "selected"'
+        )
+    return problems, tests
+
+
+def gradable(problems: list[Problem], grader: Grader, say: Say) -> list[Problem]:
+    """The problems whose gold answer can be compared; the others are dropped and named.
+
+    Otherwise every sample of such a problem would come back unscored.
+    """
+    usable = grader.check_golds([problem.answer for problem in problems])
+    dropped = [p for p, ok in zip(problems, usable, strict=True) if not ok]
+    for problem in dropped[:5]:
+        say(f"dropped {problem.source or problem.id}: answer {problem.answer!r} is no answer")
+    if dropped:
+        say(f"dropped {len(dropped)} of {len(problems)} problems: ungradable answers")
+    if problems and len(dropped) == len(problems):
+        raise ValueError("no answer can be graded; look at the answer column, or at grade.mode")
+    return [problem for problem, ok in zip(problems, usable, strict=True) if ok]
+
+
+def fitting(
+    problems: list[Problem],
+    tests: list[Problem],
+    prompt_of: PromptOf,
+    context: int,
+    config: Config,
+    say: Say,
+) -> tuple[list[Problem], list[Problem]]:
+    """The problems and tests whose prompts leave room to answer in the context."""
+    problems, said = fitting_train(problems, prompt_of, context, config)
+    tests, more = fitting_problems(tests, prompt_of, context, [config.evaluate.sampling])
+    for sentence in filter(None, (said, more)):
+        say(sentence)
+    return problems, tests
 
 
 def fitting_problems(
