@@ -112,6 +112,7 @@ def attempts(run: Run) -> list[Attempt]:
 def _attempt(
     run: Run, todo: Sequence[tuple[Problem, list[int]]], advance: intervene.OnFinished
 ) -> list[Attempt]:
+    # Each sample has a seed of its own name: what is missing is drawn as if nothing had failed.
     seed, sampler = run.config.seed, run.sampler
     starts = [
         Start(problem, [derive_seed(seed, "attempts", problem.id, n) for n in samples])
@@ -186,6 +187,7 @@ def interventions(
 
     # Records name their attempt; the problem and its text are looked up here.
     pairs = {(problem.id, attempt.sample): (problem, attempt) for problem, attempt in wrong}
+    # Those that reached the continuations once reach them again, whatever was judged so far.
     passed = [
         (*pairs[record.problem_id, record.attempt], record)
         for record in journal.records

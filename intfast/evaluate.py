@@ -148,6 +148,7 @@ def wilson(successes: int, num: int, level: float = 0.95) -> tuple[float, float]
 
 def coverage(counts_P: Sequence[tuple[int, int]], level: float = 0.95) -> Estimate:
     """Share of problems, given as (n, c), with at least one right sample."""
+    # Any right sample of a problem, however many were drawn.
     solved = sum(c > 0 for _, c in counts_P)
     low, high = wilson(solved, len(counts_P), level)
     return Estimate(value=solved / len(counts_P), low=low, high=high, num_problems=len(counts_P))

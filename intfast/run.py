@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from rich.console import Console
 import intfast
 from intfast import checks, data, intake, loss
 from intfast.config import Config
-from intfast.engine.protocol import Choice, Engine
-from intfast.engine.start import start
+from intfast.engine.protocol import Choice
+from intfast.engine.start import prompt_reuse, start
 from intfast.grading.grader import Grader
 from intfast.grading.watch import GradeWatch
 from intfast.model import folder as model_folder
@@ -121,6 +121,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     # Together, since they share one set of weights.
     decoder, engine, choice = start(config, path, device)
     decoder.activation_checkpointing = config.model.activation_checkpointing
+    # From here on there are processes and locks: all of them are closed again.
     grade = config.grade
     with (
         RunFolder(config) as folder,
@@ -135,49 +136,42 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
         watch = GradeWatch(metrics.say)
         # Rates of the grader, in every row of whatever stage.
         metrics.carry(watch.take)
-        metrics.carry(_prompt_reuse(engine))
+        metrics.carry(prompt_reuse(engine))
         sampler = Sampler(engine, tokenizer, style, grader, context, metrics.phase, watch.add)
-        problems, tests = intake.fitting(
-            problems, tests, sampler.prompt, context, config, metrics.say
-        )
+        both = intake.fitting(problems, tests, sampler.prompt, context, config, metrics.say)
         run = Run(
             config=config,
             folder=folder,
             metrics=metrics,
-            problems=problems,
-            tests=tests,
+            problems=both[0],
+            tests=both[1],
             model_path=path,
             decoder=decoder,
             sampler=sampler,
             opened=opened,
         )
+        # Compared with what the folder was started from, before anything is added to it.
         about = manifest(run, choice)
         identity.keep(folder, about, metrics.say)
-        folder.journal("problems", Problem).replace([*problems, *tests])
-        metrics.say(
-            f"{about['num_parameters']:,} parameters, {config.model.dtype} on {about['device']}, "
-            f"{about['threads']} threads, engine {choice.name} ({choice.reason}), {choice.bits}, "
-            f"run folder {folder.path}" + (" (continues)" if folder.resumed else "")
-        )
-        if folder.changed:
-            rows = ", ".join(f"{k} = {b!r} (was {a!r})" for k, (a, b) in folder.changed.items())
-            metrics.aside("settings", 0, {"changed": folder.changed})
-            metrics.say(f"continues with {rows}")
+        folder.journal("problems", Problem).replace([*both[0], *both[1]])
+        _announce(run, about)
+        # Trackers last: one that is missing was refused first, one that fails is dropped.
         with trackers.attached(config, folder, metrics):
             yield run
 
 
-def _prompt_reuse(engine: Engine) -> Callable[[], Row]:
-    """The share of prompt tokens that were not computed, since the last time it was asked."""
-    before = engine.prompt_reuse
-
-    def take() -> Row:
-        nonlocal before
-        asked, reused = (now - then for now, then in zip(engine.prompt_reuse, before, strict=True))
-        before = engine.prompt_reuse
-        return {"prompt_reuse": round(reused / asked, 4)} if asked else {}
-
-    return take
+def _announce(run: Run, about: dict[str, Any]) -> None:
+    """One line on what runs where, and one on the settings that a continued run changed."""
+    folder, say = run.folder, run.metrics.say
+    say(
+        f"{about['num_parameters']:,} parameters, {run.config.model.dtype} on {about['device']}, "
+        f"{about['threads']} threads, engine {about['engine']} ({about['engine_reason']}), "
+        f"{about['bits']}, run folder {folder.path}" + (" (continues)" if folder.resumed else "")
+    )
+    if folder.changed:
+        rows = ", ".join(f"{k} = {b!r} (was {a!r})" for k, (a, b) in folder.changed.items())
+        run.metrics.aside("settings", 0, {"changed": folder.changed})
+        say(f"continues with {rows}")
 
 
 def pick_device(config: Config) -> torch.device:

@@ -135,6 +135,7 @@ def update(stage: Stage, packed: Packed, divisor: float, loss_of: LossOf) -> dic
     for batch in packed.batches:
         # A sign of life for the watchdog; a stop waits until the step is whole.
         interrupt.beat()
+        # Not ahead of time: the copy overlaps with the micro-batch before it.
         batch = batch.to(run.device)
         # The last layer computes only the rows that carry loss.
         hidden_ND = decoder(*batch.inputs())
@@ -151,6 +152,7 @@ def update(stage: Stage, packed: Packed, divisor: float, loss_of: LossOf) -> dic
     )
     # The engine reads the very parameters that the step wrote.
     run.sampler.engine.weights_changed()
+    # One dictionary for one row of metrics.jsonl.
     return values | stepped.row()
 
 

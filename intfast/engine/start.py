@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,3 +44,16 @@ def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, 
     )
     choice = choice._replace(bits=native.shapes.said, bits_hold=native.shapes.holds)
     return decoder, native, choice
+
+
+def prompt_reuse(engine: Engine) -> Callable[[], dict[str, float]]:
+    """The share of prompt tokens that were not computed, since the last time it was asked."""
+    before = engine.prompt_reuse
+
+    def take() -> dict[str, float]:
+        nonlocal before
+        asked, reused = (now - then for now, then in zip(engine.prompt_reuse, before, strict=True))
+        before = engine.prompt_reuse
+        return {"prompt_reuse": round(reused / asked, 4)} if asked else {}
+
+    return take

@@ -163,6 +163,7 @@ class Layer(nn.Module):
         """(C, D), or (T, D) when keep_C is None."""
         attn, mlp = self.self_attn, self.mlp
         qkv = attn.qkv_proj(self.input_layernorm(x_TD)).unflatten(1, (-1, self.head_dim))
+        # One product for queries, keys and values: its rows are vLLM's, in its order.
         query, key, value = qkv.split(self.heads, 1)
         if torch.is_inference_mode_enabled():
             query, key = self._prepared(qkv[:, : -self.heads[2]], rope).split(self.heads[:2], 1)
