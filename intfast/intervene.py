@@ -284,11 +284,10 @@ def judge(
     ]
 
 
-def correct_counts(
-    continuations: Sequence[Continuation], start: str = "intervention"
-) -> dict[str, int]:
-    """Intervention id -> number of right continuations from `start`."""
+def correct_counts(continuations: Sequence[Continuation]) -> dict[str, int]:
+    """Intervention id -> number of right continuations from it."""
     counts: dict[str, int] = defaultdict(int)
     for record in continuations:
-        counts[record.intervention_id] += record.start == start and record.grade == "correct"
+        right = record.start == "intervention" and record.grade == "correct"
+        counts[record.intervention_id] += right
     return counts

@@ -110,8 +110,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     # Inputs first: a wrong path is told before gigabytes are loaded.
     problems, tests = intake.load(config, console)
     interrupt.check()
-    path = weights.resolve(config.model.path)
-    device = pick_device(config)
+    path, device = weights.resolve(config.model.path), pick_device(config)
     weights.check(path)
     tokenizer = load_tokenizer(path)
     style = style_of(config.prompt, tokenizer)
@@ -130,8 +129,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     ):
         # The lock of the folder is held from here on: a second writer was refused above.
         metrics = Metrics(folder.journal("metrics", Row), console, folder.last_write)
-        problems = intake.gradable(problems, grader, metrics.say)
-        tests = intake.gradable(tests, grader, metrics.say)
+        problems, tests = (intake.gradable(p, grader, metrics.say) for p in (problems, tests))
         context = config.rollout.context or decoder.config.max_positions
         watch = GradeWatch(metrics.say)
         # Rates of the grader, in every row of whatever stage.
