@@ -115,6 +115,14 @@ def upward() -> list[tuple[str, str]]:
     ]
 
 
+def core_table() -> list[str]:
+    """The rows of the README's table of the core."""
+    return [
+        f"| [`{name}`](intfast/{name}) | {measured(PACKAGE / name).lines} | {what} |"
+        for name, what in CORE.items()
+    ]
+
+
 def main() -> None:
     """Print the numbers: python -m benchmarks house."""
     core = {name: measured(PACKAGE / name) for name in CORE}
@@ -126,8 +134,7 @@ def main() -> None:
     )
     lines, comments, raising = (sum(column) for column in zip(*core.values(), strict=True))
     largest = max(files, key=lambda path: files[path].lines)
-    for name, found in core.items():
-        print(f"  {found.lines:5}  {name:18} {CORE[name]}")
+    print(*core_table(), sep="\n")
     print(f"{lines:7}  lines of the core in {len(core)} files (aim: 4,000 in 19)")
     print(f"{comments / lines:7.1%}  of them with a comment (6 %); inside raise: {raising}")
     print(f"{sum(found.lines for found in files.values()):7}  lines of intfast/ (13,000)")

@@ -12,7 +12,11 @@ from benchmarks import house
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
-READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+READMES = [
+    ROOT / "README.md",
+    *(ROOT / name / "README.md" for name in ("benchmarks", "benchmarks/reliability", "intfast")),
+    *(ROOT / name / "README.md" for name in ("intfast/study", "kernels")),
+]
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 
@@ -95,6 +99,17 @@ def test_no_pickle_and_no_remote_code():
         text = path.read_text()
         assert "import pickle" not in text and "torch.load(" not in text, path
         assert "trust_remote_code=True" not in text, path
+
+
+def test_the_front_page_is_short_and_tells_the_core_as_it_is():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 1300
+    # Where this fails: `python -m benchmarks house` prints the rows as they should be.
+    assert [line for line in text.splitlines() if line.startswith("| [`")] == house.core_table()
+    for picture in ("way", "intervention"):
+        drawn = (ROOT / f"benchmarks/results/figures/{picture}.svg").read_text()
+        for name in re.findall(r"\b[a-z_]+(?:\.py|/)(?=[ ,<])", drawn):
+            assert (ROOT / "intfast" / name).exists(), name
 
 
 @pytest.mark.parametrize("page", READMES, ids=lambda p: p.parent.name)
