@@ -60,7 +60,10 @@ class Stage:
         self.optimizer = Optimizer(run.decoder.named_parameters(), self.config, self.total_updates)
         if found is not None:
             self.step, tensors, state = found
-            self.optimizer.load_state_tensors(_under("optim.", tensors), state.pop("optim"))
+            moments = {
+                k.removeprefix("optim."): x for k, x in tensors.items() if k.startswith("optim.")
+            }
+            self.optimizer.load_state_tensors(moments, state.pop("optim"))
             self.saved, self.state = self.step, state
             run.metrics.say(f"{self.name}: continues after step {self.step}")
         # Rows of steps that ran but were not saved: those steps come again.
@@ -115,10 +118,6 @@ def is_finished(run: Run, name: str) -> bool:
     # The last save may have been killed before it removed the checkpoints that it replaced.
     checkpoint.prune(folder.parent, int(folder.name[5:]))
     return True
-
-
-def _under(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 # --- an update ---------------------------------------------------------------------------------

@@ -117,7 +117,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., num_in) to (..., num_out)."""
-        return fixed.linear(x, self.weight, self.bias, self.row_sizes)
+        if self.row_sizes and torch.is_inference_mode_enabled():
+            return fixed.linear(x, self.weight, self.bias, self.row_sizes)
+        return F.linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -146,14 +148,13 @@ class Layer(nn.Module):
         self.heads, self.head_dim = (c.num_heads, c.num_kv_heads, c.num_kv_heads), c.head_dim
         self.input_layernorm = RMSNorm(size, c.norm_eps, ops, **factory)
         # Modules for the sake of the parameters' names, which are vLLM's.
-        attn, mlp = nn.Module(), nn.Module()
-        self.self_attn = attn
+        attn = self.self_attn = nn.Module()
         attn.qkv_proj = Linear(size, sum(self.heads) * c.head_dim, c.qkv_bias, **factory)
         attn.o_proj = Linear(c.num_heads * c.head_dim, size, c.o_bias, **factory)
         attn.q_norm = RMSNorm(c.head_dim, c.norm_eps, ops, **factory) if c.qk_norm else None
         attn.k_norm = RMSNorm(c.head_dim, c.norm_eps, ops, **factory) if c.qk_norm else None
         self.post_attention_layernorm = RMSNorm(size, c.norm_eps, ops, **factory)
-        self.mlp = mlp
+        mlp = self.mlp = nn.Module()
         mlp.gate_up_proj = Linear(size, 2 * c.intermediate_size, c.mlp_bias, **factory)
         mlp.down_proj = Linear(c.intermediate_size, size, c.mlp_bias, **factory)
 

@@ -48,8 +48,8 @@ def cut(rows: int, sizes: tuple[int, ...]) -> list[slice]:
 
 
 def linear(x_TD: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
-    """`F.linear` in calls of these numbers of rows; whole where gradients may be wanted."""
-    if not sizes or len(x_TD) in sizes or not torch.is_inference_mode_enabled():
+    """`F.linear`, without gradient, in calls of these numbers of rows."""
+    if not sizes or len(x_TD) in sizes:
         return F.linear(x_TD, weight, bias)
     out = x_TD.new_empty(len(x_TD), len(weight))
     for part in cut(len(x_TD), sizes):
