@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "intfast"
 CORE = {
     "pipeline.py": "the stages of a run, in plain sight",
+    "run.py": "the open run: model, engine, grader, records, held weights",
     "config.py": "every setting with its help text",
     "records.py": "Problem, Attempt, Intervention, Example; the legend of shapes",
     "prompts.py": "what the model is asked, and how a text is cut into steps",
@@ -31,10 +32,9 @@ CORE = {
     "rl.py": "the RL stage: the step as one straight piece",
     "update.py": "one optimizer step, and a stage that can stop and go on",
     "credit.py": "rewards of a group -> advantages -> weighted tokens",
-    "batch.py": "Examples -> packed batches; the only next-token shift",
+    "batch.py": "Examples -> packed batches; where tokens are shifted by one",
     "loss.py": "SFT and policy losses on the ops of kernels/",
     "evaluate.py": "accuracy, pass@k, coverage, intervals",
-    "run.py": "the open run: model, engine, grader, records, held weights",
     "model/decoder.py": "Llama, Mistral, Qwen2, Qwen3: packed or cached",
 }
 """The files to read, in this order, and what each is for."""

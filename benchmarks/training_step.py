@@ -66,7 +66,7 @@ def our_step(decoder: Decoder, examples: list[Example], device: str) -> Callable
     def step() -> Tensor:
         decoder.zero_grad()
         attend = PackedAttention(batch.lengths, device)
-        hidden_ND = decoder(batch.token_ids_T, batch.position_ids_T, attend, last_only=batch.rows_N)
+        hidden_ND = decoder(batch.token_ids_T, batch.position_ids_T, attend, rows_C=batch.rows_N)
         loss = sft_loss(hidden_ND, decoder.head_weight_VD, batch)[0] / packed.weight_sum
         loss.backward()
         return loss.detach()

@@ -1,6 +1,6 @@
 """Examples -> packed Batches under a token budget, and the counts of the whole update.
 
-The only next-token shift of the project is in `_sequence`: row t of a sequence holds token t and
+The next-token shift of training batches is in `_sequence`: row t of a sequence holds token t and
 predicts token t + 1. Everything behind it works with rows.
 """
 
@@ -68,7 +68,7 @@ class Batch:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 # Only from pinned memory is a copy asynchronous.
-                # The copy is behind the step before it, if the host has run ahead.
+                # The copy runs beside the compute of the micro-batch before it.
                 source = value.pin_memory() if to_cuda and not value.is_cuda else value
                 moved[field.name] = source.to(device, non_blocking=to_cuda)
         return replace(self, **moved)
@@ -166,7 +166,7 @@ def _check_streams(examples: Sequence[Example]) -> None:
 
 def _sequence(index: int, example: Example) -> _Sequence | None:
     """The rows of one Example up to its last weighted token; None without a weighted token."""
-    # Rows without weight are never in a matrix product of the head: they are not even kept.
+    # Rows without weight never reach the head: of them only the input token is kept.
     weight = _stream(index, example, "weights")
     rows = np.flatnonzero(weight[1:])
     if rows.size == 0:

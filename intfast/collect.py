@@ -66,7 +66,7 @@ def draw_missing(
     title: str,
     todo: Sequence[Item],
     size: Callable[[Item], int],
-    work: Callable[[list[Item], intervene.OnFinished], None],
+    work: Callable[[list[Item], intervene.Advance], None],
 ) -> None:
     """Do the missing work of a stage in chunks of CHUNK_SAMPLES, under one bar."""
     if not todo:
@@ -97,7 +97,7 @@ def attempts(run: Run) -> list[Attempt]:
     if not todo:
         return journal.records
 
-    def work(chunk: Any, advance: intervene.OnFinished) -> None:
+    def work(chunk: Any, advance: intervene.Advance) -> None:
         journal.append(_attempt(run, chunk, advance))
 
     # Held only where something is drawn: a finished stage loads no weights.
@@ -110,7 +110,7 @@ def attempts(run: Run) -> list[Attempt]:
 
 
 def _attempt(
-    run: Run, todo: Sequence[tuple[Problem, list[int]]], advance: intervene.OnFinished
+    run: Run, todo: Sequence[tuple[Problem, list[int]]], advance: intervene.Advance
 ) -> list[Attempt]:
     # Each sample has a seed of its own name: what is missing is drawn as if nothing had failed.
     seed, sampler = run.config.seed, run.sampler
@@ -173,7 +173,7 @@ def interventions(
         journal.replace([r for r in journal.records if (r.problem_id, r.attempt) in done])
     todo = [pair for pair in wrong if (pair[1].problem_id, pair[1].sample) not in done]
 
-    def propose(chunk: Any, advance: intervene.OnFinished) -> None:
+    def propose(chunk: Any, advance: intervene.Advance) -> None:
         journal.append(intervene.propose(run.sampler, chunk, config, seed, advance))
 
     if todo:
@@ -209,7 +209,7 @@ def _continue(
     """Draw waves of continuations until the stop rule is met for every intervention."""
     config, seed = run.config.intervene, run.config.seed
 
-    def work(chunk: Any, advance: intervene.OnFinished) -> None:
+    def work(chunk: Any, advance: intervene.Advance) -> None:
         journal.append(
             intervene.continue_from(run.sampler, chunk, config.continuation, seed, advance)
         )
@@ -223,6 +223,7 @@ def _continue(
         wave += 1
         title = f"continuations, wave {wave}"
         draw_missing(run, title, todo, lambda item: len(item.samples), work)
+        # Over all waves so far, so that the line says where the stage stands.
         right = Counter(r.start for r in journal.records if r.grade == "correct")
         drawn = Counter(record.start for record in journal.records)
         line = ", ".join(f"{right[start]} of {n} right from {start}" for start, n in drawn.items())
@@ -274,7 +275,7 @@ def evaluation(run: Run, name: str, step: int | None = None) -> Evaluation | Non
         return None
     key = name if step is None else f"{name}@{step}"
     stored = run.folder.read_json("evaluations.json") or {}
-    # Finished weights do not change, so neither does what was measured of them.
+    # The weights of a finished stage do not change, nor does what was measured of them.
     if key in stored:
         return msgspec.convert(stored[key], Evaluation)
     if step is None:
@@ -287,7 +288,7 @@ def evaluation(run: Run, name: str, step: int | None = None) -> Evaluation | Non
     ]
     counted: list[ProblemCounts] = []
 
-    def work(chunk: Any, advance: intervene.OnFinished) -> None:
+    def work(chunk: Any, advance: intervene.Advance) -> None:
         groups = run.sampler.sample(chunk, config.sampling, advance)
         counted.extend(_count(s.problem, g) for s, g in zip(chunk, groups, strict=True))
 

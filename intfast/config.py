@@ -102,6 +102,7 @@ class RolloutConfig(Settings):
     """Give the memory for keys and values to the trainer during its updates."""
 
 
+# Stage 1 to 4 in the order in which they run; what they share comes first.
 class AttemptConfig(Settings):
     """Stage 1: the model's own solutions."""
 

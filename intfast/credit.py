@@ -128,8 +128,7 @@ def examples(
             )
         for completion, advantage in zip(completions, advantages, strict=True):
             truncated = completion.finish_reason == "length"
-            # A completion cut at the limit has no outcome of its own; its reward still made the
-            # baseline.
+            # Cut at the limit: no outcome of its own, though its reward was in the baseline.
             if advantage is None or (config.mask_truncated and truncated):
                 continue
             made.append(_example(prompt_ids, completion, advantage, config, problem_id))

@@ -146,11 +146,11 @@ def wilson(successes: int, num: int, level: float = 0.95) -> tuple[float, float]
     return max(0.0, (centre - half) / (1 + z2_n)), min(1.0, (centre + half) / (1 + z2_n))
 
 
-def coverage(counts_P: Sequence[tuple[int, int]], level: float = 0.95) -> Estimate:
+def coverage(counts_P: Sequence[tuple[int, int]]) -> Estimate:
     """Share of problems, given as (n, c), with at least one right sample."""
     # Any right sample of a problem, however many were drawn.
     solved = sum(c > 0 for _, c in counts_P)
-    low, high = wilson(solved, len(counts_P), level)
+    low, high = wilson(solved, len(counts_P))
     return Estimate(value=solved / len(counts_P), low=low, high=high, num_problems=len(counts_P))
 
 
@@ -166,7 +166,7 @@ class Evaluation(Record):
         """Share of right samples of each problem that has scored ones: avg@n by problem id."""
         return {p.problem_id: p.correct / p.scored for p in self.problems if p.scored}
 
-    def summary(self, ks: Sequence[int], num: int = 2000, level: float = 0.95) -> Summary:
+    def summary(self, ks: Sequence[int]) -> Summary:
         """All figures. A problem with fewer than k scored samples is left out of pass@k, which
         says how many problems it stands for.
 
@@ -179,38 +179,35 @@ class Evaluation(Record):
             raise ValueError(f"evaluation {self.name!r} has no scored sample")
         # Shares below are of samples; accuracy and pass@k are means over problems.
         samples = sum(p.samples for p in self.problems)
+        # Why answers were wrong or ungraded, over all problems.
         reasons: Counter[str] = Counter()
         for problem in self.problems:
             reasons.update(problem.reasons)
         return Summary(
             num_problems=len(self.problems),
             num_samples=samples,
-            accuracy=estimate(list(self.accuracies().values()), self.seed, num, level),
-            pass_at_k={k: self._pass_at_k(counts_P, k, num, level) for k in ks},
-            coverage=coverage(counts_P, level),
+            accuracy=estimate(list(self.accuracies().values()), self.seed),
+            pass_at_k={k: self._pass_at_k(counts_P, k) for k in ks},
+            coverage=coverage(counts_P),
             truncated=sum(p.truncated for p in self.problems) / samples,
             unscored=sum(p.unscored for p in self.problems) / samples,
             mean_tokens=sum(p.mean_tokens * p.samples for p in self.problems) / samples,
             reasons=dict(reasons),
         )
 
-    def _pass_at_k(
-        self, counts_P: Sequence[tuple[int, int]], k: int, num: int, level: float
-    ) -> Estimate:
+    def _pass_at_k(self, counts_P: Sequence[tuple[int, int]], k: int) -> Estimate:
         # With fewer scored samples than k there is no unbiased estimate for the problem.
         values_P = [pass_at_k(n, c, k) for n, c in counts_P if n >= k]
         if not values_P:
             most = max(n for n, _ in counts_P)
             raise ValueError(f"pass@{k} needs {k} scored samples of a problem, the most is {most}")
-        return estimate(values_P, self.seed, num, level)
+        return estimate(values_P, self.seed)
 
 
-def estimate(
-    values_P: Sequence[float], seed: int, num: int = 2000, level: float = 0.95
-) -> Estimate:
+def estimate(values_P: Sequence[float], seed: int) -> Estimate:
     """Mean over problems with its bootstrap interval."""
     # Over problems, not over samples: those of one problem are alike.
-    low, high = bootstrap(values_P, seed, num, level)
+    low, high = bootstrap(values_P, seed)
     return Estimate(
         value=math.fsum(values_P) / len(values_P), low=low, high=high, num_problems=len(values_P)
     )

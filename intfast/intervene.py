@@ -1,4 +1,4 @@
-"""Wrong attempts -> verified -> intervention -> continuations -> kept Examples.
+"""Wrong attempts -> verified -> intervention -> continuations -> kept or not.
 
 Every candidate is recorded with the gate that it reached; GATES has them in their order.
 """
@@ -35,7 +35,8 @@ GATES = {
     "kept": "all gates passed",
 }
 REACHED_CONTINUATION = ("passed", "unsolved", "kept")
-OnFinished = Callable[[int, int], None]
+Advance = Callable[[int, int], None]
+"""Adds (samples, tokens) to a progress bar."""
 
 
 # --- verify and intervene ----------------------------------------------------------------------
@@ -46,7 +47,7 @@ def propose(
     wrong: Sequence[tuple[Problem, Attempt]],
     config: InterveneConfig,
     seed: int,
-    on_finished: OnFinished | None = None,
+    advance: Advance | None = None,
 ) -> list[Intervention]:
     """`config.samples` candidates for every wrong attempt, each with the gate it reached.
 
@@ -54,7 +55,7 @@ def propose(
     that turn), then the verification, which names the first wrong step and writes its replacement.
     """
     # The reference of a hard problem leaves steps out; the model first writes them for itself.
-    guided = _guided_solutions(sampler, wrong, config, seed, on_finished)
+    guided = _guided_solutions(sampler, wrong, config, seed, advance)
     requests, asked, out = [], [], []
     for (problem, attempt), (text, num_guided) in zip(wrong, guided, strict=True):
         # Cut by the text alone, before anything is asked: the numbers in the prompt are ours.
@@ -80,7 +81,7 @@ def propose(
             asked.append((problem, attempt, steps, drafts))
         else:
             out += drafts
-    replies = sampler.complete(requests, on_finished)
+    replies = sampler.complete(requests, advance)
     for (problem, attempt, steps, drafts), completions in zip(asked, replies, strict=True):
         has_passed = False
         for draft, completion in zip(drafts, completions, strict=True):
@@ -104,7 +105,7 @@ def _guided_solutions(
     wrong: Sequence[tuple[Problem, Attempt]],
     config: InterveneConfig,
     seed: int,
-    on_finished: OnFinished | None,
+    advance: Advance | None,
 ) -> list[tuple[str, int]]:
     """(text, number of tokens) of one guided solution per attempt; ("", 0) where there is none."""
     requests: dict[int, Any] = {}
@@ -114,7 +115,7 @@ def _guided_solutions(
             seeds = [derive_seed(seed, "guided", problem.id, attempt.sample)]
             requests[row] = sampler.request(prompt, seeds, config.sampling)
     found = [("", 0)] * len(wrong)
-    groups = sampler.complete(list(requests.values()), on_finished)
+    groups = sampler.complete(list(requests.values()), advance)
     for row, (completion,) in zip(requests, groups, strict=True):
         found[row] = (sampler.text(completion), len(completion.token_ids))
     return found
@@ -131,8 +132,7 @@ def _read_reply(
     found = {"gate": verdict.reason, "location": verdict.location, "content": verdict.content}
     if verdict.reason:
         return found
-    # Everything before the located step: steps join to the text, so lengths add up to a place in
-    # it.
+    # Steps join to the text, so the lengths before the located one add up to its place.
     end = sum(len(step) for step in steps[: verdict.location - 1])
     # The place may lie inside a token: what is left of it goes in front of the replacement.
     num_kept, between = cut(sampler.tokenizer, attempt.token_ids, attempt.text, end)
@@ -194,8 +194,7 @@ def missing(
         done[record.intervention_id, record.start][record.sample] = record.grade == "correct"
     todo = []
     for start in ("intervention", "error", "prefix") if config.baselines else ("intervention",):
-        # The rule to stop early is for interventions; baselines are drawn to the end, for their
-        # rates.
+        # The rule to stop early is for interventions: of baselines the rates are wanted.
         rule = config
         if start != "intervention":
             rule = msgspec.structs.replace(config, stop="never", one_per_problem=False)
@@ -213,7 +212,7 @@ def continue_from(
     todo: Sequence[Todo],
     sampling: SamplingConfig,
     seed: int,
-    on_finished: OnFinished | None = None,
+    advance: Advance | None = None,
 ) -> list[Continuation]:
     """Draw and grade these continuations."""
     starts = [
@@ -227,7 +226,7 @@ def continue_from(
         )
         for item in todo
     ]
-    graded_P_G = sampler.sample(starts, sampling, on_finished)
+    graded_P_G = sampler.sample(starts, sampling, advance)
     return [
         Continuation(
             intervention_id=item.intervention.id,

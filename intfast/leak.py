@@ -41,6 +41,7 @@ def leaks(content: str, answer: str) -> bool:
         is_whole = not re.search(r"[\w.]$", before)
         if (is_said or (is_telling and is_whole)) and number(found[0]) == value:
             return True
+    # What is no number can still stand there word for word.
     return any(_states(*pair) for pair in spellings if pair[1])
 
 

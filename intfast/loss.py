@@ -46,6 +46,7 @@ def row_logprob(
 ) -> Tensor:
     """logprob_N of the batch's targets, fp32, without gradient: the old or reference stream."""
     _check_rows(hidden_ND, batch)
+    # No entropy and no gradient: one matrix product, whose logits are never whole.
     logprob_N, _ = linear_logprob(
         hidden_ND, weight_VD, batch.target_N, temperature=temperature, entropy="none"
     )
@@ -66,7 +67,7 @@ def sft_loss(hidden_ND: Tensor, weight_VD: Tensor, batch: Batch) -> tuple[Tensor
     output = linear_objective(
         hidden_ND, weight_VD, batch.target_N, CrossEntropy(), streams, entropy="none"
     )
-    # A statistic of all tokens alike; the loss weighs them.
+    # The mean over tokens, each counted once; the loss weighs them.
     return output.loss, _counted(output) | {"nll_sum": _sum(-output.logprob_T)}
 
 
@@ -155,7 +156,7 @@ def policy_stats(
 ) -> Stats:
     """What the objective did to the rows: ratios, clipped shares, mismatch with the sampler."""
     level = "sequence-mean" if config.objective == "gspo" else "token"
-    # GSPO clips the ratio of a whole sequence, so its clipped share is of sequences too.
+    # GSPO clips the ratio of a whole sequence: all tokens of it are counted as clipped.
     ratio_N, _ = policy_ratio(output.logprob_T, streams, level, num_sequences)
     stats = {"ratio_sum": _sum(ratio_N), "entropy_sum": _sum(output.entropy_T)}
     stats |= _clip_stats(ratio_N, streams.advantage_T, config)
@@ -216,7 +217,7 @@ def _check_rows(hidden_ND: Tensor, batch: Batch) -> None:
     if len(hidden_ND) != len(batch.rows_N):
         raise ValueError(
             f"hidden_ND: expected the {len(batch.rows_N)} rows of this batch that carry loss, got "
-            f"{len(hidden_ND)}; give the decoder last_only=batch.rows_N"
+            f"{len(hidden_ND)}; give the decoder rows_C=batch.rows_N"
         )
 
 
@@ -241,7 +242,7 @@ def merge_stats(total: Stats | None, stats: Stats) -> Stats:
             f"stats: expected the names {sorted(total)}, got {sorted(stats)}; "
             "merge micro-batches of one update and one objective"
         )
-    # The name says how: that keeps every statistic of micro-batches a statistic of the update.
+    # `*_sum` adds, `*_min` and `*_max` keep the extreme: then it is a statistic of the update.
     merge = {"sum": torch.add, "min": torch.minimum, "max": torch.maximum}
     return {name: merge[name.rsplit("_", 1)[1]](total[name], stats[name]) for name in total}
 
@@ -251,7 +252,6 @@ def read_stats(total: Stats) -> dict[str, float]:
 
     `loss_sum` stays a sum: its divisor is the caller's.
     """
-    # One transfer for all of them.
     values = torch.stack([value.double() for value in total.values()]).tolist()
     raw = dict(zip(total, values, strict=True))
     num_tokens = raw.pop("num_tokens_sum")
@@ -269,7 +269,7 @@ def together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Extremes stay extremes, counts add up, means are weighted by tokens; the first cause stays.
     """
-    # No update at all where every group was of one kind: the row says so.
+    # `loss`, `lr` and `grad_norm` are plain averages over the updates.
     found: dict[str, Any] = {"updates": len(rows)}
     if not rows:
         return found

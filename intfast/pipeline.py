@@ -34,7 +34,7 @@ def train(run: Run) -> Found:
     last = found.supervised
     if config.rl.steps:
         problems = found.rl_problems(config.rl.problems)
-        # Empty unless rl.hint asks for them; they are sampled once and kept in guided.jsonl.
+        # Empty unless rl.hint asks for them.
         hints = guided.hints(run, problems)
         # The same problems, seeds and steps from both starts: what differs is the start.
         for name in (last, "base") if config.rl.from_base else (last,):

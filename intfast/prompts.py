@@ -57,8 +57,7 @@ def split_steps(text: str, separator: str) -> list[str]:
     Example: split_steps("a\\n\\nb", "\\n\\n") == ["a\\n\\n", "b"].
     """
     steps: list[str] = []
-    # A step keeps the separators behind it: steps joined are the attempt, byte for byte, and a cut
-    # between them is a cut of the text.
+    # Byte for byte, so that a cut between steps is a cut of the text.
     for piece in re.findall(rf".*?(?:{re.escape(separator)})+|.+$", text, flags=re.DOTALL):
         if steps and not steps[-1].strip():
             steps[-1] += piece  # leading separators belong to the first step
@@ -303,6 +302,7 @@ class CompactStyle:
         """
         end = self.config.separator.strip()
         words = reply.split()
+        # A last piece that was cut off before its end is no step to be judged.
         walked = [step.split() for step in steps if step.rstrip().endswith(end)]
         for location, step in enumerate(walked, 1):
             row, words = words[:4], words[4:]

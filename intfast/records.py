@@ -5,7 +5,8 @@ D model width, F feed-forward width, H query heads, J key/value heads, K head wi
 A tensor or nested list that crosses a function border ends in one letter per axis:
 `hidden_TD`, `completions_P_G`.
 
-Every record is one line of a JSONL file of the run folder, so a run can be read from it alone.
+The records of this file are lines of JSONL files of the run folder: a run can be read from it
+alone.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from intfast import collect, credit, loss, parity
 from intfast.batch import Packed, pack, shuffled, split
@@ -20,25 +20,13 @@ from intfast.methods import process_credit
 from intfast.model.decoder import Decoder
 from intfast.records import Problem
 from intfast.run import Run
-from intfast.sample import Graded, Start
+from intfast.sample import Graded, Rollouts, Start
 from intfast.update import Stage, is_finished, logprobs, update, with_logprobs
 
 Hints = Mapping[str, list[int]]
 """Problem id -> the prompt ids of the problem with its hint."""
 Task = tuple[Problem, list[int] | None]
 """A problem and, for its guided version, the prompt with the hint."""
-
-
-class Rollouts(NamedTuple):
-    """The groups that a step learns from, all that it drew, and where the stream of tasks stands.
-
-    Without dynamic sampling the first and the second are the same.
-    """
-
-    starts_P: list[Start]
-    groups_P_G: list[list[Graded]]
-    drawn: list[tuple[Start, list[Graded]]]
-    cursor: int
 
 
 def rl(
@@ -56,28 +44,29 @@ def rl(
     # For a comparison at equal tokens: what the run generated before RL counts too.
     collected = sum(collect.generated_tokens(run).values()) if config.until_tokens else 0
     reference = _reference(run, initial) if config.policy.kl else None
-    policy_loss = partial(
-        loss.policy_loss, config=config.policy, temperature=config.sampling.temperature
-    )
+    temperature = config.sampling.temperature
+    policy_loss = partial(loss.policy_loss, config=config.policy, temperature=temperature)
     # The schedule is over updates, of which a step has as many as it has minibatches.
     with Stage(run, name, initial, config.optim, config.steps * config.minibatches) as stage:
         start, is_last = stage.step, False
         parity.before_generating(run)
         while not is_last:
-            # Of the weights after the step before, here and not there: it can be broken off.
+            # Not at the end of a step: what is done is saved before an evaluation is broken off.
             _evaluate_if_due(run, stage)
             step = stage.step + 1
             rollouts = draw(run, name, tasks, stage.state.get("cursor", 0))
             if stage.step == start or (check_every and step % check_every == 0):
                 # The same tokens, scored by both sides: stale weights are not learned from.
-                parity.check_rollouts(run, f"{name} step {step}", *rollouts[:2])
-            # GRPO: a reward counts by how far it lies above its own group, so that problems that
-            # are
-            # always or never solved move nothing.
-            found = credit.group_advantages(rewards(rollouts.groups_P_G), config.credit, run.device)
+                where = f"{name} step {step}"
+                parity.check_rollouts(run, where, rollouts.starts_P, rollouts.groups_P_G)
+            # GRPO: a reward counts by how far it lies above its own group. Problems that are always
+            # or never solved move nothing.
+            outcome = credit.group_advantages(
+                rewards(rollouts.groups_P_G), config.credit, run.device
+            )
             # Credit inside wrong rollouts, where configured; else the advantages as they are.
-            advantages_P_G, located = process_credit.inside(run, *rollouts[:2], found, step)
-            row = counts(run, rollouts, found) | located
+            advantages_P_G, verified = process_credit.inside(run, rollouts, outcome, step)
+            row = counts(run, rollouts, outcome) | verified
             # The engine sleeps while the step trains: their memory is the same memory.
             with run.updating():
                 with run.metrics.phase("prepare"):
@@ -115,8 +104,7 @@ def _tasks(problems: Sequence[Problem], hints: Hints) -> list[Task]:
 
 
 def _evaluate_if_due(run: Run, stage: Stage) -> None:
-    """Evaluate in the middle of the stage: every `rl.evaluate_every` steps, and after `rl.steps`
-    where it goes on."""
+    """Evaluate every `rl.evaluate_every` steps, and after `rl.steps` where the stage goes on."""
     config, step = run.config.rl, stage.step
     if step and (
         (config.evaluate_every and step % config.evaluate_every == 0) or step == config.steps
@@ -131,9 +119,9 @@ def draw(run: Run, name: str, tasks: Sequence[Task], cursor: int) -> Rollouts:
     problems, for at most so many rounds; what is still missing then is missing in the step.
     """
     config = run.config.rl
-    rollouts = Rollouts([], [], [], cursor)
+    rollouts = Rollouts([], [], [], cursor)  # filled below
     for _ in range(1 + config.refill):
-        # Only the groups that are still missing are drawn again.
+        # Only as many groups as are still missing, of the next problems.
         wanted = config.problems_per_step - len(rollouts.starts_P)
         starts_P = [_start(run, tasks, place) for place in range(cursor, cursor + wanted)]
         cursor += wanted

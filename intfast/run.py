@@ -34,7 +34,7 @@ from intfast.state.watchdog import Watchdog
 
 @dataclass
 class Run:
-    """What the stages work with. One decoder, whose weights change place by place."""
+    """What the stages work with. One decoder, whose weights change in place."""
 
     config: Config
     folder: RunFolder
@@ -62,7 +62,7 @@ class Run:
 
     def hold(self, name: str) -> None:
         """Put the weights of "base" or of a finished stage into the decoder, in place."""
-        # Weights change place by place in one set of tensors, which the engine reads: nothing is
+        # Weights change in place, in one set of tensors, which the engine reads: nothing is
         # loaded twice, and the addresses never change.
         if self.holds == name:
             return
@@ -103,7 +103,11 @@ class Run:
 
 @contextmanager
 def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
-    """A run with all its parts, closed at the end. Bad input raises ValueError before any work."""
+    """A run with all its parts, closed at the end.
+
+    Raises ValueError for what the user can change, RuntimeError for the environment: for problems,
+    settings and model before weights are loaded, for the run folder after.
+    """
     opened, console = time.perf_counter(), console or make_console()
     checks.check(config)
     trackers.require(config.metrics.trackers)

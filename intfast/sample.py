@@ -44,6 +44,18 @@ class Graded(NamedTuple):
     grade: Grade
 
 
+class Rollouts(NamedTuple):
+    """The groups that a step learns from, all that it drew, and where the stream of tasks stands.
+
+    Without dynamic sampling the first and the second are the same.
+    """
+
+    starts_P: list[Start]
+    groups_P_G: list[list[Graded]]
+    drawn: list[tuple[Start, list[Graded]]]
+    cursor: int
+
+
 def fits(context: int, num_tokens: int, sampling: SamplingConfig) -> bool:
     """Whether a prompt of so many tokens leaves room to answer in a context of so many."""
     # A prompt is never cut, and an answer is not asked for where it could not be finished.
@@ -71,6 +83,7 @@ class Sampler:
         """Longest sequence of the model, in tokens."""
         self.phase = phase
         """Counts the seconds inside under a name; metrics.Metrics.phase."""
+        # See GradeWatch: too many ungraded answers are a broken setup, not a weak model.
         self.watch = watch
         """Is told of every grade, and may stop the run; grading.watch.GradeWatch.add."""
         # Rendering a chat template takes longer than a decode step; a problem is asked many times.
@@ -101,8 +114,6 @@ class Sampler:
             prompt_ids=prompt_ids,
             seeds=seeds,
             sampling=Sampling(
-                # The context bounds what the model can still say; the sample then ends by "length",
-                # as one that used up its own limit does.
                 max_new_tokens=min(sampling.max_new_tokens, self.context - len(prompt_ids)),
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -139,13 +150,13 @@ class Sampler:
     def complete(
         self,
         requests_P: Sequence[Request],
-        on_finished: Callable[[int, int], None] | None = None,
+        advance: Callable[[int, int], None] | None = None,
         ended: OnFinished | None = None,
     ) -> list[list[Completion]]:
         """Completions_P_G of the requests, ungraded.
 
-        on_finished  gets (samples, tokens) to add to a progress bar
-        ended        gets every completion while others are still generated
+        advance  gets (samples, tokens) to add to a progress bar
+        ended    gets every completion while others are still generated
         """
         if not requests_P:
             return []
@@ -153,8 +164,8 @@ class Sampler:
         def report(request: int, sample: int, completion: Completion) -> None:
             if ended is not None:
                 ended(request, sample, completion)
-            if on_finished is not None:
-                on_finished(1, len(completion.token_ids))
+            if advance is not None:
+                advance(1, len(completion.token_ids))
 
         with self.phase("generate"):
             completions_P_G = self.engine.generate(requests_P, report)
@@ -166,7 +177,7 @@ class Sampler:
         self,
         starts_P: Sequence[Start],
         sampling: SamplingConfig,
-        on_finished: Callable[[int, int], None] | None = None,
+        advance: Callable[[int, int], None] | None = None,
     ) -> list[list[Graded]]:
         """Graded completions_P_G of each start, one per seed, in order.
 
@@ -187,7 +198,7 @@ class Sampler:
             # Workers compare while the engine still decodes: grading costs no time of its own.
             self.grader.start(answers[p, g])
 
-        completions_P_G = self.complete(requests, on_finished, grade_ahead)
+        completions_P_G = self.complete(requests, advance, grade_ahead)
         # What is left of grading when the last sample has ended: waiting for workers.
         with self.phase("grade"):
             # In the order of the samples and not in that of their ends, so that a run does not

@@ -21,7 +21,7 @@ class NoExamples(ValueError):
 def sft(run: Run, name: str, examples: Sequence[Example]) -> None:
     """Fine-tune the base model on the examples; the result is the weights `name`."""
     config = run.config.sft
-    # Asked first, so that a run that continues behind this stage loads nothing for it.
+    # Asked first: a run that is already past this stage loads nothing for it.
     if is_finished(run, name):
         return
     if not examples:

@@ -33,7 +33,7 @@ class Stage:
     """A training stage that can be interrupted; use as a context manager around its steps.
 
     Entering takes the weights and moments of the newest checkpoint, or the weights `initial`.
-    A request to stop that passes through saves what was finished since.
+    When a request to stop ends it, what was finished since is saved.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Stage:
         The first step is saved as well: a disk that is full shows now and not hours later.
         """
         self.step += 1
-        self.state = state
+        self.state = state  # where the stream of problems stands, for one
         if save or self.step == 1:
             self.save()
         interrupt.check()
@@ -149,7 +149,7 @@ def update(stage: Stage, packed: Packed, divisor: float, loss_of: LossOf) -> dic
     stepped = stage.optimizer.step(
         loss=values["loss"], diagnose=lambda: _first_non_finite(stage, packed, divisor, loss_of)
     )
-    # The engine reads the very parameters that the step wrote.
+    # The engine reads the parameters that the step wrote; its caches are of the old ones.
     run.sampler.engine.weights_changed()
     # One dictionary for one row of metrics.jsonl.
     return values | stepped.row()

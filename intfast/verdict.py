@@ -61,7 +61,6 @@ def has_tags(text: str) -> bool:
 
 def special_tokens(tokenizer: Any) -> list[str]:
     """The texts that a transformers tokenizer reads as control tokens, longest first."""
-    # A transformers tokenizer reads these texts as control tokens wherever they stand.
     added = tokenizer.added_tokens_decoder.values()
     texts = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
     return sorted((text for text in texts if len(text) > 1), key=lambda text: (-len(text), text))

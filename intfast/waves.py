@@ -70,6 +70,7 @@ def _worth_it(
         on and not kept and not (config.one_per_problem and tried.problem_id in unlocked)
         for on, kept, tried in zip(active_I, kept_I, tried_I, strict=True)
     ]
+    # "first_success" knows nothing but what it has seen.
     if config.stop != "futility":
         return active_I
     counts: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))

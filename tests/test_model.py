@@ -278,7 +278,7 @@ def test_cached_equals_uncached(case):
     assert_near(torch.cat(pieces), whole, 1e-5)
 
 
-def test_last_only_keeps_the_rows_it_names():
+def test_rows_C_keeps_the_rows_it_names():
     decoder = decoder_of(hf_model("qwen3"))
     token_T, position_T = packed()
     keep_C = torch.tensor([140, 4, 5, 38])
@@ -286,7 +286,7 @@ def test_last_only_keeps_the_rows_it_names():
     grads = []
     for hidden_CD in (
         decoder(token_T, position_T, attend)[keep_C],
-        decoder(token_T, position_T, attend, last_only=keep_C),
+        decoder(token_T, position_T, attend, rows_C=keep_C),
     ):
         decoder.zero_grad()
         hidden_CD.square().sum().backward()

@@ -97,6 +97,15 @@ def test_references_end_with_the_end_token(run_of):
     assert run.folder.journal("examples", Example).records == built
 
 
+def test_a_continued_run_learns_from_the_examples_it_began_with(run_of):
+    """batch.max_tokens may change in a continued run, which must not drop an example in silence."""
+    reference = {"data": "reference"}
+    whole = build(run_of(sft=reference))
+    assert build(run_of(sft=reference, batch={"max_tokens": len(whole[0].token_ids)})) == whole
+    with pytest.raises(ValueError, match=r"learns from 2 examples.* be 0.*batch\.max_tokens"):
+        build(run_of(sft=reference, batch={"max_tokens": len(whole[0].token_ids) - 1}))
+
+
 def test_reflections_rewrite_wrong_attempts_and_are_not_filtered(run_of):
     run = run_of(RIGHT, WRONG, sft={"data": "reflection"})
     built = build(run, attempt("p", 0, WRONG), attempt("p", 3, WRONG))

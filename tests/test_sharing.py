@@ -76,7 +76,7 @@ def step(decoder):
     example = Example(token_ids=list(range(3, 20)), weights=[0.0] + [1.0] * 16)
     (batch,) = pack([example], BatchConfig(max_tokens=64)).batches
     attend = PackedAttention(batch.lengths)
-    hidden_ND = decoder(batch.token_ids_T, batch.position_ids_T, attend, last_only=batch.rows_N)
+    hidden_ND = decoder(batch.token_ids_T, batch.position_ids_T, attend, rows_C=batch.rows_N)
     sft_loss(hidden_ND, decoder.head_weight_VD, batch)[0].backward()
     optimizer.step()
     optimizer.close()

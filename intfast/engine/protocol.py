@@ -1,7 +1,7 @@
 """The Engine protocol: token ids in; token ids, log-probs and finish reasons out.
 
-An engine generates with the trainer's own parameters. No other module knows which engine runs;
-`pick_engine` decides it.
+An engine generates with the trainer's own parameters. `pick_engine` decides which engine runs, and
+start.py builds it; the stages know this protocol alone.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def _packed(
     position_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
     target = (position_T > 0).nonzero()[:, 0]
     attend = PackedAttention(lengths, device)
-    hidden_ND = decoder(token_T, position_T, attend, last_only=target - 1)
+    hidden_ND = decoder(token_T, position_T, attend, rows_C=target - 1)
     logprob_N, _ = linear_logprob(
         hidden_ND, decoder.head_weight_VD, token_T[target], temperature=temperature, entropy="none"
     )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from intfast.collect import draw_missing
 from intfast.config import SamplingConfig
 from intfast.engine.protocol import derive_seed
-from intfast.intervene import OnFinished
+from intfast.intervene import Advance
 from intfast.leak import leaks
 from intfast.methods import prompts
 from intfast.records import Attempt, Guided, Problem
@@ -122,7 +122,7 @@ def _draw(run: Run, title: str, asks: Sequence[Ask], sampling: SamplingConfig) -
         if (missing := [n for n in ask.samples if (*_name(ask), n) not in done])
     ]
 
-    def work(chunk: list[Ask], advance: OnFinished) -> None:
+    def work(chunk: list[Ask], advance: Advance) -> None:
         seed = run.config.seed
         starts = [
             Start(a.problem, [derive_seed(seed, *_name(a), n) for n in a.samples], (), a.prompt_ids)

@@ -24,7 +24,7 @@ from intfast.credit import REWARDS, Credit
 from intfast.engine.protocol import derive_seed
 from intfast.records import Attempt, Problem
 from intfast.run import Run
-from intfast.sample import Graded, Sampler, Start
+from intfast.sample import Graded, Rollouts, Sampler
 
 ROLLOUTS = 2
 """Wrong rollouts of a group that are verified, at most."""
@@ -92,17 +92,13 @@ def capo(
 
 
 def inside(
-    run: Run,
-    starts_P: Sequence[Start],
-    groups_P_G: Sequence[Sequence[Graded]],
-    outcome: Credit,
-    step: int,
+    run: Run, rollouts: Rollouts, outcome: Credit, step: int
 ) -> tuple[Sequence[Any], dict[str, float]]:
     """(advantages_P_G for `credit.examples`, counts for the step's row).
 
     The advantages of the outcome, one number per rollout, or with `credit.process` one per token.
     """
-    config = run.config.rl.credit
+    config, starts_P, groups_P_G = run.config.rl.credit, rollouts.starts_P, rollouts.groups_P_G
     if config.process == "none":
         return outcome.advantages_P_G, {}
     seed = derive_seed(run.config.seed, "process", step)

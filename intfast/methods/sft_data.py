@@ -33,7 +33,14 @@ def examples(run: Run, found: Found) -> list[Example]:
     built, said = intake.fitting_examples(built, run.config.batch)
     if said:
         run.metrics.say(said)
-    run.folder.journal("examples", Example).replace(built)
+    journal = run.folder.journal("examples", Example)
+    if journal.records and journal.records != built:
+        raise ValueError(
+            f"this run learns from {len(journal.records)} examples, and now there would be "
+            f"{len(built)}{': ' + said if said else ''}; continue it with a batch.max_tokens that "
+            "holds the longest of them, or use another run=FOLDER"
+        )
+    journal.replace(built)
     return built
 
 

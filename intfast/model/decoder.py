@@ -1,8 +1,8 @@
 """The decoder: Llama, Mistral, Qwen2 and Qwen3 (dense), packed or cached, up to the hidden states.
 
-One forward serves training and generation; they differ only in the `attend` object that is passed
-in. Parameters have the fused shapes and the names that vLLM gives them. Shapes as in records.py;
-C is the number of rows kept in the last layer.
+One forward serves training and generation: they differ in the `attend` object that is passed in,
+and without a gradient the same sums take fewer calls. Parameters have the fused shapes and names
+that vLLM gives them. Shapes as in records.py; C is the number of rows kept in the last layer.
 """
 
 from __future__ import annotations
@@ -236,23 +236,21 @@ class Decoder(nn.Module):
         return F.linear(hidden_TD, self.head_weight_VD)
 
     def forward(
-        self, token_T: Tensor, position_T: Tensor, attend: Attend, last_only: Tensor | None = None
+        self, token_T: Tensor, position_T: Tensor, attend: Attend, rows_C: Tensor | None = None
     ) -> Tensor:
         """Hidden states (T, D) after the final norm.
 
         token_T     (T,) int64, sequences end to end
         position_T  (T,) int64, position of each token in its sequence
-        last_only   (C,) int64: the rows to compute in the last layer and to return, in this order
+        rows_C   (C,) int64: the rows to compute in the last layer and to return, in this order
         """
         # One stream of tokens for all sequences: nothing here knows where one ends, `attend` does.
         x = F.embedding(token_T, self.model.embed_tokens.weight)
         rope = self._rope(position_T, x.dtype)
         for i, layer in enumerate(self.model.layers):
-            # Only the last layer may drop rows: the layers before it still need their keys and
-            # values.
-            keep_C = last_only if i == self.config.num_layers - 1 else None
-            # A layer is the unit: its input is kept, the rest is computed again in the backward
-            # pass.
+            # Only the last layer may drop rows: those before it give keys and values to all.
+            keep_C = rows_C if i == self.config.num_layers - 1 else None
+            # The unit is a layer: its input is kept, the rest computed again backward.
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rope, attend, keep_C, use_reentrant=False)
             else:

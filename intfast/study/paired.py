@@ -13,8 +13,6 @@ def bootstrap_difference(
     values_P: Sequence[float],
     baseline_P: Sequence[float],
     seed: int,
-    num: int = 2000,
-    level: float = 0.95,
 ) -> Estimate:
     """Mean of value - baseline over the same problems in the same order, with its interval.
 
@@ -25,7 +23,7 @@ def bootstrap_difference(
             f"paired values are of the same problems, got {len(values_P)} and {len(baseline_P)}"
         )
     difference_P = [a - b for a, b in zip(values_P, baseline_P, strict=True)]
-    return estimate(difference_P, seed, num, level)
+    return estimate(difference_P, seed)
 
 
 def bootstrap_seeds(
@@ -52,14 +50,10 @@ def bootstrap_seeds(
     )
 
 
-def compare(
-    run: Evaluation, baseline: Evaluation, num: int = 2000, level: float = 0.95
-) -> Estimate:
+def compare(run: Evaluation, baseline: Evaluation) -> Estimate:
     """Accuracy of `run` minus that of `baseline` over the problems scored in both, paired."""
     ours, theirs = run.accuracies(), baseline.accuracies()
     shared = [problem_id for problem_id in ours if problem_id in theirs]
     if not shared:
         raise ValueError(f"{run.name!r} and {baseline.name!r} have no scored problem in common")
-    return bootstrap_difference(
-        [ours[i] for i in shared], [theirs[i] for i in shared], run.seed, num, level
-    )
+    return bootstrap_difference([ours[i] for i in shared], [theirs[i] for i in shared], run.seed)
