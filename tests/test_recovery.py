@@ -15,6 +15,8 @@ from benchmarks.reliability.children import NAMES, Child, Moment
 
 ROOT = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.campaign
+
 
 def test_damaged_checkpoints_are_passed_over_and_crashes_leave_old_or_new():
     figures = corrupt.run(100, seed=1)

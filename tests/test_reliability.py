@@ -9,6 +9,8 @@ from benchmarks.reliability import grader, hostile_answers, rows, verifier
 from intfast import sources, verdict
 from intfast.grading.grader import Grader
 
+pytestmark = pytest.mark.campaign
+
 
 def test_the_dispatcher_knows_the_campaigns():
     assert {"grader", "rows", "verifier"} <= set(command.names())
