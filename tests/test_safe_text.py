@@ -93,7 +93,7 @@ def test_every_print_goes_through_the_one_helper():
         "ablate.py": ["table"],
         "metrics.py": ["shown(text)"],
         "analysis.py": ["_text_table(result['texts'])", "_pass_table(result['pass_at_k'])"],
-        "plan.py": ["memory_table(config, architecture, target)"],
+        "plan.py": ["memory_table(planned)"],
         "__main__.py": ["usage"],
         "summary.py": ["table", "table", "_table(run, rows, result['rl'])"],
     }

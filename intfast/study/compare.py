@@ -259,7 +259,7 @@ def _generated(folder: Path) -> int | None:
 def show(plan: Plan, console: Console) -> None:
     """Print every arm with its settings and the most that it can generate; generate nothing."""
     from intfast.model import weights
-    from intfast.plan import most_tokens
+    from intfast.plan import draws
     from intfast.run import load_data
 
     def say(text: str) -> None:
@@ -276,7 +276,7 @@ def show(plan: Plan, console: Console) -> None:
         for key, (old, new) in cli.differences(config, base).items():
             if key != "run":
                 say(f"  {key} = {new!r} (was {old!r})")
-        tokens = most_tokens(config, num)
+        tokens = {d.stage: d.samples * d.tokens for d in draws(config, num)}
         parts = ", ".join(f"{what} {count:,}" for what, count in tokens.items())
         say(f"  generates at most {sum(tokens.values()):,} tokens ({parts})")
         if plan.goes_on(name):
