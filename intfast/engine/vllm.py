@@ -12,8 +12,15 @@ from typing import Any
 
 import torch
 
-from intfast.engine import requests, scoring, sharing
-from intfast.engine.protocol import Completion, OnFinished, PromptReuse, Request, Sampling
+from intfast.engine import scoring, sharing
+from intfast.engine.protocol import (
+    Completion,
+    OnFinished,
+    PromptReuse,
+    Request,
+    Sampling,
+    check_requests,
+)
 from intfast.model.decoder import Decoder
 from intfast.state import interrupt
 
@@ -44,7 +51,13 @@ class VllmEngine:
         self, requests_P: Sequence[Request], on_finished: OnFinished | None = None
     ) -> list[list[Completion]]:
         """See protocol.Engine. Raises ValueError, before any work, for bad requests."""
-        self._check(requests_P)
+        check_requests(requests_P, self.decoder.config.vocab_size, self.context)
+        for i, request in enumerate(requests_P):
+            if 0 < (asked := request.sampling.temperature) < LOWEST_TEMPERATURE:
+                raise ValueError(
+                    f"requests[{i}]: vLLM samples at a temperature of 0 or >= "
+                    f"{LOWEST_TEMPERATURE}, got {asked}"
+                )
         if self._asleep:
             raise RuntimeError("the engine is asleep; call wake() before generate()")
         self._link.check()
@@ -114,16 +127,6 @@ class VllmEngine:
             )
         self._cache_is_empty = True
 
-    def _check(self, requests_P: Sequence[Request]) -> None:
-        limits = requests.Limits(self.decoder.config.vocab_size, self.context)
-        requests.check(requests_P, limits)
-        for i, request in enumerate(requests_P):
-            if 0 < request.sampling.temperature < LOWEST_TEMPERATURE:
-                raise ValueError(
-                    f"requests[{i}]: vLLM samples at a temperature of 0 or >= "
-                    f"{LOWEST_TEMPERATURE}, got {request.sampling.temperature}"
-                )
-
 
 class _Call:
     """One call of `generate`: requests go in together, completions come out as they end."""
@@ -163,9 +166,20 @@ class _Call:
         p, g = self.running.pop(output.request_id)
         sample = output.outputs[0]
         token_ids, logprobs = list(sample.token_ids), list(sample.logprobs.logprobs)
+        if not math.isfinite(sum(logprobs)):
+            raise RuntimeError(
+                f"requests[{p}]: the model's logits are not finite; "
+                "its weights or activations overflowed"
+            )
+        if self.requests_P[p].sampling.temperature == 0:
+            logprobs = [0.0] * len(token_ids)
         self._count(output)
-        completion = self._complete(p, token_ids, logprobs, sample.finish_reason)
-        self.completions[p, g] = completion
+        completion = self.completions[p, g] = Completion(
+            token_ids=token_ids,
+            logprobs=logprobs,
+            finish_reason=sample.finish_reason,
+            policy_version=self.engine.policy_version,
+        )
         if self.on_finished is not None:
             self.on_finished(p, g, completion)
 
@@ -180,24 +194,6 @@ class _Call:
         asked, reused = self.engine.prompt_reuse
         self.engine.prompt_reuse = PromptReuse(
             asked + len(output.prompt_token_ids), reused + num_reused
-        )
-
-    def _complete(
-        self, p: int, token_ids: list[int], logprobs: list[float], reason: str
-    ) -> Completion:
-        if not math.isfinite(sum(logprobs)):
-            raise RuntimeError(
-                f"requests[{p}]: the model's logits are not finite; "
-                "its weights or activations overflowed"
-            )
-        if reason not in ("stop", "length"):
-            raise RuntimeError(f"requests[{p}]: vLLM ended a sample with {reason!r}")
-        greedy = self.requests_P[p].sampling.temperature == 0
-        return Completion(
-            token_ids=token_ids,
-            logprobs=[0.0] * len(token_ids) if greedy else logprobs,
-            finish_reason=reason,
-            policy_version=self.engine.policy_version,
         )
 
 
