@@ -40,11 +40,7 @@ RANGES: tuple[Range, ...] = (
         "a number >= 0",
         lambda x: 0 <= x < math.inf,
     ),
-    (
-        "grade.timeout_s sft.optim.lr rl.optim.lr",
-        "a number > 0",
-        lambda x: 0 < x < math.inf,
-    ),
+    ("grade.timeout_s sft.optim.lr rl.optim.lr", "a number > 0", lambda x: 0 < x < math.inf),
     (
         "sft.optim.floor rl.optim.floor rl.policy.clip_low",
         "a number from 0 to 1",

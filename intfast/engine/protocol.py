@@ -76,9 +76,7 @@ class Engine(Protocol):
     """How much of the prompts did not have to be computed."""
 
     def generate(
-        self,
-        requests_P: Sequence[Request],
-        on_finished: OnFinished | None = None,
+        self, requests_P: Sequence[Request], on_finished: OnFinished | None = None
     ) -> list[list[Completion]]:
         """Completions_P_G in the order of the requests and their seeds.
 

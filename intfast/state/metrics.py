@@ -41,10 +41,7 @@ class Metrics:
     """
 
     def __init__(
-        self,
-        journal: Journal[Row],
-        console: Console | None = None,
-        last_write: float | None = None,
+        self, journal: Journal[Row], console: Console | None = None, last_write: float | None = None
     ) -> None:
         """last_write: of the process that this one continues, in Unix seconds."""
         self.journal = journal
