@@ -1,6 +1,6 @@
 """Submissions -> Grades, with every comparison that needs a parser in a process that can be killed.
 
-The reasons and what they count as are tabulated in answers.py. `python -m intfast.study regrade
+The reasons and what they count as are in answers.py. `python -m intfast.study regrade
 FILE` grades stored rows again without generating anything.
 """
 

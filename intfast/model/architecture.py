@@ -20,12 +20,8 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 _REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
+    *("vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
 )
 # No model is larger, and a table of a billion layers would be built before the files are looked at.
 _LARGEST = {"num_hidden_layers": 1024, "num_attention_heads": 4096}
