@@ -36,21 +36,17 @@ class Faults:
 
     def __init__(self) -> None:
         self.messages: list[str] = []
-        self.num_all = 0
 
     def add(self, where: str, message: str) -> None:
-        """Count one fault; the first MAX_ERRORS_SHOWN are kept for the listing."""
-        self.num_all += 1
-        if len(self.messages) < MAX_ERRORS_SHOWN:
-            self.messages.append(f"  {where}: {message}")
+        """Note one fault."""
+        self.messages.append(f"  {where}: {message}")
 
     def raise_any(self, source: str) -> None:
         """Raise one ValueError that lists the faults, if there are any."""
-        if self.num_all:
-            count = f"{self.num_all} fault" + ("s" if self.num_all > 1 else "")
-            more = self.num_all - len(self.messages)
-            lines = [f"{source} has {count}; correct or remove these rows:", *self.messages]
-            raise ValueError("\n".join(lines + ([f"  and {more} more"] if more else [])))
+        if num := len(self.messages):
+            head = f"{source} has {num} fault{'s' * (num > 1)}; correct or remove these rows:"
+            more = [f"  and {num - MAX_ERRORS_SHOWN} more"] if num > MAX_ERRORS_SHOWN else []
+            raise ValueError("\n".join([head, *self.messages[:MAX_ERRORS_SHOWN], *more]))
 
 
 class Source(NamedTuple):

