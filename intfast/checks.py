@@ -6,8 +6,9 @@ them behind the mistakes of a file; `check` is for a config that was built in Py
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -40,11 +41,7 @@ RANGES: tuple[Range, ...] = (
         "a number >= 0",
         lambda x: 0 <= x < math.inf,
     ),
-    (
-        "grade.timeout_s sft.optim.lr rl.optim.lr",
-        "a number > 0",
-        lambda x: 0 < x < math.inf,
-    ),
+    ("grade.timeout_s sft.optim.lr rl.optim.lr", "a number > 0", lambda x: 0 < x < math.inf),
     (
         "sft.optim.floor rl.optim.floor rl.policy.clip_low",
         "a number from 0 to 1",
@@ -96,134 +93,140 @@ def check(config: Config) -> None:
 
 def faults(config: Config) -> list[str]:
     """All that is wrong with a config whose values have the right types; empty when it is sound."""
-    found = _Faults(config)
+    rules = [_ranges(config)]
+    if None not in msgspec.structs.astuple(config.sampling):
+        rules += [
+            _whole(config),
+            _interventions(config),
+            _rl(config),
+            _objective(config),
+            _unused(config),
+        ]
+    messages = []
+    for path, is_right, text in itertools.chain(*rules):
+        if not is_right:
+            expected, _, remedy = text.partition("; ")
+            said = f"{path}: expected {expected}, got {attrgetter(path)(config)!r}"
+            messages.append(f"{said}; {remedy}" if remedy else said)
+    return messages
+
+
+Rules = Iterator[tuple[str, bool, str]]
+"""Setting, whether it is right, and what is expected of it; behind ";" the remedy."""
+
+
+def _ranges(config: Config) -> Rules:
     for names, expected, is_right in RANGES:
         for name in names.split():
-            value = found.value(name)
-            found.need(name, value is None or is_right(value), expected)
+            value = attrgetter(name)(config)
+            yield name, value is None or is_right(value), expected
     for path in ("sampling", *SAMPLED.split()):
         for name, expected, is_right in SAMPLING:
-            value = found.value(f"{path}.{name}")
+            value = attrgetter(f"{path}.{name}")(config)
             # A fault of the run's `[sampling]` is not repeated for every stage that starts from it.
             if path == "sampling" or value != getattr(config.sampling, name):
-                found.need(f"{path}.{name}", value is not None and is_right(value), expected)
-    if None not in msgspec.structs.astuple(config.sampling):
-        for rules in (_whole, _interventions, _rl, _objective):
-            rules(found, config)
-    return found.messages
+                yield f"{path}.{name}", value is not None and is_right(value), expected
 
 
-class _Faults:
-    """Collects messages about a config."""
-
-    def __init__(self, config: Config) -> None:
-        self.value = lambda path: attrgetter(path)(config)
-        self.messages: list[str] = []
-
-    def need(self, path: str, ok: bool, text: str) -> None:
-        """Unless `ok`: a message about `path`. text: what is expected; behind ";" the remedy."""
-        expected, _, remedy = text.partition("; ")
-        if not ok:
-            said = f"{path}: expected {expected}, got {self.value(path)!r}"
-            self.messages.append(f"{said}; {remedy}" if remedy else said)
-
-    def unused(self, paths: str, when: bool, because: str) -> None:
-        """A changed setting that this config never reads is a misunderstanding."""
-        for path in paths.split() if when else ():
+def _unused(config: Config) -> Rules:
+    """A changed setting that this config never reads is a misunderstanding."""
+    sft, rl, policy, stop = config.sft, config.rl, config.rl.policy, config.intervene.stop
+    process = f'rl.credit.process = "{rl.credit.process}"'
+    objective = f'rl.policy.objective = "{policy.objective}"'
+    bounds = "rl.policy.correction_level rl.policy.correction_bounds"
+    for paths, is_idle, because in (
+        ("sft.optim.floor", sft.optim.schedule == "constant", 'sft.optim.schedule = "constant"'),
+        ("rl.optim.floor", rl.optim.schedule == "constant", 'rl.optim.schedule = "constant"'),
+        ("intervene.futility", stop != "futility", f'intervene.stop = "{stop}"'),
+        ("rl.evaluate_every", config.data.test is None, "no data.test"),
+        ("rl.from_base", not rl.steps, "rl.steps = 0"),
+        ("rl.from_base", not sft.epochs, "sft.epochs = 0 (from the base anyway)"),
+        ("rl.credit.process_weight", rl.credit.process == "none", process),
+        ("rl.credit.baseline rl.credit.scale", rl.credit.process == "vppo", process),
+        ("rl.policy.clip_low rl.policy.clip_high", policy.objective == "reinforce", objective),
+        ("rl.policy.dual_clip", policy.objective not in ("grpo", "gspo"), objective),
+        ("rl.policy.kl_estimator", policy.kl == 0, "rl.policy.kl = 0"),
+        (bounds, policy.correction == "off", 'rl.policy.correction = "off"'),
+    ):
+        for path in paths.split() if is_idle else ():
             default = attrgetter(path)(Config())
             text = f"its default {default!r}; it has no effect with {because}, remove it"
-            self.need(path, self.value(path) == default, text)
+            yield path, attrgetter(path)(config) == default, text
 
 
-def _whole(found: _Faults, config: Config) -> None:
-    named = config.data.train is not None
-    found.need("data.train", named, 'a problem file; name one: data.train = "my.jsonl"')
-    trained = bool(config.sft.epochs or config.rl.steps)
-    found.need("rl.steps", trained, "> 0, as sft.epochs = 0; nothing would be trained")
+def _whole(config: Config) -> Rules:
+    is_named = config.data.train is not None
+    yield "data.train", is_named, 'a problem file; name one: data.train = "my.jsonl"'
+    is_trained = bool(config.sft.epochs or config.rl.steps)
+    yield "rl.steps", is_trained, "> 0, as sft.epochs = 0; nothing would be trained"
     samples = config.evaluate.samples
     are_drawn = all(1 <= k <= samples for k in config.evaluate.ks)
-    found.need("evaluate.ks", are_drawn, f"numbers from 1 to evaluate.samples = {samples}")
-    for name, optim in (("sft", config.sft.optim), ("rl", config.rl.optim)):
-        constant = optim.schedule == "constant"
-        found.unused(f"{name}.optim.floor", constant, f'{name}.optim.schedule = "constant"')
+    yield "evaluate.ks", are_drawn, f"numbers from 1 to evaluate.samples = {samples}"
 
 
-def _interventions(found: _Faults, config: Config) -> None:
+def _interventions(config: Config) -> Rules:
     attempts, stage = config.attempts, config.intervene
-    enough = attempts.wrong_per_problem <= attempts.samples
     text = f"<= attempts.samples = {attempts.samples}; lower it, or draw more attempts"
-    found.need("attempts.wrong_per_problem", enough, text)
-    enough = not 0 < stage.continuations < stage.min_correct
+    yield "attempts.wrong_per_problem", attempts.wrong_per_problem <= attempts.samples, text
+    is_enough = not 0 < stage.continuations < stage.min_correct
     text = f"<= intervene.continuations = {stage.continuations}; lower it, or draw more"
-    found.need("intervene.min_correct", enough, text)
+    yield "intervene.min_correct", is_enough, text
+    is_one = stage.stop != "futility" or stage.min_correct == 1
     text = '1 with intervene.stop = "futility", which speaks of one; or stop at "first_success"'
-    found.need("intervene.min_correct", stage.stop != "futility" or stage.min_correct == 1, text)
+    yield "intervene.min_correct", is_one, text
+    stops = stage.stop != "never" or not stage.one_per_problem
     text = 'false with intervene.stop = "never"; use stop = "first_success" or "futility"'
-    found.need(
-        "intervene.one_per_problem", stage.stop != "never" or not stage.one_per_problem, text
-    )
-    found.unused("intervene.futility", stage.stop != "futility", f'intervene.stop = "{stage.stop}"')
-    supervised = bool(config.sft.epochs) and config.sft.data == "intervention"
+    yield "intervene.one_per_problem", stops, text
+    is_supervised = bool(config.sft.epochs) and config.sft.data == "intervention"
     by_rl = config.rl.steps > 0 and config.rl.problems == "unlocked"
     for reader, reads in (
-        (f'sft.target = "{config.sft.target}"', supervised and config.sft.target != "no_filter"),
+        (f'sft.target = "{config.sft.target}"', is_supervised and config.sft.target != "no_filter"),
         ("intervene.baselines = true", stage.baselines),
         ('rl.problems = "unlocked"', by_rl),
     ):
         text = f"> 0, as {reader} needs them; or change {reader.partition(' ')[0]}"
-        found.need("intervene.continuations", not reads or stage.continuations > 0, text)
+        yield "intervene.continuations", not reads or stage.continuations > 0, text
 
 
-def _rl(found: _Faults, config: Config) -> None:
-    rl, credit = config.rl, config.rl.credit
+def _rl(config: Config) -> Rules:
+    rl = config.rl
     rollouts = rl.problems_per_step * rl.group_size
     text = f"a divisor of rl.problems_per_step x rl.group_size = {rollouts}"
-    found.need("rl.minibatches", rollouts % max(1, rl.minibatches) == 0, text)
+    yield "rl.minibatches", rollouts % max(1, rl.minibatches) == 0, text
     longest = rl.sampling.max_new_tokens
     fits = not rl.steps or config.batch.too_long == "alone" or config.batch.max_tokens >= longest
     text = f"room for a prompt and rl.sampling.max_new_tokens = {longest}; raise it"
-    found.need("batch.max_tokens", fits, text)
+    yield "batch.max_tokens", fits, text
     text = "a number > 0; greedy rollouts of a group are equal"
-    found.need("rl.sampling.temperature", rl.sampling.temperature != 0, text)
+    yield "rl.sampling.temperature", rl.sampling.temperature != 0, text
     text = '"constant" with rl.until_tokens; they leave the number of steps open'
-    found.need("rl.optim.schedule", not rl.until_tokens or rl.optim.schedule == "constant", text)
-    found.unused("rl.evaluate_every", config.data.test is None, "no data.test")
-    found.unused("rl.from_base", not rl.steps, "rl.steps = 0")
-    found.unused("rl.from_base", not config.sft.epochs, "sft.epochs = 0 (from the base anyway)")
-    process, acts = f'rl.credit.process = "{credit.process}"', credit.process != "none"
-    text = f"0 with {process}; it drops the groups that are all wrong, which that needs"
-    found.need("rl.refill", not acts or not rl.refill, text)
-    text = f'"off" with {process}; that reads whole solutions, a hint leaves their beginning out'
-    found.need("rl.hint", not acts or rl.hint == "off", text)
-    text = f'not "gspo" with {process}; "gspo" has one advantage a sequence, {process} many'
-    found.need("rl.policy.objective", not acts or rl.policy.objective != "gspo", text)
-    found.unused("rl.credit.process_weight", not acts, process)
-    found.unused("rl.credit.baseline rl.credit.scale", credit.process == "vppo", process)
+    yield "rl.optim.schedule", not rl.until_tokens or rl.optim.schedule == "constant", text
+    if rl.credit.process != "none":
+        process = f'rl.credit.process = "{rl.credit.process}"'
+        text = f"0 with {process}; it drops the groups that are all wrong, which that needs"
+        yield "rl.refill", not rl.refill, text
+        text = (
+            f'"off" with {process}; that reads whole solutions, a hint leaves their beginning out'
+        )
+        yield "rl.hint", rl.hint == "off", text
+        text = f'not "gspo" with {process}; "gspo" has one advantage a sequence, {process} many'
+        yield "rl.policy.objective", rl.policy.objective != "gspo", text
 
 
-def _objective(found: _Faults, config: Config) -> None:
+def _objective(config: Config) -> Rules:
     policy, sampling = config.rl.policy, config.rl.sampling
-    objective = f'rl.policy.objective = "{policy.objective}"'
-    correction = f'rl.policy.correction = "{policy.correction}"'
     lowest = 1 + policy.clip_high
-    above = policy.dual_clip == 0 or lowest < policy.dual_clip < math.inf
-    text = f"0 (off) or more than 1 + clip_high = {lowest:g}; use 3"
-    found.need("rl.policy.dual_clip", above, text)
+    is_above = policy.dual_clip == 0 or lowest < policy.dual_clip < math.inf
+    yield "rl.policy.dual_clip", is_above, f"0 (off) or more than 1 + clip_high = {lowest:g}; use 3"
+    is_full = sampling.top_p == 1 and sampling.top_k == 0
     text = (
         '"off", or the full distribution; the kept tokens of a truncated one are not replayed '
         "(vLLM returns them from 0.28 on and on CUDA only): set rl.sampling.top_p = 1 and "
         "rl.sampling.top_k = 0"
     )
-    is_full = sampling.top_p == 1 and sampling.top_k == 0
-    found.need("rl.policy.correction", policy.correction == "off" or is_full, text)
-    clips = "rl.policy.clip_low rl.policy.clip_high"
-    found.unused(clips, policy.objective == "reinforce", objective)
-    found.unused("rl.policy.dual_clip", policy.objective not in ("grpo", "gspo"), objective)
-    found.unused("rl.policy.kl_estimator", policy.kl == 0, "rl.policy.kl = 0")
-    bounds = "rl.policy.correction_level rl.policy.correction_bounds"
-    found.unused(bounds, policy.correction == "off", correction)
-    low = policy.correction_bounds[0]
+    yield "rl.policy.correction", policy.correction == "off" or is_full, text
     default = Config().rl.policy.correction_bounds[0]
-    text = f"{default} below with {correction}; the lower bound has no effect, leave its default"
-    is_idle = policy.correction == "truncate" and low != default
-    found.need("rl.policy.correction_bounds", not is_idle, text)
+    is_read = policy.correction != "truncate" or policy.correction_bounds[0] == default
+    text = f'{default} below with rl.policy.correction = "truncate"'
+    text += "; the lower bound has no effect, leave its default"
+    yield "rl.policy.correction_bounds", is_read, text

@@ -7,19 +7,20 @@ that lists every mistake with its path, what was expected, and the nearest valid
 from __future__ import annotations
 
 import ast
+import builtins
+import contextlib
 import difflib
 import functools
 import inspect
 import re
-import sys
 import textwrap
 import tomllib
 import typing
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -102,36 +103,26 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
         return f"  {_unknown_option(text)}"
     if not equals:
         return f'  "{text}": expected key=value, for example rl.steps=100'
-    kind: Any = Config
     *parents, leaf = key.split(".")
-    node = tree
+    types, node = _field_types(Config), tree
     for part in parents:
-        kind = _field_types(kind).get(part) if _is_struct(kind) else None
-        node = node.setdefault(part, {})
+        types, node = _field_types(types.get(part)), node.setdefault(part, {})
         if not isinstance(node, dict):
             return f"  {key}: {part} is not a section"
-    kind = _field_types(kind).get(leaf) if _is_struct(kind) else None
-    node[leaf] = value if kind is None else _from_text(value, kind)
+    kind = types.get(leaf, str)
+    if value == ABSENT and type(None) in typing.get_args(kind):
+        value = None
+    elif kind is not str:
+        # What is no TOML is left as text: it does not fit, which `_build` says.
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            value = tomllib.loads(f"x = {value}")["x"]
+    node[leaf] = value
     return None
 
 
 def _unknown_option(text: str) -> str:
-    near = difflib.get_close_matches(text, ["--dry-run", "--help"], n=1)
-    return f"unknown option {text}" + (
-        f"; did you mean {near[0]}?" if near and near != [text] else ""
-    )
-
-
-def _from_text(text: str, kind: Any) -> Any:
-    """A command-line text as the value of a field; left as text where it does not fit."""
-    if text == ABSENT and type(None) in typing.get_args(kind):
-        return None
-    if kind is str:
-        return text
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        return text
+    near = difflib.get_close_matches(text, {"--dry-run", "--help"} - {text}, n=1)
+    return f"unknown option {text}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _build(kind: type, base: Any, tree: Any, path: str, errors: list[str]) -> Any:
@@ -139,16 +130,14 @@ def _build(kind: type, base: Any, tree: Any, path: str, errors: list[str]) -> An
 
     base: the defaults that the section above gives this one; None for those of `kind`
     """
-    types = _field_types(kind)
-    values = {}
     if not isinstance(tree, dict):
         errors.append(f"  {path}: expected a section, got {tree!r}")
         return base
+    types, values = _field_types(kind), {}
     for name, value in tree.items():
         dotted = f"{path}.{name}" if path else name
         if name not in types:
-            said = _gone(dotted) or f"unknown setting{_suggest(dotted, name, types)}"
-            errors.append(f"  {dotted}: {said}")
+            errors.append(f"  {dotted}: {_unknown(dotted, name, types)}")
         elif _is_struct(types[name]):
             default = getattr(base, name) if base else _field_defaults(kind)[name]
             values[name] = _build(types[name], default, value, dotted, errors)
@@ -161,20 +150,15 @@ def _build(kind: type, base: Any, tree: Any, path: str, errors: list[str]) -> An
     return msgspec.structs.replace(base, **values) if base else kind(**values)
 
 
-def _gone(dotted: str) -> str:
-    """What there is instead of a setting of an older version; "" where it never existed."""
-    found = GONE.get(dotted) or GONE.get(dotted.partition(".")[2])
-    return f"no longer a setting; {found}" if found else ""
-
-
-def _suggest(dotted: str, name: str, types: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(name, types, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {dotted.removesuffix(name)}{near[0]}?"
-    elsewhere = [path for path, *_ in walk() if path.rsplit(".", 1)[-1] == name]
-    if elsewhere:
-        return f"; did you mean {' or '.join(elsewhere[:3])}?"
-    return f"; known here: {', '.join(types)}"
+def _unknown(dotted: str, name: str, types: dict[str, Any]) -> str:
+    """Why there is no such setting: it is of an older version, misspelt, or of another section."""
+    if found := GONE.get(dotted) or GONE.get(dotted.partition(".")[2]):
+        return f"no longer a setting; {found}"
+    if near := difflib.get_close_matches(name, types, n=1):
+        return f"unknown setting; did you mean {dotted.removesuffix(name)}{near[0]}?"
+    if elsewhere := [path for path, *_ in walk() if path.rsplit(".", 1)[-1] == name]:
+        return f"unknown setting; did you mean {' or '.join(elsewhere[:3])}?"
+    return f"unknown setting; known here: {', '.join(types)}"
 
 
 # --- explain ---------------------------------------------------------------------------------
@@ -188,19 +172,18 @@ def walk(
     tables: sections that are one row, with what they hold that is not None
     """
     base = Config() if base is None else base
-    documents = _field_docs(kind)
-    types = _field_types(kind)
+    documents, types = _field_docs(kind), _field_types(kind)
     for name in sorted(types, key=lambda name: _is_struct(types[name])):
         field_type = types[name]
         dotted = f"{path}.{name}" if path else name
-        value = getattr(base, name)
+        value, text = getattr(base, name), documents.get(name, "")
         if dotted in tables:
             own = {k: v for k, v in msgspec.structs.asdict(value).items() if v is not None}
-            yield dotted, "table: what differs from [sampling]", own, documents[name]
+            yield dotted, "table: what differs from [sampling]", own, text
         elif _is_struct(field_type):
             yield from walk(field_type, dotted, value, tables)
         else:
-            yield dotted, _type_text(field_type), value, documents.get(name, "")
+            yield dotted, _type_text(field_type), value, text
 
 
 def settings() -> Iterator[tuple[str, str, Any, str]]:
@@ -213,17 +196,13 @@ def explain(may_change: Container[str] = ()) -> str:
 
     may_change: settings of which it is said that a continued run may change them
     """
-    lines, section = [], ""
+    entries = []
     for path, kind, default, text in settings():
-        head = path.rpartition(".")[0]
-        if head != section:
-            section = head
-            lines += ["", f"[{head}]"]
         shown = ABSENT if default is None else _toml_value(default)
-        lines.append(f"  {path} = {shown}   ({kind})")
         text += " A continued run may change it." if path in may_change else ""
-        lines += textwrap.wrap(text, 92, initial_indent="      ", subsequent_indent="      ")
-    return "\n".join(lines).strip("\n")
+        lines = textwrap.wrap(text, 92, initial_indent="      ", subsequent_indent="      ")
+        entries.append((path, "\n".join([f"  {path} = {shown}   ({kind})", *lines])))
+    return _in_sections(entries)
 
 
 def differences(config: Config, other: Config | None = None) -> dict[str, tuple[Any, Any]]:
@@ -239,16 +218,24 @@ def differences(config: Config, other: Config | None = None) -> dict[str, tuple[
 
 def to_toml(config: Config) -> str:
     """The resolved config as a TOML file that `load` reads back to an equal Config."""
+    given = [(path, value) for path, value in _own(config) if value is not None]
+    return (
+        _in_sections(
+            (path, f"{path.rpartition('.')[2]} = {_toml_value(value)}")
+            for path, value in sorted(given, key=lambda row: row[0].rpartition(".")[0])
+        )
+        + "\n"
+    )
+
+
+def _in_sections(entries: Iterable[tuple[str, str]]) -> str:
+    """The texts of dotted paths, with a [section] before the first of each."""
     lines, section = [], ""
-    for path, value in sorted(_own(config), key=lambda row: row[0].rpartition(".")[0]):
-        head, _, name = path.rpartition(".")
-        if value is None:
-            continue
-        if head != section:
-            section = head
-            lines += ["", f"[{head}]"]
-        lines.append(f"{name} = {_toml_value(value)}")
-    return "\n".join(lines).strip("\n") + "\n"
+    for path, text in entries:
+        head = path.rpartition(".")[0]
+        lines += ["", f"[{head}]", text] if head != section else [text]
+        section = head
+    return "\n".join(lines).strip("\n")
 
 
 def _own(config: Config) -> Iterator[tuple[str, Any]]:
@@ -281,8 +268,9 @@ def _is_struct(kind: Any) -> bool:
 
 
 @functools.cache
-def _field_types(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _field_types(kind: Any) -> dict[str, Any]:
+    """Name -> type of the fields of a section; of anything else, none."""
+    return typing.get_type_hints(kind) if _is_struct(kind) else {}
 
 
 @functools.cache
@@ -292,32 +280,30 @@ def _field_defaults(kind: type) -> dict[str, Any]:
 
 
 def _type_text(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(f'"{choice}"' for choice in typing.get_args(kind))
-    if typing.get_origin(kind) is None and kind is not None and isinstance(kind, type):
-        names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
-        return names.get(kind, kind.__name__)
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
     arguments = [a for a in typing.get_args(kind) if a is not type(None)]
-    if typing.get_origin(kind) is list:
-        inner = _type_text(arguments[0])
-        return f"list of {inner}s" if not inner.startswith("one of") else f"list, each {inner}"
-    if typing.get_origin(kind) is dict:
-        return "table of texts"
-    if typing.get_origin(kind) is tuple:
-        return "list of two numbers"
-    return " or ".join(map(_type_text, arguments))
+    match typing.get_origin(kind):
+        case None:
+            return names[kind]
+        case typing.Literal:
+            return "one of " + ", ".join(f'"{choice}"' for choice in arguments)
+        case builtins.list:
+            inner = _type_text(arguments[0])
+            return f"list, each {inner}" if inner.startswith("one of") else f"list of {inner}s"
+        case builtins.dict:
+            return "table of texts"
+        case builtins.tuple:
+            return "list of two numbers"
+        case _:
+            return " or ".join(map(_type_text, arguments))
 
 
+@functools.cache
 def _field_docs(kind: type) -> dict[str, str]:
     """The string that follows each field in the source: the one place where it is explained."""
-    source = inspect.getsource(sys.modules[kind.__module__])
-    (definition,) = (
-        node
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef) and node.name == kind.__name__
-    )
-    documents = {}
-    for field, text in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            documents[field.target.id] = " ".join(ast.literal_eval(text.value).split())
-    return documents
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    return {
+        field.target.id: " ".join(ast.literal_eval(text.value).split())
+        for field, text in zip(definition.body, definition.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }

@@ -22,7 +22,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -82,21 +82,19 @@ class DataReport(Record):
 def load_problems(
     source: str,
     *,
-    purpose: str = "train",
+    purpose: Literal["train", "test"] = "train",
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
 ) -> tuple[list[Problem], DataReport]:
     """The problems of a source, in its order.
 
     source   a path or hub name with an optional @split, see sources.py
-    purpose  "train" or "test": the split taken when there are several
+    purpose  the split taken when there are several
     columns  {"problem" | "answer" | "reference" | "id": column name}
     limit    the most problems to keep
     Raises ValueError with every fault of the source at once, RuntimeError where a package or
     the network is missing.
     """
-    if purpose not in ("train", "test"):
-        raise ValueError(f'purpose must be "train" or "test", got {purpose!r}')
     faults = Faults()
     opened = open_source(source, purpose, faults)
     head = list(itertools.islice(opened.rows, _ROWS_FOR_COLUMNS))
@@ -175,10 +173,10 @@ def _resolve(source: str, rows: list[dict[str, Any]], asked: Mapping[str, str]) 
     if not mapping["answer"]:
         # Many sets keep the answer only inside the solution.
         mapping["answer"] = mapping["reference"]
-    missing = [_missing(field, columns) for field in ("problem", "answer") if not mapping[field]]
-    if missing:
+    lines = [_missing(field, columns) for field in ("problem", "answer") if not mapping[field]]
+    if lines:
         seen = f"columns seen: {', '.join(columns) or 'none'}"
-        raise ValueError("\n".join([f"{source} cannot be read as problems:", *missing, seen]))
+        raise ValueError("\n".join([f"{source} cannot be read as problems:", *lines, seen]))
     return {field: column for field, column in mapping.items() if column}
 
 
@@ -195,24 +193,19 @@ def _columns(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _missing(field: str, columns: list[str]) -> str:
-    known = ", ".join(ALIASES[field])
     lowered = {column.lower(): column for column in columns}
-    near = [
-        lowered[match]
-        for alias in ALIASES[field]
-        for match in difflib.get_close_matches(alias, lowered, n=1, cutoff=0.7)
-    ]
-    hint = f"; nearest is {near[0]!r}" if near else ""
+    near = (difflib.get_close_matches(a, lowered, n=1, cutoff=0.7) for a in ALIASES[field])
+    nearest = next((lowered[match] for matches in near for match in matches), None)
+    hint = f"; nearest is {nearest!r}" if nearest else ""
+    known = ", ".join(ALIASES[field])
     return f"  no column for the {field} (known names: {known}){hint}; set columns.{field}"
 
 
 def _described(mapping: dict[str, str]) -> dict[str, str]:
-    described = {field: mapping.get(field, "") for field in ALIASES}
+    described = {"reference": "none", "id": "hash of the problem"} | mapping
     if mapping["answer"] == mapping.get("reference"):
         described["answer"] = f"last \\boxed{{}} of {mapping['answer']}"
-    described["reference"] = described["reference"] or "none"
-    described["id"] = described["id"] or "hash of the problem"
-    return described
+    return {field: described[field] for field in ALIASES}
 
 
 def _abridged(problem: Problem) -> dict[str, str]:
@@ -267,16 +260,6 @@ def _answer(text: str, is_solution: bool) -> tuple[str, str]:
     return (boxed or "") if is_solution else (boxed or text), ""
 
 
-def _reason_to_drop(problem: str, answer: str) -> str | None:
-    if not problem:
-        return "no problem text"
-    if not answer:
-        return "no answer"
-    if len(answer) > MAX_CHARS:
-        return f"answer longer than {MAX_CHARS} characters"
-    return None
-
-
 class _Collector:
     """Turns rows into problems, one per distinct text."""
 
@@ -287,6 +270,7 @@ class _Collector:
         self.renamed_ids = 0
         self.dropped: Counter[str] = Counter()
         self._kept: dict[str, Problem] = {}
+        """`text_key` -> the first row with it."""
         self._copies: Counter[str] = Counter()
         self._conflicts: set[str] = set()
 
@@ -294,13 +278,9 @@ class _Collector:
         """Read one row: keep it, drop it under a reason, or note a fault."""
         self.num_read += 1
         where, values = row
-        fields: dict[str, str] = {}
-        for field, read in (
-            ("problem", _question),
-            ("answer", _text),
-            ("reference", _text),
-            ("id", _text),
-        ):
+        fields: dict[str, str | None] = {}
+        for field in ALIASES:
+            read = _question if field == "problem" else _text
             try:
                 fields[field] = read(_value(values, self.mapping.get(field)))
             except (TypeError, ValueError, OverflowError) as error:
@@ -309,27 +289,22 @@ class _Collector:
             return
         is_solution = self.mapping["answer"] == self.mapping.get("reference")
         answer, worked = _answer(fields["answer"], is_solution)
-        reference = fields["reference"] or worked or None
-        reason = _reason_to_drop(fields["problem"], answer)
-        if reason:
-            self.dropped[reason] += 1
-            return
-        problem = Problem(
-            id=fields["id"],
-            problem=fields["problem"],
-            answer=answer,
-            reference=reference,
-            source=where,
-        )
-        self._keep(text_key(problem.problem), problem)
+        if not fields["problem"]:
+            self.dropped["no problem text"] += 1
+        elif not answer:
+            self.dropped["no answer"] += 1
+        elif len(answer) > MAX_CHARS:
+            self.dropped[f"answer longer than {MAX_CHARS} characters"] += 1
+        else:
+            fields |= {"answer": answer, "reference": fields["reference"] or worked or None}
+            self._keep(Problem(**fields, source=where))
 
-    def _keep(self, key: str, problem: Problem) -> None:
+    def _keep(self, problem: Problem) -> None:
+        key = text_key(problem.problem)
         self._copies[key] += 1
         first = self._kept.setdefault(key, problem)
-        if first is not problem:
-            same = compare_quickly(first.answer, problem.answer) is Reason.CORRECT
-            if not same:
-                self._conflicts.add(key)
+        if compare_quickly(first.answer, problem.answer) is not Reason.CORRECT:
+            self._conflicts.add(key)
 
     def problems(self, limit: int | None) -> list[Problem]:
         """What is kept, with unique ids; completes the counts."""
@@ -338,15 +313,14 @@ class _Collector:
         clean = {k: p for k, p in self._kept.items() if k not in self._conflicts}
         self.dropped["duplicate"] += sum(self._copies[key] - 1 for key in clean)
         claims = Counter(problem.id for problem in clean.values())
-        named = [self._named(key, p, claims) for key, p in clean.items()]
+        named = []
+        for key, problem in clean.items():
+            if not problem.id or claims[problem.id] > 1:
+                content = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+                self.renamed_ids += bool(problem.id)
+                name = f"{problem.id}-{content}" if problem.id else content
+                problem = msgspec.structs.replace(problem, id=name)
+            named.append(problem)
         if limit is not None and len(named) > limit:
             self.dropped[f"above the limit of {limit}"] += len(named) - limit
-            named = named[:limit]
-        return named
-
-    def _named(self, key: str, problem: Problem, claims: Counter[str]) -> Problem:
-        if problem.id and claims[problem.id] == 1:
-            return problem
-        content = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-        self.renamed_ids += bool(problem.id)
-        return msgspec.structs.replace(problem, id="-".join(filter(None, [problem.id, content])))
+        return named[:limit]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -16,10 +19,8 @@ from intfast.engine.memory import GIB
 from intfast.engine.protocol import pick_engine
 from intfast.methods import guided
 from intfast.model import weights
-from intfast.model.decoder import Architecture
 from intfast.model.folder import load_tokenizer
 from intfast.prompts import decode, style_of
-from intfast.records import Problem
 from intfast.run import pick_device
 from intfast.state import metrics, trackers
 
@@ -31,10 +32,7 @@ def show(config: Config, console: Console | None = None) -> None:
     """
     trackers.require(config.metrics.trackers)
     console = console or metrics.make_console()
-
-    def say(text: str) -> None:
-        metrics.say(console, text)
-
+    say = partial(metrics.say, console)
     say("Settings that differ from the defaults")
     for key, (_, value) in cli.differences(config).items():
         say(f"  {key} = {value!r}")
@@ -49,89 +47,79 @@ def show(config: Config, console: Console | None = None) -> None:
     say("\nFirst prompt, exactly as the model sees it")
     say(decode(tokenizer, style.solve(problems[0])))
     say("\nWork")
-    for line in work(config, problems, tests):
+    for line in work(config, len(problems), len(tests)):
         say(f"  {line}")
-    target = planned_target(config)
+    planned = memory.Plan(config, architecture, planned_target(config))
     say("")
-    console.print(memory_table(config, architecture, target))
-    for line in verdict(config, architecture, target):
+    console.print(memory_table(planned))
+    for line in verdict(planned):
         say(f"  {line}")
     say(f"\nRun folder {config.run}: {_progress(Path(config.run))}")
     say("Nothing was generated, trained or written.")
 
 
-def work(config: Config, problems: list[Problem], tests: list[Problem]) -> list[str]:
-    """The arithmetic of the run as sentences; upper bounds where the model decides."""
-    lines = []
-    attempts, stage = config.attempts, config.intervene
-    num = len(problems)
+class Draws(NamedTuple):
+    """The most samples that a stage draws: in words, how many, and the most tokens of each."""
+
+    stage: str
+    words: str
+    samples: int
+    tokens: int
+
+
+def draws(config: Config, num: int) -> Iterator[Draws]:
+    """What the stages of a run on `num` problems generate at most, evaluation left out."""
+    attempts, stage, rl = config.attempts, config.intervene, config.rl
     selected = min(num, attempts.max_problems or num)
     wrong = selected * attempts.wrong_per_problem
+    each = stage.sampling.max_new_tokens
     if config.needs_attempts:
-        lines.append(f"{num} problems x {attempts.samples} attempts = {num * attempts.samples:,}")
+        words = f"{num} problems x {attempts.samples} attempts"
+        yield Draws("attempts", words, num * attempts.samples, attempts.sampling.max_new_tokens)
     if config.needs_interventions:
-        lines.append(
-            f"at most {selected} problems x {attempts.wrong_per_problem} wrong attempts "
-            f"x {stage.samples} verifications = {wrong * stage.samples:,} candidates"
-        )
+        words = f"{wrong:,} wrong attempts x {stage.samples} verifications"
+        words += " and a guided solution" if stage.guided_solve else ""
+        yield Draws("verification", words, wrong * (stage.samples + stage.guided_solve), each)
         starts = 3 if stage.baselines else 1
-        lines.append(
-            f"at most {wrong:,} interventions x {stage.continuations} continuations"
-            + (" x 3 starts" if starts == 3 else "")
-            + f" = {wrong * stage.continuations * starts:,}, in waves of {stage.wave}, "
-            f"stop = {stage.stop}"
-        )
+        words = f"{wrong:,} interventions x {stage.continuations} continuations x {starts} starts"
+        words += f", in waves of {stage.wave}, stop = {stage.stop}"
+        samples = wrong * stage.continuations * starts
+        yield Draws("continuations", words, samples, stage.continuation.max_new_tokens)
     if config.sft.epochs and config.sft.data in ("star", "reflection"):
-        most = selected * config.sft.samples if config.sft.data == "star" else wrong
-        lines.append(f"at most {most:,} solutions with the reference in view")
-    if config.sft.epochs:
-        lines.append(
-            f"SFT on {config.sft.data} data: {config.sft.epochs} epochs, "
-            f"{config.sft.batch_size} examples a step"
-        )
-    if config.rl.steps:
-        rl = config.rl
+        is_star = config.sft.data == "star"
+        samples = selected * (config.sft.samples if is_star else attempts.wrong_per_problem)
+        yield Draws("guided", "solutions with the reference in view", samples, each)
+    rollout = rl.sampling.max_new_tokens
+    if rl.steps and rl.hint == "shortest":
+        samples = selected * guided.SAMPLES * len(guided.SHARES)
+        yield Draws("hints", "samples in search of the shortest hint", samples, rollout)
+    if rl.steps:
+        rollouts = rl.problems_per_step * rl.group_size * (1 + rl.refill)
+        words = f"{rl.steps} steps x {rollouts} rollouts"
+        yield Draws("rollouts", words, rl.steps * rollouts, rollout)
+
+
+def work(config: Config, num: int, num_tests: int) -> Iterator[str]:
+    """The arithmetic of the run as sentences; upper bounds where the model decides."""
+    for stage, words, samples, _ in draws(config, num):
+        yield f"{stage}: {words} = {samples:,}" + (" at most" if stage != "attempts" else "")
+    sft, rl = config.sft, config.rl
+    if sft.epochs:
+        yield f"SFT on {sft.data} data: {sft.epochs} epochs, {sft.batch_size} examples a step"
+    if rl.steps:
         rollouts = rl.problems_per_step * rl.group_size
-        if rl.hint == "shortest":
-            most = selected * guided.SAMPLES * len(guided.SHARES)
-            lines.append(f"at most {most:,} samples in search of the shortest hint")
-        lines.append(
+        yield (
             f"RL: {rl.problems_per_step} problems x {rl.group_size} rollouts = {rollouts} rollouts "
             f"-> {rl.minibatches} updates of {rollouts // rl.minibatches}, {rl.steps} steps"
             + (", twice: from InT and from the base model" if rl.from_base else "")
             + (f", and on until {rl.until_tokens:,} tokens" if rl.until_tokens else "")
         )
-    if tests:
-        lines.append(
-            f"evaluation: {len(tests)} problems x {config.evaluate.samples} samples "
-            f"= {len(tests) * config.evaluate.samples:,} for each set of weights"
+    if num_tests:
+        samples = config.evaluate.samples
+        yield (
+            f"evaluation: {num_tests} problems x {samples} samples = {num_tests * samples:,} "
+            "for each set of weights"
         )
-    return lines
-
-
-def most_tokens(config: Config, num: int) -> dict[str, int]:
-    """What a run on `num` problems can generate at most, in tokens, evaluation left out."""
-    attempts, stage, rl = config.attempts, config.intervene, config.rl
-    selected = min(num, attempts.max_problems or num)
-    wrong = selected * attempts.wrong_per_problem
-    each = stage.sampling.max_new_tokens
-    found = {}
-    if config.needs_attempts:
-        found["attempts"] = num * attempts.samples * attempts.sampling.max_new_tokens
-    if config.needs_interventions:
-        found["verification"] = wrong * (stage.samples + stage.guided_solve) * each
-        found["continuations"] = wrong * stage.continuations * stage.continuation.max_new_tokens
-    if config.sft.epochs and config.sft.data in ("star", "reflection"):
-        is_star = config.sft.data == "star"
-        per_problem = config.sft.samples if is_star else attempts.wrong_per_problem
-        found["guided"] = selected * per_problem * each
-    if rl.steps:
-        rollout = rl.sampling.max_new_tokens
-        if rl.hint == "shortest":
-            found["hints"] = selected * guided.SAMPLES * len(guided.SHARES) * rollout
-        rollouts = rl.problems_per_step * rl.group_size * (1 + rl.refill)
-        found["rollouts"] = rl.steps * rollouts * rollout
-    return found
 
 
 def planned_target(config: Config) -> memory.Target:
@@ -143,42 +131,36 @@ def planned_target(config: Config) -> memory.Target:
     return memory.target_of(config, device, pick_engine(config.rollout.engine, device.type).name)
 
 
-def memory_table(config: Config, architecture: Architecture, target: memory.Target) -> Table:
-    """Where the memory goes, in GiB, and the verdict with its remedies as the caption."""
-    plan = memory.make_plan(config, architecture, target)
-    num = memory.num_parameters(architecture)
-    table = Table(title=f"Memory plan, {target.kind}, {num:,} parameters", title_justify="left")
-    for name in ("what", "training", "generating"):
-        table.add_column(name, justify="left" if name == "what" else "right")
-    for item in plan.items:
+def memory_table(plan: memory.Plan) -> Table:
+    """Where the memory goes, in GiB."""
+    num = memory.num_parameters(plan.architecture)
+    title = f"Memory plan, {plan.target.kind}, {num:,} parameters"
+    table = Table("what", title=title, title_justify="left")
+    for name in ("training", "generating"):
+        table.add_column(name, justify="right")
+    for item in plan.items():
         table.add_row(item.what, *(f"{size / GIB:.2f}" if size else "" for size in item[1:]))
     table.add_section()
-    table.add_row("together", f"{plan.training / GIB:.2f}", f"{plan.generating / GIB:.2f}")
-    usable = memory.USABLE * target.free
-    table.add_row(
-        f"left of {usable / GIB:.1f} GiB ({memory.USABLE:.0%} of what is free)",
-        f"{(usable - plan.training) / GIB:.2f}",
-        f"{(usable - plan.generating) / GIB:.2f}",
-    )
+    table.add_row("together", *(f"{peak / GIB:.2f}" for peak in plan.peaks()))
+    usable = memory.USABLE * plan.target.free
+    what = f"left of {usable / GIB:.1f} GiB ({memory.USABLE:.0%} of what is free)"
+    table.add_row(what, *(f"{(usable - peak) / GIB:.2f}" for peak in plan.peaks()))
     return table
 
 
-def verdict(config: Config, architecture: Architecture, target: memory.Target) -> list[str]:
+def verdict(plan: memory.Plan) -> list[str]:
     """Sentences on whether the plan fits, and what to change."""
-    plan = memory.make_plan(config, architecture, target)
-    if plan.left(target.free) < 0:
-        return ["DOES NOT FIT", *memory.remedies(config, architecture, target)]
-    cache = memory.cache_bytes(config, architecture, target)
-    slot = bytes_per_slot(architecture, getattr(torch, config.model.dtype))
+    if not plan.fits():
+        return ["DOES NOT FIT", *plan.remedies()]
+    cache, slot = plan.cache_bytes(), bytes_per_slot(plan.architecture, plan.dtype)
     lines = [
         f"fits; keys and values: {cache / GIB:.2f} GiB, {slot:,} bytes a token, "
-        f"{cache // slot:,} tokens (rollout.cache_gib = {config.rollout.cache_gib!r})"
+        f"{cache // slot:,} tokens (rollout.cache_gib = {plan.config.rollout.cache_gib!r})"
     ]
-    if config.rollout.cache_gib == "auto":
-        # A larger micro-batch is only free while the cache keeps its size.
-        config = memory.changed(config, "rollout.cache_gib", cache / GIB)
-    most = memory.largest_batch(config, architecture, target, config.batch.max_tokens)
-    if most and most > config.batch.max_tokens:
+    # A larger micro-batch is only free while the cache keeps its size.
+    tokens = plan.config.batch.max_tokens
+    most = plan.changed("rollout.cache_gib", cache / GIB).largest_batch(tokens)
+    if most and most > tokens:
         lines.append(f"batch.max_tokens could be up to {most:,}, in fewer micro-batches")
     return lines
 

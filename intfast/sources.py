@@ -13,7 +13,9 @@ import importlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ import msgspec
 SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
 MAX_ERRORS_SHOWN = 20
 KINDS = (".jsonl", ".json", ".parquet", ".arrow")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Row = tuple[str, dict[str, Any]]
 """Where the row stands ("train.jsonl:17"), and its columns."""
@@ -33,23 +36,17 @@ class Faults:
 
     def __init__(self) -> None:
         self.messages: list[str] = []
-        self.num_all = 0
 
     def add(self, where: str, message: str) -> None:
-        """Count one fault; the first MAX_ERRORS_SHOWN are kept for the listing."""
-        self.num_all += 1
-        if len(self.messages) < MAX_ERRORS_SHOWN:
-            self.messages.append(f"  {where}: {message}")
+        """Note one fault."""
+        self.messages.append(f"  {where}: {message}")
 
     def raise_any(self, source: str) -> None:
         """Raise one ValueError that lists the faults, if there are any."""
-        if not self.num_all:
-            return
-        more = self.num_all - len(self.messages)
-        plural = "s" if self.num_all > 1 else ""
-        lines = [f"{source} has {self.num_all} fault{plural}; correct or remove these rows:"]
-        lines += self.messages + ([f"  and {more} more"] if more else [])
-        raise ValueError("\n".join(lines))
+        if num := len(self.messages):
+            head = f"{source} has {num} fault{'s' * (num > 1)}; correct or remove these rows:"
+            more = [f"  and {num - MAX_ERRORS_SHOWN} more"] if num > MAX_ERRORS_SHOWN else []
+            raise ValueError("\n".join([head, *self.messages[:MAX_ERRORS_SHOWN], *more]))
 
 
 class Source(NamedTuple):
@@ -66,25 +63,22 @@ def open_source(source: str, purpose: str, faults: Faults) -> Source:
     Raises ValueError when the source cannot be found or does not say which rows are meant, and
     RuntimeError when `datasets` is missing or the hub does not answer.
     """
-    path = Path(source).expanduser()
-    name, at, asked = source.rpartition("@")
-    if not path.exists() and at:
-        path = Path(name).expanduser()
-    else:
-        name, asked = source, ""
+    name, asked = source, ""
+    if "@" in source and not Path(source).expanduser().exists():
+        name, _, asked = source.rpartition("@")
+    path = Path(name).expanduser()
     if path.is_file():
         if asked:
             raise ValueError(f"{path} is one file and has no splits; remove @{asked}")
-        if path.suffix in (".parquet", ".arrow"):
-            _, _, rows = _by_datasets(path.name, "", purpose, path)
-            return Source("", "", rows)
-        return Source("", "", _read_file(path, path.name, faults))
+        if path.suffix in _READERS:
+            return Source("", "", _read_files([path], path.parent, faults))
+        if path.suffix not in KINDS:
+            raise ValueError(f"{path} is not a problem file; expected {', '.join(KINDS)}")
+        return Source("", "", _by_datasets(path.name, "", purpose, path).rows)
     if path.is_dir():
         if shards := _json_shards(path):
             split, note = _choose(name, list(shards), asked, purpose)
-            files = ((file, str(file.relative_to(path))) for file in shards[split])
-            rows = (row for file, label in files for row in _read_file(file, label, faults))
-            return Source(split, note, rows)
+            return Source(split, note, _read_files(shards[split], path, faults))
         return _by_datasets(name, asked, purpose, path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name) and path.suffix not in KINDS:
         return _by_datasets(name, asked, purpose)
@@ -159,102 +153,72 @@ def _split_of(parts: tuple[str, ...]) -> str:
     return next((word for word in words if word in SPLIT_NAMES), "train")
 
 
-def _read_file(path: Path, label: str, faults: Faults) -> Iterator[Row]:
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise ValueError(f"{path} is not a problem file; expected {', '.join(KINDS)}")
-    return _readable(path, reader(path, label, faults))
+def _read_files(paths: list[Path], folder: Path, faults: Faults) -> Iterator[Row]:
+    """The objects in JSON files, each called by its path in the folder."""
+    for path in paths:
+        try:
+            for where, row in _READERS[path.suffix](path, str(path.relative_to(folder)), faults):
+                if isinstance(row, dict):
+                    yield where, row
+                else:
+                    faults.add(where, f"expected an object with columns, got {_kind(row)}")
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _readable(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows, with the file named where the system or the text's encoding refuses it."""
-    try:
-        yield from rows
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _explain(error: Exception, data: bytes) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "not UTF-8 text"
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    if "occurs twice" in str(error):
-        return str(error)
-    start = data[:60].decode(errors="replace")
-    return f"not JSON ({error}): {start!r}"
-
-
-_DECODE_ERRORS = (ValueError, RecursionError)  # msgspec's and the codec's are ValueErrors
-
-
-def _decode(data: bytes) -> Any:
-    """The JSON value. Raises ValueError also where a key occurs twice: which one was meant?"""
-    value = msgspec.json.decode(data)
-    json.loads(data, object_pairs_hook=_unique)
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> None:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {twice!r} occurs twice")
-
-
-def _read_jsonl(path: Path, label: str, faults: Faults) -> Iterator[Row]:
+def _read_jsonl(path: Path, label: str, faults: Faults) -> Iterator[tuple[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            where = f"{label}:{number}"
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
             if not line.strip():
                 continue
             try:
-                row = _decode(line)
-            except _DECODE_ERRORS as error:
+                yield f"{label}:{number}", _decode(line)
+            except ValueError as error:
                 cut_off = "" if line.endswith(b"\n") else "; the file ends here, was it cut off?"
-                faults.add(where, _explain(error, line) + cut_off)
-                continue
-            yield from _objects(where, row, faults)
+                faults.add(f"{label}:{number}", f"{error}{cut_off}")
 
 
-def _read_json(path: Path, label: str, faults: Faults) -> Iterator[Row]:
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+def _read_json(path: Path, label: str, faults: Faults) -> Iterator[tuple[str, Any]]:
     try:
-        rows = _decode(data)
-    except _DECODE_ERRORS as error:
-        raise ValueError(f"{path}: {_explain(error, data)}; JSON lines belong in .jsonl") from error
+        rows = _decode(path.read_bytes().removeprefix(BYTE_ORDER_MARK))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; JSON lines belong in .jsonl") from error
     if not isinstance(rows, list):
         raise ValueError(
             f"{path} must hold one list of objects, it holds {_kind(rows)}; "
             "take the list out, or write one object per line to a .jsonl file"
         )
-    for index, row in enumerate(rows):
-        yield from _objects(f"{label}[{index}]", row, faults)
+    yield from ((f"{label}[{index}]", row) for index, row in enumerate(rows))
 
 
-def _objects(where: str, row: object, faults: Faults) -> Iterator[Row]:
-    if isinstance(row, dict):
-        yield where, row
-    else:
-        faults.add(where, f"expected an object with columns, got {_kind(row)}")
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json}
+
+
+def _decode(data: bytes) -> Any:
+    """The JSON value. Raises ValueError also where a key occurs twice: which one was meant?"""
+    try:
+        value = msgspec.json.decode(data)
+        json.loads(data, object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except msgspec.DecodeError as error:
+        start = data[:60].decode(errors="replace")
+        raise ValueError(f"not JSON ({error}): {start!r}") from error
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"key {name!r} occurs twice")
 
 
 def _kind(value: object) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        bool: "true or false",
-        type(None): "null",
-    }
-    return names.get(type(value), "a number")
-
-
-_READERS: dict[str, Callable[[Path, str, Faults], Iterator[Row]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-}
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
+    return "null" if value is None else names.get(type(value), "a number")
 
 
 # ---- everything else
@@ -273,18 +237,15 @@ def _by_datasets(name: str, asked: str, purpose: str, path: Path | None = None) 
         what = path or f"{missing}; as a hub dataset it"
         raise RuntimeError(f"{what} needs datasets: pip install -e '.[datasets]'") from error
     refused = (OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetsError)
-
-    def explained(error: Exception) -> Exception:
-        if path is not None:
-            return ValueError(f"{path} cannot be read by datasets: {error}")
-        return RuntimeError(f"{missing}, and the hub dataset could not be loaded: {error}")
-
+    kind, said = RuntimeError, f"{missing}, and the hub dataset could not be loaded"
+    if path is not None:
+        kind, said = ValueError, f"{path} cannot be read by datasets"
     cache = tempfile.TemporaryDirectory()
     try:
         found = _load(datasets, name, path, cache.name)
     except refused as error:
         cache.cleanup()
-        raise explained(error) from error
+        raise kind(f"{said}: {error}") from error
     split, note = _choose(name, list(map(str, found)), asked, purpose)
     label = path.name if path is not None and path.is_file() else f"{name}@{split}"
 
@@ -293,20 +254,20 @@ def _by_datasets(name: str, asked: str, purpose: str, path: Path | None = None) 
             try:
                 yield from ((f"{label} row {i}", row) for i, row in enumerate(found[split]))
             except refused as error:
-                raise explained(error) from error
+                raise kind(f"{said}: {error}") from error
 
     return Source(split, note, rows())
 
 
 def _load(datasets: ModuleType, name: str, path: Path | None, cache: str) -> Mapping[str, Any]:
     """Split -> its rows, read when they are asked for."""
+    load = partial(datasets.load_dataset, streaming=True, cache_dir=cache)
     if path is None:
         dataset, _, config = name.partition(":")
-        return datasets.load_dataset(dataset, config or None, streaming=True, cache_dir=cache)
+        return load(dataset, config or None)
     if path.is_file():
-        kind, files = path.suffix[1:], str(path)
-        return datasets.load_dataset(kind, data_files=files, streaming=True, cache_dir=cache)
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        found = datasets.load_from_disk(str(path))
-        return found if isinstance(found, dict) else {str(found.split or "train"): found}
-    return datasets.load_dataset(str(path), streaming=True, cache_dir=cache)
+        return load(path.suffix[1:], data_files=str(path))
+    if not any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        return load(str(path))
+    found = datasets.load_from_disk(str(path))
+    return found if isinstance(found, dict) else {str(found.split or "train"): found}

@@ -312,11 +312,6 @@ def test_report_goes_into_a_manifest(tmp_path):
     assert msgspec.json.decode(msgspec.json.encode(report), type=data.DataReport) == report
 
 
-def test_wrong_purpose_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='purpose must be "train" or "test"'):
-        load_problems(str(tmp_path), purpose="eval")
-
-
 def test_importing_data_loads_nothing_heavy():
     program = (
         "import sys, intfast.data, intfast.grading.grader, intfast.evaluate\n"

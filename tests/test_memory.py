@@ -10,7 +10,7 @@ from intfast import cli, loss, plan
 from intfast.batch import pack
 from intfast.config import BatchConfig
 from intfast.engine import memory
-from intfast.engine.memory import GIB, Target
+from intfast.engine.memory import GIB, Plan, Target
 from intfast.model.decoder import Architecture, Decoder
 from intfast.records import Example
 from intfast.train import main
@@ -49,7 +49,7 @@ def paper(*overrides):
 
 
 def bytes_of(made, word):
-    (item,) = [item for item in made.items if word in item.what]
+    (item,) = [item for item in made.items() if word in item.what]
     return item
 
 
@@ -60,7 +60,7 @@ def bytes_of(made, word):
 def test_state_per_parameter(name):
     architecture, published = qwen3(name), QWEN3[name][-1]
     assert memory.num_parameters(architecture) == published
-    made = memory.make_plan(paper(), architecture, H200)
+    made = Plan(paper(), architecture, H200)
     words = ("weights", "masters", "moments", "gradients")
     state = [bytes_of(made, word).training / published for word in words]
     assert state == [2, 4, 8, 4]
@@ -69,7 +69,7 @@ def test_state_per_parameter(name):
 
 
 def test_4b_by_hand():
-    made = memory.make_plan(paper("rollout.cache_gib=30"), qwen3("4B"), H200)
+    made = Plan(paper("rollout.cache_gib=30"), qwen3("4B"), H200)
     # 16 bytes a parameter with gradients in bf16 are 64 GB; ours add up in fp32, 18 bytes.
     assert 16 * QWEN3["4B"][-1] == pytest.approx(64e9, rel=0.01)
     state = sum(bytes_of(made, w).training for w in ("weights", "masters", "moments", "gradients"))
@@ -86,15 +86,14 @@ def test_4b_by_hand():
     assert head > (69_632 + 2 * 9728) * 20_480 * 2
     assert bytes_of(made, "micro-batch").training == 36 * 2560 * 20_480 * 2 + head
     plain = paper("model.activation_checkpointing=false", "rollout.cache_gib=30")
-    made = memory.make_plan(plain, qwen3("4B"), H200)
+    made = Plan(plain, qwen3("4B"), H200)
     assert bytes_of(made, "micro-batch").training == 36 * 69_632 * 20_480 * 2 + head
 
 
 def test_what_settings_add():
     def peak(*overrides, engine="native"):
         target = H200._replace(engine=engine)
-        made = memory.make_plan(paper("rollout.cache_gib=8", *overrides), qwen3("4B"), target)
-        return made.training, made.generating
+        return Plan(paper("rollout.cache_gib=8", *overrides), qwen3("4B"), target).peaks()
 
     weights = 2 * QWEN3["4B"][-1]
     plain, vllm = peak(), peak(engine="vllm")
@@ -156,11 +155,13 @@ def test_the_estimate_against_the_measured_peak(checkpointing, dtype, family, le
 
     work()
     decoder.zero_grad(set_to_none=True)
-    width, tokens = dtype.itemsize, sum(lengths)
-    words = [f"model.activation_checkpointing={str(checkpointing).lower()}"]
-    config = memory.changed(paper(*words), "batch.max_tokens", tokens)
-    estimate = memory.micro_batch(config, architecture, width, "cpu")
-    estimate += memory.num_parameters(architecture) * width
+    words = [
+        f"model.activation_checkpointing={str(checkpointing).lower()}",
+        f"model.dtype={str(dtype).removeprefix('torch.')}",
+    ]
+    made = Plan(paper(*words), architecture, Target("cpu", "native", GIB, GIB))
+    estimate = made.changed("batch.max_tokens", sum(lengths)).micro_batch()
+    estimate += memory.num_parameters(architecture) * dtype.itemsize
     peak = measured_peak(work)
     assert 0.98 * peak <= estimate <= 1.3 * peak
 
@@ -169,22 +170,22 @@ def test_the_estimate_against_the_measured_peak(checkpointing, dtype, family, le
 
 
 def test_auto_takes_what_is_left_and_no_more_than_is_of_use():
-    config, architecture = paper(), qwen3("4B")
-    cache = memory.cache_bytes(config, architecture, H200)
-    left = memory.make_plan(config, architecture, H200, cache=0).left(H200.total)
+    made, architecture = Plan(paper(), qwen3("4B"), H200), qwen3("4B")
+    cache = made.cache_bytes()
+    left = made.changed("rollout.cache_gib", 0).left(H200.total)
     assert cache == left > 30 * GIB
-    assert memory.make_plan(config, architecture, H200).left(H200.total) == 0
-    few = paper("rollout.max_rows=2")
-    sample = memory.sample_bytes(few, architecture, "native")
-    assert memory.cache_bytes(few, architecture, H200) == 3 * sample
+    assert made.left(H200.total) == 0
+    few = Plan(paper("rollout.max_rows=2"), architecture, H200)
+    assert few.cache_bytes() == 3 * few.sample_bytes()
     # A run that is continued beside another process keeps its size.
-    assert memory.cache_bytes(config, architecture, H200._replace(free=GIB)) == cache
+    crowded = H200._replace(free=GIB)
+    assert Plan(paper(), architecture, crowded).cache_bytes() == cache
 
 
 def test_a_plan_that_fits_is_settled_with_a_number():
-    settled = memory.settle(paper(), qwen3("4B"), H200)
-    assert settled.rollout.cache_gib * GIB == memory.cache_bytes(paper(), qwen3("4B"), H200)
-    given = memory.settle(paper("rollout.cache_gib=3"), qwen3("4B"), H200)
+    made = Plan(paper(), qwen3("4B"), H200)
+    assert made.settled().rollout.cache_gib * GIB == made.cache_bytes()
+    given = Plan(paper("rollout.cache_gib=3"), qwen3("4B"), H200).settled()
     assert given.rollout.cache_gib == 3
 
 
@@ -202,27 +203,25 @@ def test_a_plan_that_fits_is_settled_with_a_number():
 def test_what_does_not_fit_is_refused_with_what_would(overrides, name, gib, remedy):
     config, target = paper(*overrides), Target("cuda", "native", gib * GIB, gib * GIB)
     with pytest.raises(ValueError, match="the run does not fit") as caught:
-        memory.settle(config, qwen3(name), target)
+        Plan(config, qwen3(name), target).settled()
     assert remedy in str(caught.value)
     for line in str(caught.value).splitlines():
         if "fits with batch" in line or "fits with rollout.max" in line:
             word = line.strip().removeprefix("fits with ").replace(" ", "")
-            memory.settle(paper(*overrides, word), qwen3(name), target)
+            Plan(paper(*overrides, word), qwen3(name), target).settled()
 
 
 def test_free_memory_decides_not_the_size_of_the_card():
     crowded = H200._replace(free=60 * GIB)
     with pytest.raises(ValueError, match=r"of 139.0 GiB \(cuda\) 60.0 GiB are free"):
-        memory.settle(paper(), qwen3("4B"), crowded)
+        Plan(paper(), qwen3("4B"), crowded).settled()
 
 
 def test_the_largest_batch_fits_and_the_next_does_not():
-    config, architecture = paper("rollout.cache_gib=20"), qwen3("4B")
-    tokens = memory.largest_batch(config, architecture, H200, 20_480)
-    for extra, fits in ((0, True), (1024, False)):
-        changed = memory.changed(config, "batch.max_tokens", tokens + extra)
-        left = memory.make_plan(changed, architecture, H200).left(H200.free)
-        assert (left >= 0) == fits
+    made = Plan(paper("rollout.cache_gib=20"), qwen3("4B"), H200)
+    tokens = made.largest_batch(20_480)
+    assert made.changed("batch.max_tokens", tokens).fits()
+    assert not made.changed("batch.max_tokens", tokens + 1024).fits()
 
 
 def test_a_dry_run_plans_a_device_that_is_not_here(tmp_path, capsys):

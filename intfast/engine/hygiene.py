@@ -31,18 +31,8 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
 
 
-def _unfreeze(was_frozen: bool) -> None:
-    if not was_frozen:
-        gc.unfreeze()
-
-
 def _cuda_random() -> list[torch.Tensor]:
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-
-def _set_cuda_random(states: list[torch.Tensor]) -> None:
-    if states:
-        torch.cuda.set_rng_state_all(states)
 
 
 # Name -> (read, write). The function that sets threads comes first: vLLM replaces it.
@@ -56,7 +46,10 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "python random state": (random.getstate, random.setstate),
     "numpy random state": (numpy.random.get_state, numpy.random.set_state),
     "torch random state": (torch.get_rng_state, torch.set_rng_state),
-    "cuda random states": (_cuda_random, _set_cuda_random),
+    "cuda random states": (
+        _cuda_random,
+        lambda states: states and torch.cuda.set_rng_state_all(states),
+    ),
     "matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "cudnn attention": (backends.cudnn_sdp_enabled, backends.enable_cudnn_sdp),
     "flash attention": (backends.flash_sdp_enabled, backends.enable_flash_sdp),
@@ -65,7 +58,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
     "gc thresholds": (gc.get_threshold, lambda numbers: gc.set_threshold(*numbers)),
-    "gc frozen": (lambda: gc.get_freeze_count() > 0, _unfreeze),
+    "gc frozen": (lambda: gc.get_freeze_count() > 0, lambda frozen: frozen or gc.unfreeze()),
     "excepthook": (lambda: sys.excepthook, lambda hook: setattr(sys, "excepthook", hook)),
 }
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,24 +26,25 @@ from intfast.engine.generation import PREFILL_TOKENS
 from intfast.kernels.head.plan import DEFAULT_CHUNK_BYTES
 from intfast.model.decoder import Architecture, Decoder
 
-Requests = Sequence[tuple[int, SamplingConfig]]
 GIB = 2**30
 PROMPT_TOKENS = 1024
 """Assumed longest prompt: the planner reads no data."""
 USABLE = 0.95
 """Share of the memory that is planned with; the rest is lost between allocations."""
-OVERHEAD = {("cuda", "native"): GIB, ("cuda", "vllm"): 3 * GIB, ("cpu", "native"): GIB // 2}
+OVERHEAD = {
+    ("cuda", "native"): GIB,
+    ("cuda", "vllm"): 3 * GIB,
+    ("cpu", "native"): GIB // 2,
+    ("cpu", "vllm"): 3 * GIB // 2,
+}
 """Assumed: CUDA's context; vLLM's graphs and work space; on the CPU the interpreter's imports."""
-VLLM_OVERHEAD_CPU = 3 * GIB // 2
 
 
 class Target(NamedTuple):
-    """Where the run is to happen."""
+    """Where the run is to happen: on "cuda" or "cpu", with the engine "native" or "vllm"."""
 
     kind: str
-    """"cuda" or "cpu"."""
     engine: str
-    """"native" or "vllm"."""
     total: int
     free: int
 
@@ -54,29 +55,6 @@ class Item(NamedTuple):
     what: str
     training: int
     generating: int
-
-
-class Plan(NamedTuple):
-    """What is needed, line by line."""
-
-    items: list[Item]
-
-    @property
-    def training(self) -> int:
-        """Peak while training."""
-        return sum(item.training for item in self.items)
-
-    @property
-    def generating(self) -> int:
-        """Peak while generating."""
-        return sum(item.generating for item in self.items)
-
-    def left(self, memory: int) -> int:
-        """What stays free of so much memory at the higher peak; negative: it does not fit."""
-        return int(USABLE * memory) - max(self.training, self.generating)
-
-
-# --- the arithmetic ----------------------------------------------------------------------------
 
 
 @functools.cache
@@ -99,207 +77,197 @@ def layer_numbers(architecture: Architecture) -> int:
     return 4 * a.hidden_size + attention + 4 * a.intermediate_size
 
 
-def micro_batch(config: Config, architecture: Architecture, width: int, kind: str) -> int:
-    """What one micro-batch of `batch.max_tokens` keeps, and the most that comes on top.
+class Plan:
+    """What a run of `config` needs on `target`, line by line, and whether it fits."""
 
-    Kept are the numbers of all layers, with checkpointing their inputs only. On top come either the
-    loss head, or the gradients inside one layer and, with checkpointing, that layer computed again.
-    """
-    a, tokens = architecture, config.batch.max_tokens
-    layer, top = layer_numbers(a), 2 * a.intermediate_size
-    kept = a.num_layers * layer
-    if config.model.activation_checkpointing:
-        kept, top = a.num_layers * a.hidden_size, top + layer
-    return kept * tokens * width + max(top * tokens * width, loss_head(a, tokens, width, kind))
+    def __init__(self, config: Config, architecture: Architecture, target: Target) -> None:
+        self.config, self.architecture, self.target = config, architecture, target
+        self.dtype = getattr(torch, config.model.dtype)
+        self.width = self.dtype.itemsize
+        self.context = config.rollout.context or architecture.max_positions
+        # The CPU paths of the ops widen the factors of their products.
+        self.widens = target.kind == "cpu" and self.width < 4
 
+    def changed(self, path: str, value: Any) -> Plan:
+        """The plan with another value of `section.name`."""
+        section, _, name = path.partition(".")
+        part = replace(getattr(self.config, section), **{name: value})
+        return Plan(replace(self.config, **{section: part}), self.architecture, self.target)
 
-def loss_head(architecture: Architecture, tokens: int, width: int, kind: str) -> int:
-    """A chunk of logits, and the gradients of head and hidden states; every row carries loss."""
-    a = architecture
-    single = tokens * a.vocab_size * 4 <= DEFAULT_CHUNK_BYTES
-    chunk = min(DEFAULT_CHUNK_BYTES, tokens * a.vocab_size * 4)
-    # Over several chunks the gradient adds up in fp32 before it is rounded.
-    gradient = a.vocab_size * a.hidden_size * (width if single else 4 + width)
-    hidden = 2 * tokens * a.hidden_size * width
-    if kind == "cpu" and width < 4:
-        # The CPU path widens both factors of its products.
-        hidden += (a.vocab_size + tokens) * a.hidden_size * 4
-    return chunk + gradient + hidden
+    # --- the arithmetic ---
 
+    def items(self) -> list[Item]:
+        """The plan, line by line."""
+        config, target = self.config, self.target
+        num, width = num_parameters(self.architecture), self.width
+        masters = 4 * num if width < 4 else 0
+        overhead = OVERHEAD[target.kind, target.engine]
+        trained = f"a micro-batch of {config.batch.max_tokens:,} tokens: activations, loss head"
+        cache = self.cache_bytes()
+        items = [
+            Item(f"weights, {config.model.dtype}, once", num * width, num * width),
+            Item("fp32 masters", masters, masters),
+            Item("AdamW moments, fp32", 8 * num, 8 * num),
+            Item("gradients, fp32", 4 * num, 0),
+            Item(trained, self.micro_batch(), 0),
+            Item(f"prompts and sampling of {config.rollout.max_rows:,} rows", 0, self.sampling()),
+            Item("keys and values of the engine", 0 if config.rollout.sleep else cache, cache),
+            Item(f"{target.engine} engine and libraries, assumed", overhead, overhead),
+        ]
+        if target.engine == "vllm" and config.rollout.engine == "vllm_copy":
+            items.append(Item("vLLM's copy of the weights", num * width, num * width))
+        if config.rl.steps and config.rl.policy.kl:
+            items.append(Item("reference model", num * width, num * width))
+        return items
 
-def sampling(config: Config, architecture: Architecture, width: int, kind: str) -> int:
-    """A forward over prompts, or drawing one token of every row; the larger of the two."""
-    a = architecture
-    truncated = any(s.top_p < 1 or s.top_k for _, s in requests(config))
-    # fp32 logits, scaled, log-softmax, exponentials, fp64 sums; sorted copies for top-k and top-p.
-    draw = config.rollout.max_rows * a.vocab_size * (60 if truncated else 24)
-    if kind == "cpu" and width < 4:
-        draw += a.vocab_size * a.hidden_size * 4
-    prefill = PREFILL_TOKENS * (3 * a.intermediate_size + 4 * a.hidden_size) * width
-    return max(draw, prefill)
+    def peaks(self) -> tuple[int, int]:
+        """What is needed at once while training, and while generating."""
+        items = self.items()
+        return sum(item.training for item in items), sum(item.generating for item in items)
 
+    def left(self, memory: int) -> int:
+        """What stays free of so much memory at the higher peak; negative: it does not fit."""
+        return int(USABLE * memory) - max(self.peaks())
 
-def requests(config: Config) -> list[tuple[int, SamplingConfig]]:
-    """(assumed prompt tokens, sampling) of every kind of request that this config makes."""
-    found = [(PROMPT_TOKENS, config.evaluate.sampling)] if config.data.test else []
-    if config.rl.steps:
-        found.append((PROMPT_TOKENS, config.rl.sampling))
-    attempts, stage = config.attempts.sampling, config.intervene
-    if config.needs_attempts:
-        found.append((PROMPT_TOKENS, attempts))
-    if config.needs_interventions:
-        # The attempt is part of the verifier's prompt, and its beginning of a continuation's.
-        found.append((2 * PROMPT_TOKENS + attempts.max_new_tokens, stage.sampling))
-        found.append((PROMPT_TOKENS + attempts.max_new_tokens, stage.continuation))
-    return found or [(PROMPT_TOKENS, config.rl.sampling)]
+    def fits(self) -> bool:
+        """Whether what is free now is enough."""
+        return self.left(self.target.free) >= 0
 
+    def micro_batch(self) -> int:
+        """What one micro-batch of `batch.max_tokens` keeps, and the most that comes on top.
 
-def longest(config: Config, architecture: Architecture, made: Requests) -> int:
-    """Tokens of the longest sequence of some requests."""
-    context = config.rollout.context or architecture.max_positions
-    return min(context, max(prompt + sampling.max_new_tokens for prompt, sampling in made))
+        Kept are the numbers of all layers, with checkpointing their inputs only. On top come either
+        the loss head, or the gradients inside one layer and, with checkpointing, that layer again.
+        """
+        a, tokens = self.architecture, self.config.batch.max_tokens
+        layer, top = layer_numbers(a), 2 * a.intermediate_size
+        kept = a.num_layers * layer
+        if self.config.model.activation_checkpointing:
+            kept, top = a.num_layers * a.hidden_size, top + layer
+        return kept * tokens * self.width + max(top * tokens * self.width, self._loss_head())
 
+    def _loss_head(self) -> int:
+        """A chunk of logits, and the gradients of head and hidden states; all rows carry loss."""
+        a, tokens = self.architecture, self.config.batch.max_tokens
+        logits = tokens * a.vocab_size * 4
+        # Over several chunks the gradient adds up in fp32 before it is rounded.
+        several = 4 if logits > DEFAULT_CHUNK_BYTES else 0
+        gradient = a.vocab_size * a.hidden_size * (several + self.width)
+        hidden = 2 * tokens * a.hidden_size * self.width
+        if self.widens:
+            hidden += (a.vocab_size + tokens) * a.hidden_size * 4
+        return min(DEFAULT_CHUNK_BYTES, logits) + gradient + hidden
 
-def sample_bytes(config: Config, architecture: Architecture, engine: str) -> int:
-    """Keys and values of the longest sample; vLLM wants room for a whole context."""
-    if engine == "vllm":
-        slots = (config.rollout.context or architecture.max_positions) + 4 * BLOCK
-    else:
-        slots = round_up(longest(config, architecture, requests(config)), BLOCK)
-    return slots * bytes_per_slot(architecture, getattr(torch, config.model.dtype))
+    def sampling(self) -> int:
+        """A forward over prompts, or drawing one token of every row; the larger of the two."""
+        a = self.architecture
+        truncated = any(s.top_p < 1 or s.top_k for _, s in self.requests())
+        # fp32 logits, scaled, log-softmax, exponentials, fp64 sums; sorted copies for top-k, top-p.
+        draw = self.config.rollout.max_rows * a.vocab_size * (60 if truncated else 24)
+        if self.widens:
+            draw += a.vocab_size * a.hidden_size * 4
+        prefill = PREFILL_TOKENS * (3 * a.intermediate_size + 4 * a.hidden_size) * self.width
+        return max(draw, prefill)
 
+    def requests(self) -> list[tuple[int, SamplingConfig]]:
+        """(assumed prompt tokens, sampling) of every kind of request that this config makes."""
+        config = self.config
+        found = [(PROMPT_TOKENS, config.evaluate.sampling)] if config.data.test else []
+        if config.rl.steps:
+            found.append((PROMPT_TOKENS, config.rl.sampling))
+        attempts, stage = config.attempts.sampling, config.intervene
+        if config.needs_attempts:
+            found.append((PROMPT_TOKENS, attempts))
+        if config.needs_interventions:
+            # The attempt is part of the verifier's prompt, its beginning of a continuation's.
+            found.append((2 * PROMPT_TOKENS + attempts.max_new_tokens, stage.sampling))
+            found.append((PROMPT_TOKENS + attempts.max_new_tokens, stage.continuation))
+        return found or [(PROMPT_TOKENS, config.rl.sampling)]
 
-# --- the plan ----------------------------------------------------------------------------------
+    def longest(self, unit: int, requests: list[tuple[int, SamplingConfig]]) -> int:
+        """Tokens of the longest sequence of these requests, in whole units."""
+        longest = max(prompt + sampling.max_new_tokens for prompt, sampling in requests)
+        return round_up(min(self.context, longest), unit)
 
+    def sample_bytes(self) -> int:
+        """Keys and values of the longest sample; vLLM wants room for a whole context."""
+        is_vllm = self.target.engine == "vllm"
+        slots = self.context + 4 * BLOCK if is_vllm else self.longest(BLOCK, self.requests())
+        return slots * bytes_per_slot(self.architecture, self.dtype)
 
-def make_plan(
-    config: Config, architecture: Architecture, target: Target, cache: int | None = None
-) -> Plan:
-    """The plan of a config; `cache` stands for `rollout.cache_gib` where it is given."""
-    cache = cache_bytes(config, architecture, target) if cache is None else cache
-    num = num_parameters(architecture)
-    narrow = config.model.dtype == "bfloat16"
-    width = 2 if narrow else 4
-    tokens = config.batch.max_tokens
-    trained = micro_batch(config, architecture, width, target.kind)
-    drawing = sampling(config, architecture, width, target.kind)
-    overhead = OVERHEAD.get((target.kind, target.engine), VLLM_OVERHEAD_CPU)
-    items = [
-        Item(f"weights, {config.model.dtype}, once", num * width, num * width),
-        Item("fp32 masters", 4 * num * narrow, 4 * num * narrow),
-        Item("AdamW moments, fp32", 8 * num, 8 * num),
-        Item("gradients, fp32", 4 * num, 0),
-        Item(f"a micro-batch of {tokens:,} tokens: activations, loss head", trained, 0),
-        Item(f"prompts and sampling of {config.rollout.max_rows:,} rows", 0, drawing),
-        Item("keys and values of the engine", 0 if config.rollout.sleep else cache, cache),
-        Item(f"{target.engine} engine and libraries, assumed", overhead, overhead),
-    ]
-    if target.engine == "vllm" and config.rollout.engine == "vllm_copy":
-        items.append(Item("vLLM's copy of the weights", num * width, num * width))
-    if config.rl.steps and config.rl.policy.kl:
-        items.append(Item("reference model", num * width, num * width))
-    return Plan(items)
+    def cache_bytes(self) -> int:
+        """Bytes for keys and values: `rollout.cache_gib`, or for "auto" what is left of the device.
 
+        "auto" is at most what `rollout.max_rows` of the longest samples can use, and at least one
+        of them, for the embedded engine two. It follows from the whole device and not from what
+        happens to be free, so that a run that is continued gets the same.
+        """
+        rollout = self.config.rollout
+        if rollout.cache_gib != "auto":
+            return int(rollout.cache_gib * GIB)
+        training, generating = self.changed("rollout.cache_gib", 0).peaks()
+        needed = generating if rollout.sleep else max(training, generating)
+        sample = self.sample_bytes()
+        least = sample if self.target.engine == "vllm" else 2 * sample
+        left = int(USABLE * self.target.total) - needed
+        return max(least, min(left, (rollout.max_rows + 1) * sample))
 
-def cache_bytes(config: Config, architecture: Architecture, target: Target) -> int:
-    """Bytes for keys and values: `rollout.cache_gib`, or for "auto" what is left of the device.
+    # --- what to change ---
 
-    "auto" is at most what `rollout.max_rows` of the longest samples can use, and at least one of
-    them, for the embedded engine two. It follows from the whole device and not from what happens to
-    be free, so that a run that is continued gets the same.
-    """
-    if config.rollout.cache_gib != "auto":
-        return int(config.rollout.cache_gib * GIB)
-    sample = sample_bytes(config, architecture, target.engine)
-    left = make_plan(config, architecture, target, cache=0).left(target.total)
-    if config.rollout.sleep:
-        left = int(USABLE * target.total) - make_plan(config, architecture, target, 0).generating
-    least = sample if target.engine == "vllm" else 2 * sample
-    return max(least, min(left, (config.rollout.max_rows + 1) * sample))
+    def settled(self) -> Config:
+        """The config with `rollout.cache_gib` as a number. Raises ValueError when it cannot fit."""
+        if not self.fits():
+            training, generating = self.peaks()
+            kind, _, total, free = self.target
+            raise ValueError(
+                f"the run does not fit: it needs {training / GIB:.1f} GiB while training and "
+                f"{generating / GIB:.1f} GiB while generating; of {total / GIB:.1f} GiB "
+                f"({kind}) {free / GIB:.1f} GiB are free, {USABLE:.0%} of them usable\n  "
+                + "\n  ".join(self.remedies())
+                + "\n--dry-run shows the plan; model.memory_gib overrides what is free"
+            )
+        return self.changed("rollout.cache_gib", self.cache_bytes() / GIB).config
 
+    def remedies(self) -> list[str]:
+        """Settings that, each alone, make the plan fit what is free; else those that help."""
+        config, context = self.config, self.longest(1024, self.requests())
+        trained = [(PROMPT_TOKENS, config.rl.sampling)] if config.rl.steps else self.requests()
+        tokens = self.longest(1024, trained)
+        rows = config.rollout.max_rows
+        while rows > 16 and not self.changed("rollout.max_rows", rows).fits():
+            rows //= 2
+        is_long, is_vllm = config.batch.max_tokens > tokens, self.target.engine == "vllm"
+        wanted = {
+            "model.activation_checkpointing": True,
+            "batch.max_tokens": (self.largest_batch(tokens) or tokens) if is_long else None,
+            "rollout.context": context if is_vllm and self.context > context else None,
+            "rollout.max_rows": rows,
+            "rollout.sleep": True,
+            "rollout.cache_gib": "auto",
+            "model.dtype": "bfloat16",
+        }
+        wanted = {k: v for k, v in wanted.items() if v not in (None, attrgetter(k)(config))}
+        # JSON and TOML write these values the same way.
+        said = {path: f"{path} = {json.dumps(value)}" for path, value in wanted.items()}
+        enough = [path for path, value in wanted.items() if self.changed(path, value).fits()]
+        return [f"fits with {said[path]}" for path in enough] or [
+            *(f"helps, but alone is not enough: {text}" for text in said.values()),
+            "a smaller model (model.path), shorter samples (max_new_tokens), or a larger device",
+        ]
 
-def remedies(config: Config, architecture: Architecture, target: Target) -> list[str]:
-    """Settings that, each alone, make the plan fit what is free; else those that help."""
-    wanted: dict[str, Any] = {}
-    if not config.model.activation_checkpointing:
-        wanted["model.activation_checkpointing"] = True
-    trained = [(PROMPT_TOKENS, config.rl.sampling)] if config.rl.steps else requests(config)
-    least = round_up(longest(config, architecture, trained), 1024)
-    if config.batch.max_tokens > least:
-        wanted["batch.max_tokens"] = largest_batch(config, architecture, target, least) or least
-    needed = round_up(longest(config, architecture, requests(config)), 1024)
-    if target.engine == "vllm" and (config.rollout.context or architecture.max_positions) > needed:
-        wanted["rollout.context"] = needed
-    rows = config.rollout.max_rows
-    while rows > 16 and not _fits(changed(config, "rollout.max_rows", rows), architecture, target):
-        rows //= 2
-    if rows < config.rollout.max_rows:
-        wanted["rollout.max_rows"] = rows
-    if not config.rollout.sleep:
-        wanted["rollout.sleep"] = True
-    if config.rollout.cache_gib != "auto":
-        wanted["rollout.cache_gib"] = "auto"
-    if config.model.dtype == "float32":
-        wanted["model.dtype"] = "bfloat16"
-    # JSON and TOML write these values the same way.
-    said = {path: f"{path} = {json.dumps(value)}" for path, value in wanted.items()}
-    enough = [
-        path
-        for path, value in wanted.items()
-        if _fits(changed(config, path, value), architecture, target)
-    ]
-    if enough:
-        return [f"fits with {said[path]}" for path in enough]
-    return [
-        *(f"helps, but alone is not enough: {text}" for text in said.values()),
-        "a smaller model (model.path), shorter samples (max_new_tokens), or a larger device",
-    ]
-
-
-def _fits(config: Config, architecture: Architecture, target: Target) -> bool:
-    return make_plan(config, architecture, target).left(target.free) >= 0
-
-
-def changed(config: Config, path: str, value: Any) -> Config:
-    """The config with another value of `section.name`."""
-    section, _, name = path.partition(".")
-    return replace(config, **{section: replace(getattr(config, section), **{name: value})})
-
-
-def largest_batch(
-    config: Config, architecture: Architecture, target: Target, least: int
-) -> int | None:
-    """The largest multiple of 1,024 for `batch.max_tokens` that fits, from `least` on; or None."""
-
-    def fits(tokens: int) -> bool:
-        return _fits(changed(config, "batch.max_tokens", tokens), architecture, target)
-
-    if not fits(least):
-        return None
-    low, step = least, 2**20
-    while step >= 1024:
-        while low < 2**24 and fits(low + step):
-            low += step
-        step //= 2
-    return low
-
-
-def settle(config: Config, architecture: Architecture, target: Target) -> Config:
-    """The config with `rollout.cache_gib` as a number. Raises ValueError when it cannot fit."""
-    plan = make_plan(config, architecture, target)
-    if plan.left(target.free) < 0:
-        raise ValueError(
-            f"the run does not fit: it needs {plan.training / GIB:.1f} GiB while training and "
-            f"{plan.generating / GIB:.1f} GiB while generating; of {target.total / GIB:.1f} GiB "
-            f"({target.kind}) {target.free / GIB:.1f} GiB are free, {USABLE:.0%} of them usable\n  "
-            + "\n  ".join(remedies(config, architecture, target))
-            + "\n--dry-run shows the plan; model.memory_gib overrides what is free"
-        )
-    cache_gib = cache_bytes(config, architecture, target) / GIB
-    return changed(config, "rollout.cache_gib", cache_gib)
+    def largest_batch(self, least: int) -> int | None:
+        """The largest `batch.max_tokens` that fits, from `least` on in steps of 1,024; or None."""
+        if not self.changed("batch.max_tokens", least).fits():
+            return None
+        tokens, step = least, 2**20
+        while step >= 1024:
+            while tokens < 2**24 and self.changed("batch.max_tokens", tokens + step).fits():
+                tokens += step
+            step //= 2
+        return tokens
 
 
-# --- the device --------------------------------------------------------------------------------
+# --- the device ---
 
 
 def target_of(config: Config, device: torch.device, engine: str) -> Target:

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from intfast.engine import invariance, requests, scoring
+from intfast.engine import invariance, scoring
 from intfast.engine.cache import KVCache, bytes_per_slot, round_up
 from intfast.engine.generation import Generation
-from intfast.engine.protocol import Completion, OnFinished, PromptReuse, Request
+from intfast.engine.protocol import Completion, OnFinished, PromptReuse, Request, check_requests
 from intfast.model.decoder import Decoder
 from intfast.model.fixed import BLOCK
 
@@ -98,8 +98,7 @@ class NativeEngine:
 
     def _check(self, requests_P: Sequence[Request]) -> None:
         config = self.decoder.config
-        limits = requests.Limits(config.vocab_size, config.max_positions)
-        requests.check(requests_P, limits)
+        check_requests(requests_P, config.vocab_size, config.max_positions)
         for i, request in enumerate(requests_P):
             slots = self._width(len(request.prompt_ids) + request.sampling.max_new_tokens)
             # One row for a sample, one that keeps a prompt for the samples that wait.

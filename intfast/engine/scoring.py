@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from intfast.engine.requests import Limits, check_tokens
+from intfast.engine.protocol import check_tokens
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.model.decoder import Decoder, PackedAttention
 from intfast.state import interrupt
@@ -23,9 +23,9 @@ def score(
     decoder: Decoder, sequences_P: Sequence[Sequence[int]], temperature: float
 ) -> list[list[float]]:
     """See protocol.Engine.score."""
-    limits = Limits(decoder.config.vocab_size, decoder.config.max_positions)
+    config = decoder.config
     for i, tokens in enumerate(sequences_P):
-        check_tokens(f"sequences[{i}]", tokens, 0, limits)
+        check_tokens(f"sequences[{i}]", tokens, config.vocab_size, config.max_positions)
     scored: list[list[float]] = [[] for _ in sequences_P]
     # Similar lengths together leave less padding inside attention.
     order = sorted(range(len(sequences_P)), key=lambda i: len(sequences_P[i]))
@@ -34,9 +34,8 @@ def score(
             interrupt.beat()
             lengths = [len(sequences_P[i]) for i in chunk]
             flat = [t for i in chunk for t in sequences_P[i]]
-            for i, logprobs in zip(
-                chunk, _packed(decoder, flat, lengths, temperature), strict=True
-            ):
+            packed = _packed(decoder, flat, lengths, temperature)
+            for i, logprobs in zip(chunk, packed, strict=True):
                 scored[i] = logprobs
     return scored
 

@@ -11,7 +11,7 @@ a new parameter, moving or freeing the engine's tensors. `Shared.update` looks f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,6 @@ from torch import Tensor, nn
 from intfast.model.decoder import Architecture, Decoder
 
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
-
-
-class Link(Protocol):
-    """How an update of the decoder reaches the engine's module."""
-
-    def update(self) -> None:
-        """To be called after each update of the decoder, with nothing running on the device."""
-
-    def check(self) -> None:
-        """Raises RuntimeError when updates no longer reach the engine."""
 
 
 class Shared:
@@ -75,6 +65,10 @@ class Copied:
 
     def check(self) -> None:
         """Nothing to break: tensors are looked up at every update."""
+
+
+Link = Shared | Copied
+"""How an update of the decoder reaches the engine: `update` follows each, with an idle device."""
 
 
 def adopt(

@@ -29,7 +29,8 @@ def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, 
         raise ValueError(
             f"rollout.context = {rollout.context} is more than the model's {longest} positions"
         )
-    config = memory.settle(config, architecture, memory.target_of(config, device, choice.name))
+    target = memory.target_of(config, device, choice.name)
+    config = memory.Plan(config, architecture, target).settled()
     if choice.name == "vllm":
         from intfast.engine import vllm_start
 

@@ -12,8 +12,15 @@ from typing import Any
 
 import torch
 
-from intfast.engine import requests, scoring, sharing
-from intfast.engine.protocol import Completion, OnFinished, PromptReuse, Request, Sampling
+from intfast.engine import scoring, sharing
+from intfast.engine.protocol import (
+    Completion,
+    OnFinished,
+    PromptReuse,
+    Request,
+    Sampling,
+    check_requests,
+)
 from intfast.model.decoder import Decoder
 from intfast.state import interrupt
 
@@ -44,24 +51,81 @@ class VllmEngine:
         self, requests_P: Sequence[Request], on_finished: OnFinished | None = None
     ) -> list[list[Completion]]:
         """See protocol.Engine. Raises ValueError, before any work, for bad requests."""
-        self._check(requests_P)
+        check_requests(requests_P, self.decoder.config.vocab_size, self.context)
+        for i, request in enumerate(requests_P):
+            if 0 < (asked := request.sampling.temperature) < LOWEST_TEMPERATURE:
+                raise ValueError(
+                    f"requests[{i}]: vLLM samples at a temperature of 0 or >= "
+                    f"{LOWEST_TEMPERATURE}, got {asked}"
+                )
         if self._asleep:
             raise RuntimeError("the engine is asleep; call wake() before generate()")
         self._link.check()
         self._num_calls += 1
-        call = _Call(self, requests_P, on_finished)
+        running: dict[str, tuple[int, int]] = {}
+        completions: dict[tuple[int, int], Completion] = {}
+        loop = self._llm.llm_engine
         try:
-            call.run(self._llm.llm_engine)
+            self._add(requests_P, running)
+            first = next(iter(running), "")
+            while running:
+                interrupt.check()
+                for output in loop.step():
+                    if not output.finished or output.request_id not in running:
+                        continue
+                    p, g = running.pop(output.request_id)
+                    self._count(output, output.request_id == first)
+                    completions[p, g] = self._completion(p, requests_P[p], output.outputs[0])
+                    if on_finished is not None:
+                        on_finished(p, g, completions[p, g])
         except BaseException:
             # What is left would go on in the next call.
-            self._llm.llm_engine.abort_request(list(call.running))
+            loop.abort_request(list(running))
             raise
         self._synchronise()
         self._cache_is_empty = False
         return [
-            [call.completions[p, g] for g in range(len(request.seeds))]
+            [completions[p, g] for g in range(len(request.seeds))]
             for p, request in enumerate(requests_P)
         ]
+
+    def _add(self, requests_P: Sequence[Request], running: dict[str, tuple[int, int]]) -> None:
+        """Give vLLM all samples; running: its id of each -> (request, sample), in their order.
+
+        Prompts with the same beginning are neighbours, so that the later finds it in the cache.
+        """
+        for p in sorted(range(len(requests_P)), key=lambda p: [*requests_P[p].prompt_ids]):
+            request = requests_P[p]
+            prompt = {"prompt_token_ids": list(request.prompt_ids)}
+            for g, seed in enumerate(request.seeds):
+                name = f"{self._num_calls}/{p}/{g}"
+                running[name] = p, g
+                self._llm.llm_engine.add_request(name, prompt, _parameters(request.sampling, seed))
+
+    def _count(self, output: Any, is_first: bool) -> None:
+        """Raises RuntimeError when the first sample after a reset reused a part of its prompt."""
+        num_reused = output.num_cached_tokens or 0
+        if num_reused and is_first and self._cache_is_empty:
+            raise RuntimeError(
+                f"vLLM took {num_reused} prompt tokens from a prefix cache that should be empty: "
+                "they were computed with older weights; please report this version of vLLM"
+            )
+        asked, reused = self.prompt_reuse
+        self.prompt_reuse = PromptReuse(asked + len(output.prompt_token_ids), reused + num_reused)
+
+    def _completion(self, p: int, request: Request, sample: Any) -> Completion:
+        logprobs = list(sample.logprobs.logprobs)
+        if not math.isfinite(sum(logprobs)):
+            raise RuntimeError(
+                f"requests[{p}]: the model's logits are not finite; "
+                "its weights or activations overflowed"
+            )
+        return Completion(
+            token_ids=list(sample.token_ids),
+            logprobs=[0.0] * len(logprobs) if request.sampling.temperature == 0 else logprobs,
+            finish_reason=sample.finish_reason,
+            policy_version=self.policy_version,
+        )
 
     def score(
         self, sequences_P: Sequence[Sequence[int]], temperature: float = 1.0
@@ -113,92 +177,6 @@ class VllmEngine:
                 "update weights only between calls of generate()"
             )
         self._cache_is_empty = True
-
-    def _check(self, requests_P: Sequence[Request]) -> None:
-        limits = requests.Limits(self.decoder.config.vocab_size, self.context)
-        requests.check(requests_P, limits)
-        for i, request in enumerate(requests_P):
-            if 0 < request.sampling.temperature < LOWEST_TEMPERATURE:
-                raise ValueError(
-                    f"requests[{i}]: vLLM samples at a temperature of 0 or >= "
-                    f"{LOWEST_TEMPERATURE}, got {request.sampling.temperature}"
-                )
-
-
-class _Call:
-    """One call of `generate`: requests go in together, completions come out as they end."""
-
-    def __init__(
-        self, engine: VllmEngine, requests_P: Sequence[Request], on_finished: OnFinished | None
-    ) -> None:
-        self.engine, self.requests_P, self.on_finished = engine, requests_P, on_finished
-        self.first = ""
-        """vLLM's id of the sample that is computed first."""
-        self.completions: dict[tuple[int, int], Completion] = {}
-        self.running: dict[str, tuple[int, int]] = {}
-        """vLLM's id -> (request, sample), in the order in which they were added."""
-
-    def run(self, loop: Any) -> None:
-        """Add all samples, then step until all have ended.
-
-        Prompts with the same beginning are neighbours, so that the later finds it in the cache.
-        """
-        order = sorted(range(len(self.requests_P)), key=lambda p: [*self.requests_P[p].prompt_ids])
-        for p in order:
-            request = self.requests_P[p]
-            prompt = {"prompt_token_ids": list(request.prompt_ids)}
-            for g, seed in enumerate(request.seeds):
-                name = f"{self.engine._num_calls}/{p}/{g}"
-                self.running[name] = p, g
-                loop.add_request(name, prompt, _parameters(request.sampling, seed))
-        self.first = next(iter(self.running), "")
-        while self.running:
-            interrupt.check()
-            for output in loop.step():
-                if output.finished and output.request_id in self.running:
-                    self._take(output)
-
-    def _take(self, output: Any) -> None:
-        """Complete a sample that has ended."""
-        p, g = self.running.pop(output.request_id)
-        sample = output.outputs[0]
-        token_ids, logprobs = list(sample.token_ids), list(sample.logprobs.logprobs)
-        self._count(output)
-        completion = self._complete(p, token_ids, logprobs, sample.finish_reason)
-        self.completions[p, g] = completion
-        if self.on_finished is not None:
-            self.on_finished(p, g, completion)
-
-    def _count(self, output: Any) -> None:
-        """Raises RuntimeError when the first sample after a reset reused a part of its prompt."""
-        num_reused = output.num_cached_tokens or 0
-        if num_reused and output.request_id == self.first and self.engine._cache_is_empty:
-            raise RuntimeError(
-                f"vLLM took {num_reused} prompt tokens from a prefix cache that should be empty: "
-                "they were computed with older weights; please report this version of vLLM"
-            )
-        asked, reused = self.engine.prompt_reuse
-        self.engine.prompt_reuse = PromptReuse(
-            asked + len(output.prompt_token_ids), reused + num_reused
-        )
-
-    def _complete(
-        self, p: int, token_ids: list[int], logprobs: list[float], reason: str
-    ) -> Completion:
-        if not math.isfinite(sum(logprobs)):
-            raise RuntimeError(
-                f"requests[{p}]: the model's logits are not finite; "
-                "its weights or activations overflowed"
-            )
-        if reason not in ("stop", "length"):
-            raise RuntimeError(f"requests[{p}]: vLLM ended a sample with {reason!r}")
-        greedy = self.requests_P[p].sampling.temperature == 0
-        return Completion(
-            token_ids=token_ids,
-            logprobs=[0.0] * len(token_ids) if greedy else logprobs,
-            finish_reason=reason,
-            policy_version=self.engine.policy_version,
-        )
 
 
 def _parameters(sampling: Sampling, seed: int) -> Any:

@@ -16,12 +16,10 @@ from torch import nn
 from intfast.config import Config
 from intfast.engine import hygiene, sharing
 from intfast.engine.cache import bytes_per_slot
-from intfast.engine.protocol import pick_engine
+from intfast.engine.memory import GIB
 from intfast.engine.vllm import VllmEngine
 from intfast.model import weights
-from intfast.model.decoder import Architecture
 
-GIB = 2**30
 # Tokens of a block of the prefix cache on a CPU; the default, 128, is more than short prompts have.
 CPU_BLOCK = 32
 # On CUDA decode steps are replayed as graphs; False runs them one by one, to compare.
@@ -34,46 +32,31 @@ _ALIVE: list[Any] = []
 def start(folder: Path, config: Config, device: torch.device) -> VllmEngine:
     """An engine on the checkpoint in `folder`; its `decoder` is what to train.
 
-    Everything that can be checked without loading vLLM is checked first: ValueError names the
-    setting, RuntimeError what is missing in the environment.
+    What can be checked without loading vLLM is checked first: ValueError names the setting.
     """
-    pick_engine("vllm", device.type)
     architecture = weights.check(folder)
     context = config.rollout.context or architecture.max_positions
-    _check_architecture(architecture)
-    _check_cache(architecture, context, config)
-    dtype = getattr(torch, config.model.dtype)
-    with hygiene.preserved(_environment(device)):
-        llm = _launch(folder, config, context, device)
-    _ALIVE.append(llm)
-    [module] = llm.apply_model(lambda module: module)
-    kernels = config.model.kernels
-    if config.rollout.engine != "vllm_copy":
-        decoder = sharing.adopt(module, architecture, dtype, kernels)
-        link: sharing.Link = sharing.Shared(decoder, module)
-    else:
-        decoder, _ = weights.load(folder, dtype, device, kernels)
-        link = sharing.Copied(decoder, module)
-    return VllmEngine(llm, decoder, link, context)
-
-
-def _check_architecture(architecture: Architecture) -> None:
+    dtype, kernels = getattr(torch, config.model.dtype), config.model.kernels
     if len(set(architecture.windows)) > 1:
         raise ValueError(
             "the model has sliding windows in some layers only, which is not supported with "
             'rollout.engine = "vllm"; use rollout.engine = "native"'
         )
-
-
-def _check_cache(architecture: Architecture, context: int, config: Config) -> None:
-    """Raise ValueError unless the cache holds a longest sample; memory.py checks the rest."""
-    slot_bytes = bytes_per_slot(architecture, getattr(torch, config.model.dtype))
-    needed = (context + CPU_BLOCK) * slot_bytes
-    if needed > config.rollout.cache_gib * GIB:
+    needed_gib = (context + CPU_BLOCK) * bytes_per_slot(architecture, dtype) / GIB
+    if needed_gib > config.rollout.cache_gib:
         raise ValueError(
             f"rollout.cache_gib = {config.rollout.cache_gib} holds no sample of {context} tokens, "
-            f"which takes {needed / GIB:.2f} GiB; raise it, or lower rollout.context"
+            f"which takes {needed_gib:.2f} GiB; raise it, or lower rollout.context"
         )
+    with hygiene.preserved(_environment(device)):
+        llm = _launch(folder, config, context, device)
+    _ALIVE.append(llm)
+    [module] = llm.apply_model(lambda module: module)
+    if config.rollout.engine == "vllm_copy":
+        decoder, _ = weights.load(folder, dtype, device, kernels)
+        return VllmEngine(llm, decoder, sharing.Copied(decoder, module), context)
+    decoder = sharing.adopt(module, architecture, dtype, kernels)
+    return VllmEngine(llm, decoder, sharing.Shared(decoder, module), context)
 
 
 def _environment(device: torch.device) -> dict[str, str]:
@@ -106,7 +89,14 @@ def _launch(folder: Path, config: Config, context: int, device: torch.device) ->
         # The loss takes its logits in fp32; on one side only it would widen the gap.
         options["hf_overrides"] = {"head_dtype": "float32"}
     if device.type == "cpu":
-        _keep_weights_plain()
+        from vllm.model_executor.layers import utils
+
+        # vLLM packs linear weights into a private layout; with this it uses them as they are, which
+        # costs 13 to 19 % of its speed, and is what lets the trainer write them.
+        def plain(layer: nn.Module, remove_weight: bool) -> None:
+            layer.cpu_linear = nn.functional.linear
+
+        utils.dispatch_cpu_unquantized_gemm = plain
         options |= {"enforce_eager": True, "block_size": CPU_BLOCK}
     else:
         free, total = torch.cuda.mem_get_info(device)
@@ -134,16 +124,3 @@ def _launch(folder: Path, config: Config, context: int, device: torch.device) ->
         disable_log_stats=True,
         **options,
     )
-
-
-def _keep_weights_plain() -> None:
-    """vLLM's CPU backend packs linear weights into a private layout; let it use them as they are.
-
-    Costs 13 to 19 % of its speed, and is what lets the trainer write them.
-    """
-    from vllm.model_executor.layers import utils
-
-    def plain(layer: nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = nn.functional.linear
-
-    utils.dispatch_cpu_unquantized_gemm = plain

@@ -1,19 +1,5 @@
 """Texts and answers: find the answer in a text, and compare answers where arithmetic suffices.
 
-| reason           | status   | meaning                                                            |
-| ---------------- | -------- | ------------------------------------------------------------------ |
-| correct          | correct  | equal to the gold answer                                           |
-| wrong            | wrong    | a readable answer, not equal                                       |
-| no_answer        | wrong    | the text names no answer                                           |
-| truncated        | wrong    | no answer, and the text was cut at the token limit                 |
-| too_long         | wrong    | more than MAX_CHARS characters                                     |
-| bad_characters   | wrong    | characters that no answer needs                                    |
-| too_complex      | wrong    | a power tower or factorial that would not finish                   |
-| unparseable      | wrong    | not mathematics that the parser knows                              |
-| timeout          | unscored | the comparison passed the deadline; its worker was killed          |
-| crash            | unscored | the worker died (memory, recursion, parser fault)                  |
-| gold_unparseable | unscored | the gold answer itself cannot be compared: drop the problem        |
-
 What the model did not answer readably is wrong; what *we* could not decide is unscored, and an
 unscored sample belongs in neither a reward nor a baseline.
 """
@@ -38,26 +24,26 @@ class Status(StrEnum):
 
 
 class Reason(StrEnum):
-    CORRECT = "correct"
-    WRONG = "wrong"
-    NO_ANSWER = "no_answer"
-    TRUNCATED = "truncated"
-    TOO_LONG = "too_long"
-    BAD_CHARACTERS = "bad_characters"
-    TOO_COMPLEX = "too_complex"
-    UNPARSEABLE = "unparseable"
-    TIMEOUT = "timeout"
-    CRASH = "crash"
-    GOLD_UNPARSEABLE = "gold_unparseable"
+    """Why an answer counts as it does."""
+
+    CORRECT = "correct"  # equal to the gold answer
+    WRONG = "wrong"  # a readable answer, not equal
+    NO_ANSWER = "no_answer"  # the text names no answer
+    TRUNCATED = "truncated"  # no answer, and the text was cut at the token limit
+    TOO_LONG = "too_long"  # more than MAX_CHARS characters
+    BAD_CHARACTERS = "bad_characters"  # characters that no answer needs
+    TOO_COMPLEX = "too_complex"  # a power tower or factorial that would not finish
+    UNPARSEABLE = "unparseable"  # not mathematics that the parser knows
+    # Unscored are the last three.
+    TIMEOUT = "timeout"  # the comparison passed the deadline; its worker was killed
+    CRASH = "crash"  # the worker died: memory, recursion, a fault of the parser
+    GOLD_UNPARSEABLE = "gold_unparseable"  # the gold answer cannot be compared: drop the problem
 
     @property
     def status(self) -> Status:
-        if self is Reason.CORRECT:
-            return Status.CORRECT
-        return Status.UNSCORED if self in _UNSCORED else Status.WRONG
-
-
-_UNSCORED = (Reason.TIMEOUT, Reason.CRASH, Reason.GOLD_UNPARSEABLE)
+        if self in (Reason.TIMEOUT, Reason.CRASH, Reason.GOLD_UNPARSEABLE):
+            return Status.UNSCORED
+        return Status.CORRECT if self is Reason.CORRECT else Status.WRONG
 
 
 # A run of backslashes, then what it may escape. Possessive, so linear on hostile text.
@@ -115,10 +101,7 @@ def extract(text: str, mode: str) -> str | None:
     Raises ValueError for another mode.
     """
     if mode in MATHEMATICS:
-        answer = last_boxed(text)
-        if answer is None:
-            answer = _said(text, mode == "stated")
-        return answer or None
+        return last_boxed(text) or _said(text, mode == "stated") or None
     kind, _, marker = mode.partition(":")
     if kind != "tail" or not marker or marker.split() != [marker]:
         raise ValueError(f'grading mode must be "boxed", "stated" or "tail:WORD", got {mode!r}')
@@ -293,8 +276,7 @@ def compare_quickly(gold: str, answer: str) -> Reason | None:
     gold_text = normalise(gold)
     if not gold_text:
         return Reason.GOLD_UNPARSEABLE
-    refusal = _inadmissible(answer)
-    if refusal:
+    if refusal := _inadmissible(answer):
         return refusal
     answer_text = normalise(bare(gold, answer))
     if "$" in answer_text:

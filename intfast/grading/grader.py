@@ -1,6 +1,6 @@
 """Submissions -> Grades, with every comparison that needs a parser in a process that can be killed.
 
-The reasons and what they count as are tabulated in answers.py. `python -m intfast.study regrade
+The reasons and what they count as are in answers.py. `python -m intfast.study regrade
 FILE` grades stored rows again without generating anything.
 """
 
@@ -42,6 +42,10 @@ _VERDICTS = {
 _LAST_WORDS = (b"u", b"g", b"")
 
 
+Job = tuple[str, str]
+"""(gold answer, extracted answer) to compare."""
+
+
 class Grade(Record):
     """Example: Grade(status="wrong", reason="no_answer")."""
 
@@ -62,18 +66,26 @@ class _Worker:
 
     def __init__(self, timeout_s: float) -> None:
         limits = [str(int(timeout_s) + 2), str(WORKER_MEMORY_BYTES)]
+        # Nothing of the parent's but where Python finds its modules.
+        environment = {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PYTHONHASHSEED": "0",
+            "OMP_NUM_THREADS": "1",
+            # With gmpy2 one big-number call cannot be interrupted, and verdicts would depend on it.
+            "SYMPY_GROUND_TYPES": "python",
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(WORKER), *limits],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_worker_environment(),
+            env=environment,
             bufsize=0,
             start_new_session=True,
         )
         self.verdict_fd = self.process.stdout.fileno()
         self.timeout_s = timeout_s
-        self.job: tuple[str, str] | None = None
+        self.job: Job | None = None
         self.ready = False
         self.deadline = time.monotonic() + WORKER_START_S
 
@@ -86,13 +98,12 @@ class _Worker:
         """Idle, yet dead or with more to say: whatever it says now would be taken for a verdict."""
         return self.idle and bool(wait([self.verdict_fd], 0))
 
-    def give(self, job: tuple[str, str]) -> None:
+    def give(self, job: Job) -> None:
         """Start one (gold, answer) comparison; a dead worker shows when its verdict is read."""
         self.job = job
         self.deadline = time.monotonic() + self.timeout_s
-        line = json.dumps(job).encode() + b"\n"
         try:
-            self.process.stdin.write(line)
+            self.process.stdin.write(json.dumps(job).encode() + b"\n")
         except BrokenPipeError:
             self.process.kill()
 
@@ -118,17 +129,6 @@ class _Worker:
             stream.close()
 
 
-def _worker_environment() -> dict[str, str]:
-    """Nothing of the parent's but where Python finds its modules."""
-    return {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "PYTHONHASHSEED": "0",
-        "OMP_NUM_THREADS": "1",
-        # With gmpy2 one big-number call cannot be interrupted, and verdicts would depend on it.
-        "SYMPY_GROUND_TYPES": "python",
-    }
-
-
 class Grader:
     """Grades submissions; use as a context manager, from one thread.
 
@@ -146,9 +146,9 @@ class Grader:
         self.num_workers = workers
         self.timeout_s = timeout_s
         self._workers: list[_Worker] = []
-        self._cache: dict[tuple[str, str], Reason] = {}
-        self._queue: deque[tuple[str, str]] = deque()
-        self._begun: dict[tuple[str, str], Reason | None] = {}
+        self._cache: dict[Job, Reason] = {}
+        self._queue: deque[Job] = deque()
+        self._begun: dict[Job, Reason | None] = {}
         """Jobs in the queue or with a worker, and verdicts that nobody has asked for yet."""
 
     def __enter__(self) -> Grader:
@@ -164,38 +164,24 @@ class Grader:
         self._queue.clear()
         self._begun.clear()
 
-    def grade_many(
-        self, submissions: Iterable[Submission | tuple[str, str] | tuple[str, str, str]]
-    ) -> list[Grade]:
+    def grade_many(self, submissions: Iterable[Submission | tuple[str, ...]]) -> list[Grade]:
         """One Grade per (gold, text[, finish_reason]), in order.
 
         Raises RuntimeError when a worker cannot be started.
         """
-        rows = [Submission(*submission) for submission in submissions]
-        answers = [self._answer(row) for row in rows]
-        reasons = [
-            self._without_worker(row, answer) for row, answer in zip(rows, answers, strict=True)
-        ]
-        jobs = {
-            (row.gold, answer): None
-            for row, answer, reason in zip(rows, answers, reasons, strict=True)
-            if reason is None
-        }
-        verdicts = self._judge(list(jobs))
-        final = [
-            verdicts[row.gold, answer] if reason is None else reason
-            for row, answer, reason in zip(rows, answers, reasons, strict=True)
-        ]
-        return [Grade(status=reason.status, reason=reason) for reason in final]
+        found = [self._quickly(Submission(*submission)) for submission in submissions]
+        verdicts = self._judge([job for job, reason in found if reason is None])
+        reasons = [reason or verdicts[job] for job, reason in found]
+        return [Grade(status=reason.status, reason=reason) for reason in reasons]
 
     def start(self, submission: Submission) -> None:
         """Begin a comparison and return at once; `grade_many` of the same submission ends it.
 
         What this process compares itself is left to `grade_many`.
         """
-        answer = self._answer(submission)
-        if self._without_worker(submission, answer) is None:
-            self._begin([(submission.gold, answer)])
+        job, reason = self._quickly(submission)
+        if reason is None:
+            self._begin([job])
         self._advance(0.0)
 
     def check_golds(self, golds: Sequence[str]) -> list[bool]:
@@ -205,30 +191,27 @@ class Grader:
         # An answer that differs from the gold without being decidable by arithmetic.
         quick = [compare_quickly(gold, r"\text{?}") for gold in golds]
         verdicts = self._judge([(g, g) for g, r in zip(golds, quick, strict=True) if r is None])
-        return [
-            (verdicts[g, g] if r is None else r).status is not Status.UNSCORED
-            for g, r in zip(golds, quick, strict=True)
-        ]
+        reasons = [r or verdicts[g, g] for g, r in zip(golds, quick, strict=True)]
+        return [reason.status is not Status.UNSCORED for reason in reasons]
 
-    def _answer(self, row: Submission) -> str | None:
+    def _quickly(self, row: Submission) -> tuple[Job, Reason | None]:
+        """(gold, extracted answer), and the verdict where it needs no worker."""
         answer = extract(row.text, self.mode)
-        if answer is None or self.mode not in MATHEMATICS:
-            return answer
-        # The parser reads "7 apples" and refuses "7 marbles", by a list of its own.
-        return bare(row.gold, answer)
-
-    def _without_worker(self, row: Submission, answer: str | None) -> Reason | None:
         if answer is None:
-            return Reason.TRUNCATED if row.finish_reason == "length" else Reason.NO_ANSWER
-        if self.mode in MATHEMATICS:
-            return compare_quickly(row.gold, answer)
-        return Reason.CORRECT if answer == " ".join(row.gold.split()) else Reason.WRONG
+            reason = Reason.TRUNCATED if row.finish_reason == "length" else Reason.NO_ANSWER
+        elif self.mode in MATHEMATICS:
+            # The parser reads "7 apples" and refuses "7 marbles", by a list of its own.
+            answer = bare(row.gold, answer)
+            reason = compare_quickly(row.gold, answer)
+        else:
+            reason = Reason.CORRECT if answer == " ".join(row.gold.split()) else Reason.WRONG
+        return (row.gold, answer or ""), reason
 
-    def _judge(self, jobs: list[tuple[str, str]]) -> dict[tuple[str, str], Reason]:
+    def _judge(self, jobs: list[Job]) -> dict[Job, Reason]:
         """Verdicts of the jobs, from the cache or from workers."""
         verdicts = {job: self._cache[job] for job in jobs if job in self._cache}
         self._begin(jobs)
-        missing = {job for job in jobs if job not in verdicts}
+        missing = set(jobs) - verdicts.keys()
         while any(self._begun[job] is None for job in missing):
             interrupt.check()
             # Not longer than a request to stop may wait.
@@ -239,8 +222,8 @@ class Grader:
         self._cache.update((j, r) for j, r in verdicts.items() if r is not Reason.CRASH)
         return verdicts
 
-    def _begin(self, jobs: list[tuple[str, str]]) -> None:
-        new = [job for job in jobs if job not in self._cache and job not in self._begun]
+    def _begin(self, jobs: list[Job]) -> None:
+        new = [j for j in dict.fromkeys(jobs) if j not in self._cache and j not in self._begun]
         self._begun.update(dict.fromkeys(new))
         self._queue.extend(new)
 
@@ -261,7 +244,7 @@ class Grader:
             self.close()
             raise
 
-    def _collect(self, patience_s: float) -> Iterator[tuple[tuple[str, str], Reason]]:
+    def _collect(self, patience_s: float) -> Iterator[tuple[Job, Reason]]:
         """Wait for the next verdicts or the next deadline; dead and late workers are removed."""
         waiting = [worker for worker in self._workers if not worker.idle]
         if not waiting:

@@ -44,17 +44,9 @@ class GradeWatch:
         for grade in grades:
             self._latest.append(grade.reason)
             self._counts[grade.reason] += 1
-        if len(self._latest) >= MIN_ANSWERS:
-            self._check(Counter(self._latest), len(self._latest))
-
-    def take(self) -> dict[str, float]:
-        """{"graded": number, "grade_<reason>": share of it} since the last call."""
-        total = self._counts.total()
-        rates = {f"grade_{reason}": n / total for reason, n in sorted(self._counts.items())}
-        self._counts.clear()
-        return {"graded": total} | rates if total else {}
-
-    def _check(self, latest: Counter[Reason], total: int) -> None:
+        latest, total = Counter(self._latest), len(self._latest)
+        if total < MIN_ANSWERS:
+            return
         unscored = {r: n for r, n in latest.most_common() if r.status is Status.UNSCORED}
         share = sum(unscored.values()) / total
         if share > MAX_UNSCORED:
@@ -72,3 +64,10 @@ class GradeWatch:
                 "reward is 0; check grade.mode, and prompt.instruction (it should ask for "
                 "\\boxed{} where grade.mode is boxed)"
             )
+
+    def take(self) -> dict[str, float]:
+        """{"graded": number, "grade_<reason>": share of it} since the last call."""
+        total = self._counts.total()
+        rates = {f"grade_{reason}": n / total for reason, n in sorted(self._counts.items())}
+        self._counts.clear()
+        return {"graded": total} | rates if total else {}

@@ -2,8 +2,8 @@
 
 Run as a script, never imported: model output is parsed here and nowhere else. The process has a
 minimal environment and memory, CPU and file limits, and ends at the first audit event that no
-comparison needs. Only a verdict byte leaves it: parsed
-expressions are never printed or converted to text, because that alone can run forever.
+comparison needs. Only a verdict byte leaves it: parsed expressions are never printed or converted
+to text, because that alone can run forever.
 """
 
 import json
@@ -13,6 +13,9 @@ import re
 import sys
 
 READY, CORRECT, WRONG, UNPARSEABLE, GOLD_UNPARSEABLE = b"R", b"C", b"W", b"U", b"G"
+REFUSED, GOLD_REFUSED = b"u", b"g"
+refusal = REFUSED
+"""The last verdict of this process when the text being read would have to be evaluated."""
 
 # What may reach sympy's evaluating parser: one number, as latex2sympy hands it over, or one name.
 _ATOM = re.compile(r"\s*-?\s*((Integer|Float|Symbol)\s*\(\s*'?[\w.+-]+'?\s*\)|[A-Za-z]\w*)\s*")
@@ -38,12 +41,6 @@ def limit_cpu(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (used_s + seconds, hard))
 
 
-REFUSED, GOLD_REFUSED = b"u", b"g"
-
-refusal = REFUSED
-"""The last verdict of this process when the text being read would have to be evaluated."""
-
-
 def restrict_eval(verdict_fd: int | None = None) -> None:
     """End this process when more than an atom reaches the one place where sympy evaluates text.
 
@@ -65,27 +62,9 @@ def restrict_eval(verdict_fd: int | None = None) -> None:
 
 
 # Audit events of what no comparison of answers does.
-_FORBIDDEN = (
-    "ctypes.dlopen",
-    "os.chmod",
-    "os.exec",
-    "os.fork",
-    "os.kill",
-    "os.link",
-    "os.mkdir",
-    "os.posix_spawn",
-    "os.putenv",
-    "os.remove",
-    "os.rename",
-    "os.rmdir",
-    "os.spawn",
-    "os.symlink",
-    "os.system",
-    "os.truncate",
-    "pty.",
-    "shutil.",
-    "socket.",
-    "subprocess.",
+_FORBIDDEN = re.compile(
+    r"ctypes\.dlopen|(pty|shutil|socket|subprocess)\.|os\.(chmod|exec|fork|kill|link|mkdir"
+    r"|posix_spawn|putenv|remove|rename|rmdir|spawn|symlink|system|truncate)"
 )
 
 
@@ -94,7 +73,7 @@ def forbid_side_effects() -> None:
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
     def watch(event, args):
-        if event.startswith(_FORBIDDEN) or (event == "open" and args[2] & writing):
+        if _FORBIDDEN.match(event) or (event == "open" and args[2] & writing):
             os._exit(2)
 
     sys.addaudithook(watch)

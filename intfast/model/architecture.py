@@ -20,12 +20,8 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 _REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
+    *("vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
 )
 # No model is larger, and a table of a billion layers would be built before the files are looked at.
 _LARGEST = {"num_hidden_layers": 1024, "num_attention_heads": 4096}
@@ -64,10 +60,9 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def from_hf(cls, hf: Mapping[str, Any]) -> Rope:
         """Read `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (before)."""
         found = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
-        old_name = found.pop("type", "default")
         length = "original_max_position_embeddings"
         defaults = {
-            "rope_type": old_name,
+            "rope_type": found.pop("type", "default"),
             "rope_theta": hf.get("rope_theta") or 10000.0,
             length: hf["max_position_embeddings"],
         }
@@ -75,7 +70,7 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             found[length] = hf[length]
         given = {key: value for key, value in found.items() if value is not None}
         try:
-            rope = msgspec.convert({**defaults, **given}, cls)
+            rope = msgspec.convert(defaults | given, cls)
         except msgspec.ValidationError as error:
             raise ValueError(
                 f"config.json, rope_parameters {found}: {error}; supported rope types: "

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from intfast.model import folder as model_folder
 from intfast.model.decoder import Architecture, Decoder
@@ -23,7 +22,7 @@ from intfast.state import files, interrupt, tensorfile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+DTYPES = ("F32", "F16", "BF16", "F64")
 
 
 class Rows(NamedTuple):
@@ -113,26 +112,32 @@ def check(folder: Path) -> Architecture:
     """
     model_folder.check(folder)
     config = Architecture.from_hf(read_config(folder))
-    _check_headers(folder, _weight_files(folder), slices(config), config.tied)
+    _check_headers(folder, config)
     model_folder.check_vocabulary(folder, config.vocab_size)
     return config
 
 
+@torch.no_grad()
 def load_into(decoder: Decoder, folder: Path) -> None:
     """Read the weights of a folder that `load` has checked into the parameters, in place."""
-    expected = slices(decoder.config)
-    parameters = dict(decoder.named_parameters())
+    expected, parameters = slices(decoder.config), dict(decoder.named_parameters())
     second_head_VD = None
-    with torch.no_grad():
-        for name, tensor in _tensors(_weight_files(folder)):
-            interrupt.check()
-            if name in expected:
-                place = expected[name]
-                parameters[place.parameter][place.start : place.stop].copy_(tensor)
-            elif name == "lm_head.weight":
-                second_head_VD = tensor
-    if second_head_VD is not None:
-        _check_tied(folder, second_head_VD, decoder.head_weight_VD)
+    for file in _weight_files(folder):
+        with _open(file) as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                interrupt.check()
+                if name in expected:
+                    place = expected[name]
+                    rows = parameters[place.parameter][place.start : place.stop]
+                    rows.copy_(opened.get_tensor(name))
+                elif name == "lm_head.weight":
+                    second_head_VD = opened.get_tensor(name)
+    head_VD = decoder.head_weight_VD
+    if second_head_VD is not None and not torch.equal(second_head_VD.to(head_VD), head_VD):
+        raise ValueError(
+            f"{folder}: config.json ties lm_head to the embedding (tie_word_embeddings), but the "
+            "weights hold a different lm_head.weight; set tie_word_embeddings to false"
+        )
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -161,18 +166,11 @@ def _open(file: Path) -> safe_open:
         ) from error
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    for file in files:
-        with _open(file) as opened:
-            for name in opened.keys():  # noqa: SIM118 - not a dict
-                yield name, opened.get_tensor(name)
-
-
-def _check_headers(
-    folder: Path, files: list[Path], expected: Mapping[str, Rows], tied: bool
-) -> None:
+def _check_headers(folder: Path, config: Architecture) -> None:
+    """Raise ValueError unless the files hold every tensor in its shape, and no other."""
+    expected = slices(config)
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
+    for file in _weight_files(folder):
         with _open(file) as opened:
             for name in opened.keys():  # noqa: SIM118 - not a dict
                 header = opened.get_slice(name)
@@ -182,13 +180,10 @@ def _check_headers(
                         f"{file}: {name} has dtype {header.get_dtype()}; supported: "
                         f"{', '.join(DTYPES)} (no quantised weights)"
                     )
-    missing = sorted(expected.keys() - shapes.keys())
-    unexpected = sorted(
-        name
-        for name in shapes.keys() - expected.keys()
-        # Old checkpoints store the rotary frequencies, which follow from the config.
-        if not name.endswith("rotary_emb.inv_freq") and not (tied and name == "lm_head.weight")
-    )
+    missing = expected.keys() - shapes.keys()
+    unexpected = shapes.keys() - expected.keys() - ({"lm_head.weight"} if config.tied else set())
+    # Old checkpoints store the rotary frequencies, which follow from the config.
+    unexpected = {name for name in unexpected if not name.endswith("rotary_emb.inv_freq")}
     if missing or unexpected:
         raise ValueError(
             f"{folder}: the weights do not fit config.json; missing: {_some(missing)}; "
@@ -202,17 +197,9 @@ def _check_headers(
             )
 
 
-def _some(names: list[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) + more) or "none"
-
-
-def _check_tied(folder: Path, head_VD: Tensor, embedding_VD: Tensor) -> None:
-    if not torch.equal(head_VD.to(embedding_VD), embedding_VD):
-        raise ValueError(
-            f"{folder}: config.json ties lm_head to the embedding (tie_word_embeddings), but the "
-            "weights hold a different lm_head.weight; set tie_word_embeddings to false"
-        )
+def _some(names: Set[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(sorted(names)[:8]) + more if names else "none"
 
 
 def save(

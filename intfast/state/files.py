@@ -48,18 +48,14 @@ def failures_named(path: Path) -> Iterator[None]:
 def write(path: Path, pieces: Iterable[bytes | memoryview]) -> Written:
     """Write a new file and sync it; the caller syncs or renames its folder."""
     digest, size = hashlib.sha256(), 0
-    with failures_named(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            for piece in pieces:
-                for start in range(0, len(piece), PIECE):
-                    part = piece[start : start + PIECE]
-                    digest.update(part)
-                    size += len(part)
-                    _write_all(descriptor, part)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with failures_named(path), _opened(path, flags) as descriptor:
+        for piece in pieces:
+            for start in range(0, len(piece), PIECE):
+                part = piece[start : start + PIECE]
+                digest.update(part)
+                size += len(part)
+                _write_all(descriptor, part)
     return Written(size, digest.hexdigest())
 
 
@@ -67,12 +63,8 @@ def append(path: Path, data: bytes) -> None:
     """Add bytes to the end of a file; they are on the disk when this returns."""
     with failures_named(path):
         is_new = not path.exists()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        try:
+        with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
             _write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         if is_new:
             sync(path.parent)
 
@@ -127,8 +119,16 @@ def _hidden(folder: Path) -> Path:
 
 def sync(folder: Path) -> None:
     """Bring the entries of a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    with _opened(folder, os.O_RDONLY):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor of a file or folder, on the disk when it closes."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
     try:
+        yield descriptor
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

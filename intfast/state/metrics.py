@@ -41,10 +41,7 @@ class Metrics:
     """
 
     def __init__(
-        self,
-        journal: Journal[Row],
-        console: Console | None = None,
-        last_write: float | None = None,
+        self, journal: Journal[Row], console: Console | None = None, last_write: float | None = None
     ) -> None:
         """last_write: of the process that this one continues, in Unix seconds."""
         self.journal = journal
@@ -64,16 +61,13 @@ class Metrics:
         seconds = {f"seconds_{name}": round(value, 3) for name, value in self._seconds.items()}
         self._seconds.clear()
         carried = {key: value for take in self._carried for key, value in take().items()}
-        about = {"stage": stage, "step": step}
-        self._write(about | values | carried | seconds | self._restart())
+        self.aside(stage, step, values | carried | seconds | self._restart())
         if line:
             self.say(line)
 
     def aside(self, stage: str, step: int, values: Row) -> None:
-        """Write one row in the middle of another stage, to which the seconds still belong."""
-        self._write({"stage": stage, "step": step} | values)
-
-    def _write(self, row: Row) -> None:
+        """Write one row alone; of another stage than the one to which the seconds belong."""
+        row = {"stage": stage, "step": step} | values
         self.journal.append([row])
         for listener in self.listeners:
             listener(row)
@@ -82,16 +76,14 @@ class Metrics:
         """In the first row of a continued run: what the interruption cost until this row."""
         if self._last_write is None:
             return {}
-        found = {
-            "since_start_s": round(interrupt.seconds_up(), 3),
-            "since_last_write_s": round(time.time() - self._last_write, 3),
-        }
+        start_s = round(interrupt.seconds_up(), 3)
+        write_s = round(time.time() - self._last_write, 3)
         self._last_write = None
         self.say(
-            f"continued: first new result {found['since_start_s']:.1f} s after this start, "
-            f"{found['since_last_write_s']:.1f} s after the last write of the process before"
+            f"continued: first new result {start_s:.1f} s after this start, "
+            f"{write_s:.1f} s after the last write of the process before"
         )
-        return found
+        return {"since_start_s": start_s, "since_last_write_s": write_s}
 
     def rows(self, stage: str) -> list[Row]:
         """The rows of a stage so far."""

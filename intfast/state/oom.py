@@ -36,15 +36,6 @@ class OutOfMemory(RuntimeError):
     """The memory of the device or of the machine did not suffice."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, its CPU allocator, or Python could not allocate."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    told = isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "out of memory")
-    )
-    return named or told
-
-
 @contextmanager
 def explained(phase: str) -> Iterator[None]:
     """Raise OutOfMemory, with the phase and what to change, for any such error inside.
@@ -57,12 +48,15 @@ def explained(phase: str) -> Iterator[None]:
     except OutOfMemory:
         raise
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        said = str(error).strip()
+        # Python's, torch's on CUDA, and that of torch's CPU allocator.
+        words = ("OutOfMemoryError", "can't allocate memory", "out of memory")
+        is_full = any(word in f"{type(error).__name__} {said}" for word in words)
+        if not (is_full or isinstance(error, MemoryError)):
             raise
         where = phase if stage in ("start", phase) else f"{phase} of {stage}"
-        said = str(error).strip().splitlines()
         raise OutOfMemory(
             f"out of memory in phase {where}: {KNOBS.get(phase, _ELSEWHERE)}. --dry-run shows the "
             "plan. What was recorded is kept: the same command with these settings continues"
-            + (f". The allocator said: {said[0]}" if said else "")
+            + (f". The allocator said: {said.splitlines()[0]}" if said else "")
         ) from error

@@ -15,8 +15,8 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -32,21 +32,13 @@ CLOSE_S = 60.0
 """Seconds that a tracker has at the end of a run to send what it still holds."""
 
 
-class About(NamedTuple):
-    """What a tracker is told of the run; `identity` is a name that no other run folder has."""
-
-    path: Path
-    config: Config
-    identity: str
-
-
 class TensorBoard:
     """Scalars `stage/name` in tensorboard/ of the run folder."""
 
-    def __init__(self, about: About) -> None:
+    def __init__(self, path: Path, config: Config, identity: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(about.path / "tensorboard"))
+        self.writer = SummaryWriter(str(path / "tensorboard"))
         self.close = self.writer.close
 
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
@@ -61,42 +53,38 @@ class Hosted:
     Every row carries the step of its stage as a number; wandb takes it for the horizontal axis.
     """
 
-    def __init__(self, package: str, about: About) -> None:
-        name = about.path.resolve().name
-        own = {"name": f"{name}-{about.identity}"}
+    def __init__(self, package: str, path: Path, config: Config, identity: str) -> None:
+        name = path.resolve().name
+        own: dict[str, str] = {"name": f"{name}-{identity}"}
         if package == "wandb":
-            own = {"name": name, "id": about.identity, "dir": str(about.path)}
-        config = msgspec.to_builtins(about.config)
+            own = {"name": name, "id": identity, "dir": str(path)}
         init = importlib.import_module(package).init
-        self.run = init(project=PROJECT, resume="allow", config=config, **own)
+        settings = msgspec.to_builtins(config)
+        self.run = init(project=PROJECT, resume="allow", config=settings, **own)
         self.close = self.run.finish
-        self.has_axes = package == "wandb"
-        self.stages: set[str] = set()
+        self.axes: set[str] | None = set() if package == "wandb" else None
 
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
-        if self.has_axes and stage not in self.stages:
-            self.stages.add(stage)
+        if self.axes is not None and stage not in self.axes:
+            self.axes.add(stage)
             self.run.define_metric(f"{stage}/step", hidden=True)
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         self.run.log({f"{stage}/step": step} | {f"{stage}/{k}": v for k, v in values.items()})
 
 
-OPENERS: dict[str, Callable[[About], TensorBoard | Hosted]] = {
+OPENERS: dict[str, Callable[[Path, Config, str], TensorBoard | Hosted]] = {
     "tensorboard": TensorBoard,
-    "wandb": lambda about: Hosted("wandb", about),
-    "trackio": lambda about: Hosted("trackio", about),
+    "wandb": partial(Hosted, "wandb"),
+    "trackio": partial(Hosted, "trackio"),
 }
+"""Name -> what opens it for a run folder, its config, and a name that no other folder has."""
 
 
 def require(names: Sequence[str]) -> None:
     """Raise ValueError, with the line that installs them, where packages of trackers are absent."""
-
-    def is_there(name: str) -> bool:
-        spec = importlib.util.find_spec(name)
-        # A folder wandb/ of logs in the working directory looks like a package without a file.
-        return spec is not None and spec.origin is not None
-
-    if missing := [name for name in names if not is_there(name)]:
+    # A folder wandb/ of logs in the working directory looks like a package without a file.
+    missing = [n for n in names if not getattr(importlib.util.find_spec(n), "origin", None)]
+    if missing:
         raise ValueError(
             f"metrics.trackers needs {' and '.join(missing)}, which is not installed; "
             f"pip install {' '.join(missing)}, or take it out of metrics.trackers"
@@ -107,8 +95,12 @@ def require(names: Sequence[str]) -> None:
 def attached(config: Config, folder: RunFolder, metrics: Metrics) -> Iterator[None]:
     """The rows of `metrics` also go to the trackers of the config while inside."""
     names = config.metrics.trackers
-    about = About(folder.path, config, _identity(folder.path) if names else "")
-    feeds = [Feed(name, about, metrics.say) for name in names]
+    # Drawn once and kept in the folder, so that a continued run has it.
+    identity = folder.path / "tracker_id"
+    if names and not identity.exists():
+        write_atomic(identity, uuid.uuid4().hex[:12].encode())
+    about = (folder.path, config, identity.read_text()) if names else ()
+    feeds = [Feed(name, partial(OPENERS[name], *about), metrics.say) for name in names]
     metrics.listeners += [feed.put for feed in feeds]
     try:
         yield
@@ -121,8 +113,10 @@ def attached(config: Config, folder: RunFolder, metrics: Metrics) -> Iterator[No
 class Feed:
     """Carries rows to one tracker on a thread, until the tracker fails."""
 
-    def __init__(self, name: str, about: About, say: Callable[[str], None]) -> None:
-        self.name, self.about, self.say = name, about, say
+    def __init__(
+        self, name: str, opened: Callable[[], TensorBoard | Hosted], say: Callable[[str], None]
+    ) -> None:
+        self.name, self.opened, self.say = name, opened, say
         self.is_alive = True
         self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         # A daemon: a tracker that hangs must not keep the process.
@@ -144,7 +138,7 @@ class Feed:
     def _work(self) -> None:
         # The contract of a tracker: whatever its library raises, the run goes on.
         try:
-            sink = OPENERS[self.name](self.about)
+            sink = self.opened()
             while (row := self._rows.get()) is not None:
                 sink.log(*numbers(row))
             sink.close()
@@ -165,20 +159,8 @@ def numbers(row: Row) -> tuple[str, int, dict[str, float]]:
     Example: {"stage": "evaluate", "step": 20, "of": "int_rl@20", "accuracy": 0.5} is
     ("evaluate/int_rl", 20, {"accuracy": 0.5}).
     """
-    stage = row["stage"]
+    stage, step = row["stage"], row["step"]
     if "of" in row:
         stage = f"{stage}/{Weights.parse(row['of']).stage}"
-    values = {
-        name: float(value)
-        for name, value in row.items()
-        if name not in ("stage", "step") and isinstance(value, int | float) and math.isfinite(value)
-    }
-    return stage, row["step"], values
-
-
-def _identity(folder: Path) -> str:
-    """The identity of a run folder: drawn once and kept in it, so that a continued run has it."""
-    path = folder / "tracker_id"
-    if not path.exists():
-        write_atomic(path, uuid.uuid4().hex[:12].encode())
-    return path.read_text()
+    found = {k: float(v) for k, v in row.items() if k != "step" and isinstance(v, int | float)}
+    return stage, step, {name: value for name, value in found.items() if math.isfinite(value)}

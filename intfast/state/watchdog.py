@@ -46,8 +46,17 @@ class Watchdog:
             phase, silent_s = interrupt.last_sign()
             text = f"no progress for {silent_s:.0f} s in phase {phase!r}"
             if silent_s > self.limit_s:
+                text = (
+                    f"error: {text} (watchdog_s = {self.limit_s:g}); the stacks are in {self.path}."
+                    " The same command continues this run; raise watchdog_s when the phase is "
+                    "slow, not stuck\n"
+                )
                 try:
-                    self._end(text)
+                    faulthandler.cancel_dump_traceback_later()
+                    self._write(text)
+                    faulthandler.dump_traceback(self._file)
+                    os.write(2, text.encode())
+                    faulthandler.dump_traceback(2)
                 finally:  # nothing is cleaned up: any of it may be stuck
                     os._exit(EXIT_STUCK)
             self._write(text + "\n")
@@ -62,14 +71,3 @@ class Watchdog:
         self._file.truncate()
         self._file.write(text)
         self._file.flush()
-
-    def _end(self, text: str) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        text = (
-            f"error: {text} (watchdog_s = {self.limit_s:g}); the stacks are in {self.path}. The "
-            "same command continues this run; raise watchdog_s when the phase is slow, not stuck\n"
-        )
-        self._write(text)
-        faulthandler.dump_traceback(self._file)
-        os.write(2, text.encode())
-        faulthandler.dump_traceback(2)

@@ -260,7 +260,7 @@ def show(plan: Plan, console: Console) -> None:
     """Print every arm with its settings and the most that it can generate; generate nothing."""
     from intfast import intake
     from intfast.model import weights
-    from intfast.plan import most_tokens
+    from intfast.plan import draws
 
     def say(text: str) -> None:
         console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
@@ -276,7 +276,7 @@ def show(plan: Plan, console: Console) -> None:
         for key, (old, new) in cli.differences(config, base).items():
             if key != "run":
                 say(f"  {key} = {new!r} (was {old!r})")
-        tokens = most_tokens(config, num)
+        tokens = {d.stage: d.samples * d.tokens for d in draws(config, num)}
         parts = ", ".join(f"{what} {count:,}" for what, count in tokens.items())
         say(f"  generates at most {sum(tokens.values()):,} tokens ({parts})")
         if plan.goes_on(name):
