@@ -336,16 +336,11 @@ def _label(name: str, row: Mapping[str, Any]) -> str:
 def _accuracy(
     name: str, estimate: Estimate | None, top: float, by_seed: Sequence[tuple[int, float]]
 ) -> list[str]:
-    return [interval(estimate), whisker(estimate, top, arms.color(name), seed_dots(by_seed))]
+    return [interval(estimate), whisker(estimate, top, arms.color(name), by_seed)]
 
 
 def _ahead(estimate: Estimate | None) -> list[str]:
     return [interval(estimate), reading(estimate, "ahead", "behind")]
-
-
-def seed_dots(by_seed: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
-    """Dots of a whisker."""
-    return [(f"seed {seed}: {100 * value:.1f} %", value) for seed, value in by_seed]
 
 
 def in_percent(by_seed: Sequence[tuple[int, float]]) -> str:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
 
 from intfast.labels import Weights, label
 from intfast.study.analysis import text_table
-from intfast.study.charts import Line, Point, chart, legend
-from intfast.study.page_data import RunData, Section, colors, named
+from intfast.study.charts import Line, Point, chart, legend, percent
+from intfast.study.page_data import RunData, Section
 from intfast.study.tables import element, note
 
-
-class Curve(NamedTuple):
-    """A figure of the rows of metrics.jsonl, for a reader."""
-
-    title: str
-    about: str
-
-
-_CURVES = """\
+_TABLE = """\
 reward | Reward | mean over the scored rollouts of a step, on training problems
 zero_advantage | Zero-advantage share | of a step's groups: all rewards equal, nothing to learn
 all_wrong | All-wrong groups | share of a step's groups without a right rollout
@@ -45,82 +39,81 @@ corrected_mean | Corrected | share of the loss tokens whose sampler ratio was tr
 updates | Updates | optimizer steps of a rollout step; 0 where no group had variance
 skipped | Skipped updates | gradient not finite
 """
-CURVES = {
-    name: Curve(*text) for name, *text in (line.split(" | ") for line in _CURVES.splitlines())
-}
-"""Name in a row -> its chart, in the order of the page."""
+CURVES = {name: text for name, *text in (line.split(" | ") for line in _TABLE.splitlines())}
+"""Name in a row of metrics.jsonl -> title and description of its chart, as the page has them."""
 NOT_FROM_ZERO = ("loss", "kl_mean", "ratio_mean")
+RARE = ("skipped", "unscored")
 SMOOTH_FROM = 20
 """Steps from which on a curve is drawn as a centred mean."""
+LIKELY = (
+    "Nats per token, mean over texts, 95 % bootstrap interval over texts; p = exp(-NLL); "
+    "\u201cintervention\u201d rows measure the replacement step alone."
+)
 
 
 def training(runs: Sequence[RunData]) -> Section:
     """Accuracy during RL, the curves of RL and SFT, the likelihood of texts."""
     parts = _accuracy_during(runs)
-    parts += _block("Reinforcement learning", runs, lambda weights: weights.rl)
-    parts += _block("Fine-tuning", runs, lambda weights: not weights.rl)
+    for title, rl in (("Reinforcement learning", True), ("Fine-tuning", False)):
+        parts += _curves(title, runs, rl)
     parts = parts or [note("No training step yet.")]
     for run in runs:
         if texts := run.analysis.get("texts"):
-            title = named(runs, run, "How likely the texts are, before and after SFT")
-            about = (
-                "Nats per token, mean over texts, 95 % bootstrap interval over texts; p = "
-                "exp(-NLL); \u201cintervention\u201d rows measure the replacement step alone."
-            )
-            parts += [element("h3", title), text_table(texts), note(about)]
+            title = f"{run.prefix}How likely the texts are, before and after SFT"
+            parts += [element("h3", title), text_table(texts), note(LIKELY)]
     return Section("training", "Training", "Training", parts)
 
 
 def _accuracy_during(runs: Sequence[RunData]) -> list[Any]:
-    painted = colors(runs)
-    points: dict[tuple[str, str], list[Point]] = defaultdict(list)
     lines = []
     for run in runs:
+        points: dict[str, list[Point]] = defaultdict(list)
         for key, evaluation in run.evaluations.items():
             weights = Weights.parse(key)
             if weights.step is not None and evaluation.accuracies():
-                e = evaluation.summary([]).accuracy
-                interval = (100 * e.value, 100 * e.low, 100 * e.high)
-                place = (run.name, weights.stage)
-                points[place].append(Point(weights.step, *interval, e.num_problems))
-        for (name, stage), found in points.items():
-            if name == run.name:
-                text = named(runs, run, label(stage))
-                lines.append(Line(text, painted[name, stage], found, dots=True))
+                accuracy = evaluation.summary([]).accuracy
+                points[weights.stage].append(percent(weights.step, accuracy))
+        lines += [
+            Line(run.prefix + label(stage), run.colors[stage], found, dots=True)
+            for stage, found in points.items()
+        ]
     about = "same problems and counting as the results; bands are 95 % intervals"
     figure = chart("Held-out accuracy during RL", about, lines, unit=" %", wide=True)
-    return [legend([(line.label, line.color) for line in lines]), figure] if figure else []
+    return [legend(lines), figure] if figure else []
 
 
-def _block(title: str, runs: Sequence[RunData], wanted: Callable[[Weights], bool]) -> list[Any]:
-    """Charts of the stages that are wanted, one line per run and stage."""
-    painted = colors(runs)
+def _curves(title: str, runs: Sequence[RunData], rl: bool) -> list[Any]:
+    """Charts of RL, or of the other stages, one line per run and stage."""
     sources = []
     for run in runs:
         rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in run.metrics:
             # Only training has a gradient, and only RL a reward.
-            if "grad_norm" in row or "nll_mean" in row or "reward" in row:
+            is_training = "grad_norm" in row or "nll_mean" in row or "reward" in row
+            if is_training and Weights.parse(row["stage"]).rl == rl:
                 rows[row["stage"]].append(row)
-        for stage, found in rows.items():
-            if wanted(Weights.parse(stage)):
-                sources.append((named(runs, run, label(stage)), painted[run.name, stage], found))
-    figures, window = [], 1
-    for key, curve in CURVES.items():
-        lines = [line for source in sources if (line := _line(*source, key)).points]
-        # What hardly ever happens is shown when it does.
-        if key in ("skipped", "unscored") and not any(p.y for line in lines for p in line.points):
-            continue
-        if figure := chart(curve.title, curve.about, lines, from_zero=key not in NOT_FROM_ZERO):
-            figures.append(figure)
-            window = max(window, *(line.window for line in lines))
+        sources += [(run.prefix + label(s), run.colors[s], found) for s, found in rows.items()]
+    found = {key: [_line(*source, key) for source in sources] for key in CURVES}
+    figures = figures_of(found)
     if not figures:
         return []
+    window = max(line.window for lines in found.values() for line in lines)
     smooth = f"Faint: every step. Line: centred mean of up to {window} steps. "
     about = f"{smooth if window > 1 else ''}Point at a chart for the values of a step."
-    names = legend([(text, place) for text, place, _ in sources])
-    charts = element("div", figures, class_="charts")
-    return [element("h3", title), names, note(about), charts]
+    return [element("h3", title), legend(sources), note(about), figures]
+
+
+def figures_of(found: Mapping[str, Sequence[Line]], reward: str = "") -> Markup | None:
+    """Charts of named curves; reward: another description of it."""
+    figures = []
+    for key, lines in found.items():
+        title, about = CURVES[key]
+        about = reward if reward and key == "reward" else about
+        # What hardly ever happens is shown when it does.
+        if key not in RARE or any(p.y for line in lines for p in line.points):
+            kept = [line for line in lines if line.points]
+            figures.append(chart(title, about, kept, from_zero=key not in NOT_FROM_ZERO))
+    return element("div", figures, class_="charts") if any(figures) else None
 
 
 def _line(text: str, place: int, rows: Sequence[dict[str, Any]], key: str) -> Line:
@@ -129,6 +122,6 @@ def _line(text: str, place: int, rows: Sequence[dict[str, Any]], key: str) -> Li
     ]
     # Where most steps have no value, a mean of neighbours would hide which have.
     sparse = len(points) < 0.9 * len(rows)
-    smooth = len(points) >= SMOOTH_FROM and not sparse
-    window = 2 * round(len(points) / 40) + 1 if smooth else 1
+    is_smooth = len(points) >= SMOOTH_FROM and not sparse
+    window = 2 * round(len(points) / 40) + 1 if is_smooth else 1
     return Line(text, place, points, window, dots=sparse)
