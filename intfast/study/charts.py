@@ -198,15 +198,14 @@ def _hits(
     edges = [places[0] - 12, *edges, places[-1] + 12]
     found = []
     for x, (left, right) in zip(shown, pairwise(edges), strict=True):
-        said = [f"{label}: {_said(table[x], unit)}" for label, table in tables if x in table]
-        text = "\n".join([f"{x_name} {short(x)}", *said])
+        text = f"{x_name} {short(x)}"
+        for label, table in tables:
+            if p := table.get(x):
+                text += f"\n{label}: {short(p.y)}{unit}"
+                text += "" if p.low is None else f" [{short(p.low)}, {short(p.high)}]"
+                text += f" of {p.of} problems" if p.of else ""
         found.append((_px(left), _px(max(0.1, right - left)), text))
     return found
-
-
-def _said(point: Point, unit: str) -> str:
-    range_ = "" if point.low is None else f" [{short(point.low)}, {short(point.high)}]"
-    return short(point.y) + unit + range_ + (f" of {point.of} problems" if point.of else "")
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

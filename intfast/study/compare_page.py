@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from markupsafe import Markup
+
 from intfast import cli
 from intfast.study import arms, compare_table
 from intfast.study.charts import Line, Point, bar, chart, dotted, legend, percent
 from intfast.study.page_data import Section, origin, toml
 from intfast.study.read import read_figures, read_json, read_rows
-from intfast.study.results import NO_WIDTH, PASS, UNSCORED, sampling
-from intfast.study.sections import code_table, versions
+from intfast.study.results import PASS, TOLD_APART, counted, sampling
+from intfast.study.sections import code_table, figures_of, versions
 from intfast.study.tables import Cell, Table, element, fold, heads, note, reading
-from intfast.study.training import figures_of
 
 SERIES = ("reward", "zero_advantage", "all_wrong", "length", "truncated", "entropy_sampled")
 """The curves of RL that are shown, arm beside arm."""
@@ -88,20 +89,19 @@ class About:
 
     def evaluations(self, name: str, longer: bool = False) -> dict[int, Any]:
         """Seed -> evaluation of an arm; `longer`: after as many tokens as ours."""
-        done = {seed: cells for seed, cells in self.cells[name].items() if cells}
-        if longer:
-            with_ours = self.cells.get(arms.OURS, {})
-            done = {s: cells["longer"] or cells for s, cells in done.items() if with_ours.get(s)}
-        return {seed: cells["evaluation"] for seed, cells in done.items()}
+        done, more = compare_table.compared(self.cells[name], self.cells.get(arms.OURS))
+        return {seed: cells["evaluation"] for seed, cells in (more if longer else done).items()}
 
     def line(self, name: str, points: Sequence[Point], dots: bool = False) -> Line:
         """A line of a chart, of an arm."""
         dashed = arms.is_dashed(name)
-        return Line(self.rows[name]["label"], arms.color(name), points, dots=dots, dashed=dashed)
+        return Line(
+            self.rows[name]["label"], arms.ARMS[name].color, points, dots=dots, dashed=dashed
+        )
 
     def name(self, name: str) -> Cell:
         """The label of an arm with its colour."""
-        return dotted(self.rows[name]["label"], arms.color(name))
+        return dotted(self.rows[name]["label"], arms.ARMS[name].color)
 
 
 def header(about: About) -> list[Any]:
@@ -112,19 +112,18 @@ def header(about: About) -> list[Any]:
     found = [element("h1", about.folder.resolve().name), element("p", text, class_="muted")]
     measured = [row["accuracy"] for row in about.rows.values() if row["accuracy"]]
     if measured:
-        counted = (
+        text = (
             f"Measured: {measured[0].num_problems:,} held-out problems, "
             f"{about.config.evaluate.samples:,} samples of each and seed, {sampling(about.config)}"
         )
-        found.append(element("p", counted))
+        found.append(element("p", text))
     return found
 
 
 def sections(about: About) -> tuple[list[Section], list[Section]]:
     """What stands before the interventions of our arm, and behind them."""
     table = compare_table.steps_table(about.found)
-    counted = fold("How these were counted", note(_counted(about)), open=True)
-    parts = [*_verdicts(about, "ahead", "equal steps"), table, counted, *_pass(about)]
+    parts = [*_verdicts(about, "ahead", "equal steps"), table, _counted(about), *_pass(about)]
     before = [Section("results", "Equal steps", "At equal RL steps", parts)]
     before += [_tokens(about)] if about.with_tokens else []
     return [*before, _training(about)], [_settings(about)]
@@ -148,22 +147,15 @@ def _verdicts(about: About, key: str, where: str) -> list[Any]:
     return [element("p", title), element("ul", items, class_="verdicts")] if items else []
 
 
-def _counted(about: About) -> str:
-    several = len(about.seeds) > 1
-    over = "seeds and problems" if several else "problems"
-    few = "; of few seeds an interval tells little more than their spread"
+def _counted(about: About) -> Markup:
     ahead = (
         f"\u201c{compare_table.OURS} ahead by\u201d is its accuracy minus that of the arm, paired "
-        "by seed and problem; \u201cnot told apart\u201d: the interval holds zero. Each interval "
-        "stands alone; among many some exclude zero by chance. "
+        f"by seed and problem. {TOLD_APART} "
     )
-    return (
-        f"In brackets: 95 % intervals, by drawing {over} again with replacement (bootstrap, 2,000 "
-        f"times){few if several else '; they say nothing of another seed'}. Accuracy is the mean "
-        "over seeds and problems of the share of right samples; pass@k the unbiased estimate that "
-        f"one of k samples is right. {UNSCORED} {ahead if about.found['compared_with'] else ''}"
-        "Arms without RL have no RL steps; those after RL had "
-        f"{about.config.rl.steps or 'none'}. {NO_WIDTH}"
+    return counted(
+        "seeds and problems" if len(about.seeds) > 1 else "problems",
+        f"{ahead if about.found['compared_with'] else ''}Arms without RL have no RL steps; those "
+        f"after RL had {about.config.rl.steps or 'none'}.",
     )
 
 
@@ -290,10 +282,8 @@ def _settings(about: About) -> Section:
     parts: list[Any] = []
     if given := about.found.get("own_settings"):
         rows = [[labels.get(name, name), "  ".join(words)] for name, words in given.items()]
-        parts += [
-            element("h3", "Given to single arms"),
-            code_table(["arm", "settings"], rows, "arm"),
-        ]
+        title = element("h3", "Given to single arms")
+        parts += [title, code_table(["arm", "settings"], rows, "arm")]
     own = []
     for run in runs:
         rows = "; ".join(labels[name] for name in about.runs if about.runs[name] == run)
@@ -301,28 +291,20 @@ def _settings(about: About) -> Section:
     differences = cli.differences(about.config).items()
     shared = [[key, *map(toml, pair)] for key, pair in differences if key not in ("run", "seed")]
     folders = [_folder(about.folder, s, run) for s in about.seeds for run in ["collection", *runs]]
-    code = [element("code", word) for word in (about.standard, "rl.until_tokens")]
+    about_runs = Markup(
+        "Settings in which a run differs from <code>{}</code>, with the first seed; "
+        "<code>rl.until_tokens</code> makes it go on for equal tokens."
+    )
+    common = f"What all share: settings of {about.standard} that differ from the defaults"
+    listed = code_table(["folder", "state"], folders, "state")
     parts += [
         element("h3", "What makes each arm"),
-        note(
-            "Settings in which a run differs from ",
-            code[0],
-            ", with the first seed; ",
-            code[1],
-            " makes it go on for equal tokens.",
-        ),
+        note(about_runs.format(about.standard)),
         code_table(["run", "rows", "settings"], own, "rows"),
-        fold(
-            f"What all share: settings of {about.standard} that differ from the defaults",
-            code_table(["setting", "default", "here"], shared),
-        ),
+        fold(common, code_table(["setting", "default", "here"], shared)),
         element("h3", "Run folders"),
         note("Each is an ordinary run; a link opens its own page where it lies beside this one."),
-        fold(
-            f"{len(folders)} folders",
-            code_table(["folder", "state"], folders, "state"),
-            open=len(folders) < 10,
-        ),
+        fold(f"{len(folders)} folders", listed, open=len(folders) < 10),
         *versions({"": {k: v for k, v in about.manifest.items() if k != "starts"}}),
     ]
     return Section("settings", "Settings", "Settings, run folders, versions", parts)

@@ -26,7 +26,7 @@ from intfast.labels import STARTS
 from intfast.safe_text import shown
 from intfast.state.command import outcome
 from intfast.state.files import write_atomic
-from intfast.study import compare_page, results, sections, training
+from intfast.study import compare_page, results, sections
 from intfast.study.browser import browse
 from intfast.study.page_data import RunData, Section, load_all
 from intfast.study.tables import PAGE, render
@@ -59,9 +59,10 @@ def page(folders: Sequence[Path]) -> str:
         {"name": run.name, "candidates": len(run.interventions), "scored": run.texts["scored"]}
         for run in runs
     ]
+    policy = f"style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
     return render(
         "page.html",
-        policy=f"style-src {_hash(style)}; script-src {_hash(script)}",
+        policy=f"default-src 'none'; {policy}; form-action 'none'",
         version=intfast.__version__,
         title=title,
         style=style,
@@ -90,7 +91,7 @@ def gather(folders: Sequence[Path]) -> tuple[str, list[Any], list[Section], list
     else:
         runs = load_all(folders)
         title, header = ", ".join(run.name for run in runs), sections.header(runs)
-        before, after = [results.results(runs)], [training.training(runs)]
+        before, after = [results.results(runs)], [sections.training(runs)]
         after += [part(runs) for part in (sections.time, sections.grading, sections.settings)]
     for run in runs:
         run.texts = browse(run)

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import msgspec
+from markupsafe import Markup
 
 from intfast import cli
 from intfast.config import Config
@@ -22,29 +23,22 @@ from intfast.study.compare_table import (
     in_percent,
     pass_curve,
     pooled,
-    shared_problems,
 )
 from intfast.study.page_data import RunData, Section
 from intfast.study.summary import HeldOut, held_out, summarised
 from intfast.study.tables import Table, element, fold, heads, interval, note, reading, short
 
-UNSCORED = (
-    "Unscored samples, which the grader could not decide, are in neither numerator nor denominator."
+EVER_SOLVED = (
+    "\u201cEver solved\u201d counts problems with a right sample among all of theirs (Wilson "
+    "interval). Tokens: mean length of a sample; cut: samples that hit the length limit."
 )
-NO_WIDTH = "An interval without width says that all problems gave the same, not that it is certain."
-COUNTED = (
-    "In brackets: 95 % intervals. They describe the spread between problems and say nothing "
-    "about another training seed. Accuracy is the mean over problems of the share of right "
-    "samples (avg@n); pass@k is the unbiased estimate that one of k samples is right, from the "
-    "same samples; both intervals draw the problems again with replacement (bootstrap, 2,000 "
-    "times). \u201cEver solved\u201d counts problems with a right sample among all of theirs "
-    "(Wilson interval). Tokens: mean length of a sample; cut: samples that hit the length "
-    f"limit. {UNSCORED} {NO_WIDTH}"
+TOLD_APART = (
+    "\u201cNot told apart\u201d: the interval holds zero. Each interval stands alone; among many "
+    "some exclude zero by chance."
 )
 PAIRED = (
     "Paired by problem, so the spread between problems cancels; intervals by bootstrap over "
-    "problems. \u201cNot told apart\u201d: the interval holds zero. Each interval stands "
-    "alone; among many pairs some exclude zero by chance."
+    f"problems. {TOLD_APART}"
 )
 PASS = "unbiased, {}, logarithmic in k; bands are 95 % bootstrap intervals"
 
@@ -59,7 +53,7 @@ def results(runs: Sequence[RunData]) -> Section:
             powers = [2**i for i in range(most.bit_length())]
             found = summarised(evaluation, sorted({*ks, *powers}))
             place, text = run.colors[key], run.prefix + label(key)
-            rows.append(HeldOut(text, found, 0.0 if found else 1.0, place))
+            rows.append(HeldOut(text, found, place))
             if found:
                 points = [percent(k, e) for k, e in sorted(found.pass_at_k.items())]
                 lines.append(Line(text, place, points, dots=True))
@@ -70,14 +64,31 @@ def results(runs: Sequence[RunData]) -> Section:
     repeats = _over_seeds(runs)
     parts = [*(_measured(run) for run in runs if run.finals), *repeats]
     parts += [element("h3", "Each run")] if repeats else []
-    counted = fold("How these were counted", note(COUNTED), open=True)
-    parts += [held_out(rows, ks), counted, *_differences(runs)]
+    parts += [held_out(rows, ks), counted("problems", EVER_SOLVED), *_differences(runs)]
     about = PASS.format("over held-out problems")
     if figure := chart("pass@k", about, lines, unit=" %", log_k=True, wide=True):
         parts += [element("h3", "What more samples would solve"), legend(lines), figure]
     for run in runs:
         parts += _ablations(run) if run.ablations else []
     return Section("results", "Results", title, parts)
+
+
+def counted(over: str, more: str) -> Markup:
+    """What accuracy, pass@k and their intervals are, over problems or over seeds too."""
+    seeds = (
+        "of few seeds they tell little more than their spread"
+        if "seeds" in over
+        else "they describe the spread between problems and say nothing about another training seed"
+    )
+    text = (
+        f"In brackets: 95 % intervals, by drawing {over} again with replacement (bootstrap, 2,000 "
+        f"times); {seeds}. Accuracy is the mean over {over} of the share of right samples (avg@n); "
+        "pass@k the unbiased estimate that one of k samples is right, from the same samples. "
+        "Unscored samples, which the grader could not decide, are in neither numerator nor "
+        f"denominator. {more} An interval without width says that all problems gave the same, not "
+        "that it is certain."
+    )
+    return fold("How these were counted", note(text), open=True)
 
 
 def sampling(config: Config) -> str:
@@ -181,7 +192,11 @@ def groups(runs: Sequence[RunData]) -> list[Group]:
             shared = in_order(list(set.intersection(*(set(run.finals) for run in members))))
             tables = {key: {s: run.finals[key] for s, run in by_seed.items()} for key in shared}
             # Without a problem that every seed has scored there is nothing to pool.
-            tables = {k: t for k, t in tables.items() if shared_problems(t)}
+            tables = {
+                k: t
+                for k, t in tables.items()
+                if set.intersection(*(set(e.accuracies()) for e in t.values()))
+            }
             found.append(Group([run.name for run in members], list(by_seed), tables))
     return [group for group in found if group.tables]
 
