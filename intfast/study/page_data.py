@@ -54,9 +54,17 @@ class RunData:
             )
         self.folder, self.name, self.place, self.prefix = folder, name, place, prefix
         self.config = config = cli.load(folder / "config.toml")
-        self.missing = [
-            file for file in SHOWS if not (folder / file).is_file() and _is_expected(file, config)
-        ]
+        drawn = config.needs_interventions
+        unasked = {
+            "evaluations.json": config.data.test is None,
+            "attempts.jsonl": not config.needs_attempts,
+            "interventions.jsonl": not drawn,
+            "continuations.jsonl": not (drawn and config.intervene.continuations),
+            "examples.jsonl": not config.sft.epochs,
+            "example_logprobs.jsonl": not (config.sft.epochs and config.metrics.example_logprobs),
+        }
+        absent = [file for file in SHOWS if not (folder / file).is_file()]
+        self.missing = [file for file in absent if not unasked.get(file)]
         self.manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
         stored = read_evaluations(folder)
         self.evaluations = {key: stored[key] for key in in_order(list(stored))}
@@ -105,19 +113,6 @@ def _names(folders: Sequence[Path]) -> list[str]:
         return names
     shared = os.path.commonpath([folder.parent for folder in folders])
     return [folder.relative_to(shared).as_posix() for folder in folders]
-
-
-def _is_expected(name: str, config: Config) -> bool:
-    """Whether a finished run of this config has the file."""
-    needed = {
-        "evaluations.json": config.data.test is not None,
-        "attempts.jsonl": config.needs_attempts,
-        "interventions.jsonl": config.needs_interventions,
-        "continuations.jsonl": config.needs_interventions and config.intervene.continuations,
-        "examples.jsonl": config.sft.epochs,
-        "example_logprobs.jsonl": config.sft.epochs and config.metrics.example_logprobs,
-    }
-    return bool(needed.get(name, True))
 
 
 # --- what sections have in common ---------------------------------------------------------------

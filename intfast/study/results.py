@@ -14,16 +14,8 @@ from intfast import cli
 from intfast.config import Config
 from intfast.evaluate import Estimate, Evaluation, Summary, compare
 from intfast.labels import in_order, label
-from intfast.study import ablate
+from intfast.study import ablate, compare_table
 from intfast.study.charts import Line, chart, dotted, legend, percent, whisker
-from intfast.study.compare_table import (
-    accuracy,
-    by_seed,
-    difference,
-    in_percent,
-    pass_curve,
-    pooled,
-)
 from intfast.study.page_data import RunData, Section
 from intfast.study.summary import HeldOut, held_out, summarised
 from intfast.study.tables import Table, element, fold, heads, interval, note, reading, short
@@ -174,7 +166,7 @@ class Group(NamedTuple):
         return [
             (label(more), label(less), found)
             for less, more in combinations(self.tables, 2)
-            if (found := difference(self.tables[more], self.tables[less]))
+            if (found := compare_table.difference(self.tables[more], self.tables[less]))
         ]
 
 
@@ -219,18 +211,21 @@ def _over_seeds(runs: Sequence[RunData]) -> list[Any]:
 
 
 def _group_table(group: Group) -> Table:
-    means = {key: pooled(table, accuracy) for key, table in group.tables.items()}
-    curves = {key: dict(pass_curve(table)) for key, table in group.tables.items()}
+    means = {
+        key: compare_table.pooled(table, compare_table.accuracy)
+        for key, table in group.tables.items()
+    }
+    curves = {key: dict(compare_table.pass_curve(table)) for key, table in group.tables.items()}
     ks = sorted({k for curve in curves.values() for k in curve if k > 1})
     top = max(estimate.high for estimate in means.values()) or 1
     scale = f"0 to {short(100 * top)} %, dots: seeds"
     columns = heads("*weights", ">accuracy %", scale, *(f">pass@{k} %" for k in ks), ">by seed %")
     rows = []
     for place, (key, mean) in enumerate(means.items()):
-        seeds = by_seed(group.tables[key])
+        seeds = compare_table.by_seed(group.tables[key])
         figures = [interval(curves[key].get(k)) for k in ks]
         shown = [dotted(label(key), place), interval(mean), whisker(mean, top, place, seeds)]
-        rows.append([*shown, *figures, in_percent(seeds)])
+        rows.append([*shown, *figures, compare_table.in_percent(seeds)])
     return Table("", columns, rows, style="arms")
 
 
