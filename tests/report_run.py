@@ -15,7 +15,7 @@ import msgspec
 from intfast import cli, intervene
 from intfast.evaluate import Evaluation, count_samples
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
-from intfast.study.token_logprobs import TokenLogprobs
+from intfast.study.read import TokenLogprobs
 
 HOSTILE = (
     "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'>"

@@ -13,8 +13,8 @@ from intfast.model.decoder import PackedAttention
 from intfast.records import Example, Intervention
 from intfast.run import open_run
 from intfast.state import checkpoint
-from intfast.study import token_logprobs
-from intfast.study.token_logprobs import TokenLogprobs
+from intfast.study import analysis
+from intfast.study.read import TokenLogprobs
 
 
 @pytest.fixture(scope="module")
@@ -259,10 +259,10 @@ def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(run_of,
         made = sft_examples(run)
         sft.sft(run, "int", made)
         trained = weights_of(run)
-        token_logprobs.write(run, "int", made)
+        analysis.write_tokens(run, "int", made)
         assert run.holds == "int" and same(weights_of(run), trained)
         rows = run.folder.journal("example_logprobs", TokenLogprobs).records
-        assert [row.example for row in rows] == token_logprobs.spread(len(made), 3)
+        assert [row.example for row in rows] == analysis.spread(len(made), 3)
         for held in ("base", "trained"):
             run.hold("base" if held == "base" else "int")
             for row in rows:
@@ -282,7 +282,7 @@ def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(run_of,
             raise AssertionError("scored again")
 
         run.hold = refuse
-        token_logprobs.write(run, "int", made)
+        analysis.write_tokens(run, "int", made)
 
 
 def test_sft_and_rl_refuse_to_train_on_nothing(run_of):

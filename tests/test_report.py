@@ -13,10 +13,9 @@ from intfast.records import Example
 from intfast.study import ablate, browser, report, sections
 from intfast.study.page_data import SHOWS, load_all
 from intfast.study.paired import compare
-from intfast.study.read import read_evaluations, read_rows
+from intfast.study.read import TokenLogprobs, read_evaluations, read_rows
 from intfast.study.summary import continued_from, first_wave, starts_table
 from intfast.study.tables import interval
-from intfast.study.token_logprobs import TokenLogprobs
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def test_charts_tell_their_values(folder):
 def test_gates_starts_and_outcomes_are_counted(folder):
     page = seen(folder)
     (run,) = load_all([folder])
-    gates, starts = page.tables["interventions"]
+    gates, starts, tenths = page.tables["interventions"]
     counts = {row[0]: row[1] for row in gates[1:]}
     assert counts == {"kept": "1", "unsolved": "1", "leak": "1", "unparsed": "1"}
     assert "1 problems have a kept one, at 12 generated" in page.text("interventions")
@@ -84,6 +83,7 @@ def test_gates_starts_and_outcomes_are_counted(folder):
     assert rows["problem alone: the attempts"][3] == "4 (1 per problem)"
     # Three located steps, each the second of three.
     assert sections.places(run) == [0, 0, 0, 3, 0, 0, 0, 0, 0, 0]
+    assert [row[1] for row in tenths[1:]] == list("0003000000")
     head, *rows = page.tables["grading"][0]
     found = {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
     assert found["attempts"]["wrong"] == "4"

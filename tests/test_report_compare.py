@@ -11,7 +11,7 @@ from test_report import Seen
 from test_report_page import assert_harmless
 
 from intfast.safe_text import printable
-from intfast.study import compare_page, compare_table, repeats, report
+from intfast.study import compare_page, compare_table, report, results
 from intfast.study.page_data import load_all
 from intfast.study.tables import interval
 
@@ -144,7 +144,7 @@ def test_runs_that_differ_in_the_seed_alone_are_pooled(tmp_path):
     folders = [make_run(tmp_path / f"s{seed}", *FEW, f"seed={seed}") for seed in (3, 4)]
     other = make_run(tmp_path / "other", *FEW, "seed=5", "sft.epochs=2")
     runs = load_all([*folders, other])
-    (group,) = repeats.groups(runs)
+    (group,) = results.groups(runs)
     assert (group.names, group.seeds) == (["s3", "s4"], [3, 4])
     assert list(group.tables) == ["base", "int", "int_rl"]
     ours, base = ({run.config.seed: run.evaluations[n] for run in runs[:2]} for n in RIGHT_ENDS)
@@ -161,4 +161,4 @@ RIGHT_ENDS = ("int_rl", "base")
 
 def test_the_same_seed_twice_is_no_repetition(tmp_path):
     runs = load_all([make_run(tmp_path / name, *FEW) for name in "ab"])
-    assert repeats.groups(runs) == []
+    assert results.groups(runs) == []

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.quickstart_task import task
 from intfast.prompts import decode
-from intfast.study.token_logprobs import pieces, spread
+from intfast.study.analysis import pieces, spread
 
 TEXTS = [
     "First, x = 1.\n\nThen y = 2.",

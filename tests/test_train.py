@@ -17,7 +17,7 @@ from intfast import cli, intervene
 from intfast.records import Attempt, Continuation, Example, Intervention
 from intfast.sample import Sampler
 from intfast.study.finish import train
-from intfast.study.token_logprobs import TokenLogprobs
+from intfast.study.read import TokenLogprobs
 from intfast.train import main
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from intfast.state.command import outcome
 from intfast.state.runfolder import write_json
 from intfast.study import derive
 from intfast.study.charts import whisker
-from intfast.study.read import read_json
+from intfast.study.read import read_evaluations
 from intfast.study.tables import Column, Table, heads, interval, share, short
 
 USAGE = """\
@@ -63,7 +63,7 @@ def ablate(
         )
     rows = {}
     _check_settings(words)
-    # Settings given here may change the evaluation, but then for all ablations alike.
+    # The base model is evaluated once: settings given here may change how, but for all alike.
     evaluated = None if words else folder
     for name in names or ABLATIONS:
         changes = ABLATIONS[name]
@@ -74,8 +74,9 @@ def ablate(
         derive.check(config, "this ablation", remedy)
         # The manifest too: another model is refused.
         derive.give(folder, target, RECORDS)
-        if evaluated:
-            _copy_base_evaluation(evaluated, target)
+        base = read_evaluations(evaluated).get("base") if evaluated else None
+        if base and not (target / "evaluations.json").exists():
+            write_json(target / "evaluations.json", {"base": base})
         evaluated = target
         summary = finish.train(config, console)
         rows[name] = {
@@ -101,13 +102,6 @@ def _check_settings(words: Sequence[str]) -> None:
         )
 
 
-def _copy_base_evaluation(folder: Path, target: Path) -> None:
-    """The base model was evaluated there with the same settings: not again here."""
-    stored = read_json(folder / "evaluations.json") or {}
-    if "base" in stored and not (target / "evaluations.json").exists():
-        write_json(target / "evaluations.json", {"base": stored["base"]})
-
-
 def table(rows: Mapping[str, dict[str, Any]]) -> Table:
     """What SFT was trained on, and what came of it."""
     measured = [row["evaluation"] for row in rows.values() if row["evaluation"]]
@@ -118,10 +112,8 @@ def table(rows: Mapping[str, dict[str, Any]]) -> Table:
     lines = []
     for name, row in rows.items():
         found = row["evaluation"]
-        figures = ["", "", ""]
-        if found:
-            drawn = whisker(found.accuracy, top, 2)
-            figures = [interval(found.accuracy), drawn, share(found.coverage)]
+        accuracy, covered = (found.accuracy, share(found.coverage)) if found else (None, "")
+        figures = [interval(accuracy), whisker(accuracy, top, 2), covered]
         settings = "  ".join(row["settings"]) or "the recipe"
         lines.append([name, str(row["examples"]), f"{row['loss_tokens']:,}", *figures, settings])
     title = "SFT on the same interventions (held-out problems, 95 % intervals over problems)"

@@ -1,13 +1,15 @@
 """The paper's other tables, on any run: likelihoods, entropy, pass@k curves, and RL curves.
 
-Written to `analysis.json` at the end of a run. Only reads weights and records: no result depends on
-it. Every text is scored as it stands in training: prompt before it, token by token, temperature 1.
+Written to `analysis.json` at the end of a run, and, of single tokens, to `example_logprobs.jsonl`
+for the report. Only reads weights and records: no result depends on it. Every text is scored as it
+stands in training: prompt before it, token by token, temperature 1.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,25 +22,15 @@ from intfast.evaluate import Estimate
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.labels import label
 from intfast.methods import sft_data
-from intfast.prompts import encode
-from intfast.records import Attempt, Continuation, Example, Intervention, Problem
+from intfast.prompts import decode, encode
+from intfast.records import Attempt, Example, Intervention, Problem
 from intfast.run import Run
-from intfast.study.read import read_evaluations
+from intfast.study.read import TokenLogprobs, read_evaluations
 from intfast.study.summary import summarised
 from intfast.study.tables import Table, heads, interval
-from intfast.study.token_logprobs import spread
 
-CURVES = (
-    "reward",
-    "zero_advantage",
-    "all_wrong",
-    "all_right",
-    "length",
-    "truncated",
-    "entropy_sampled",
-    "entropy_mean",
-    "sampled_tokens",
-)
+CURVES = ("reward", "zero_advantage", "all_wrong", "all_right", "length", "truncated")
+CURVES += ("entropy_sampled", "entropy_mean", "sampled_tokens")
 
 
 class TextMeasure(NamedTuple):
@@ -55,13 +47,25 @@ def write(run: Run, found: Found, supervised: str) -> dict[str, Any]:
     An interrupted run scores again: it takes one forward over `analysis.texts` texts of each kind.
     """
     names = ["base"] if supervised == "base" else ["base", supervised]
+    samples = run.config.evaluate.samples
+    ks = sorted({2**power for power in range(samples.bit_length())} | {samples})
+    stored = read_evaluations(run.folder.path)
+    summaries = {key: summarised(evaluation, ks) for key, evaluation in stored.items()}
+    stages = {row["stage"] for row in run.metrics.journal.records if "zero_advantage" in row}
     result = {
         "texts": _texts(run, found, names) if run.config.analysis.texts else {},
-        "pass_at_k": pass_curves(run),
-        "rl_curves": rl_curves(run),
+        "pass_at_k": {key: summary.pass_at_k for key, summary in summaries.items() if summary},
+        # None where a step had no update.
+        "rl_curves": {
+            stage: {k: [row.get(k) for row in run.metrics.rows(stage)] for k in ("step", *CURVES)}
+            for stage in sorted(stages)
+        },
     }
     run.folder.write_json("analysis.json", result)
-    say(run, result)
+    tables = ((result["texts"], text_table), (result["pass_at_k"], _pass_table))
+    for found, table in tables:
+        if found:
+            run.metrics.console.print(table(found).rich())
     return result
 
 
@@ -82,10 +86,10 @@ def sources(run: Run, found: Found) -> dict[str, list[Example]]:
     def attempts(grade: str) -> list[Attempt]:
         return [r for r in found.attempts if r.grade == grade and r.problem_id in problems]
 
-    def gate(name: str, held: bool | None = None) -> list[Intervention]:
+    def gate(name: str, *held_out: bool) -> list[Intervention]:
+        wanted = held_out or (False, True)
         passed = [record for record in found.interventions if record.gate == name]
-        is_held = [sft_data.is_held_out(record.problem_id, share) for record in passed]
-        return [r for r, h in zip(passed, is_held, strict=True) if held is None or h == held]
+        return [r for r in passed if sft_data.is_held_out(r.problem_id, share) in wanted]
 
     def target(record: Intervention) -> list[int]:
         return [*record.prefix_ids, *record.intervention_ids]
@@ -93,50 +97,33 @@ def sources(run: Run, found: Found) -> dict[str, list[Example]]:
     right = [r for r in found.continuations if (r.start, r.grade) == ("intervention", "correct")]
     guided = [record for record in found.interventions if record.guided]
     references = [problem for problem in found.selected if problem.reference]
+    nothing, sampled = (lambda r: []), attrgetter("token_ids")
+    prefix, step = attrgetter("prefix_ids"), attrgetter("intervention_ids")
     tokenizer = run.sampler.tokenizer
     # kind: records, the answer before the measured tokens, the measured tokens
     kinds: dict[str, tuple[Sequence[Any], Any, Any]] = {
-        "attempt, wrong": (attempts("wrong"), _nothing, _sampled),
-        "attempt, right": (attempts("correct"), _nothing, _sampled),
-        "reference": (references, _nothing, lambda r: encode(tokenizer, r.reference)),
-        "guided solution": (guided, _nothing, lambda r: encode(tokenizer, r.guided)),
-        "prefix + intervention": (gate("kept"), _nothing, target),
-        "continuation, right": (right, lambda r: target(by_id[r.intervention_id]), _sampled),
-        "intervention, kept": (gate("kept", False), _prefix, _step),
-        "intervention, held out": (gate("kept", True), _prefix, _step),
-        "intervention, unsolved": (gate("unsolved"), _prefix, _step),
+        "attempt, wrong": (attempts("wrong"), nothing, sampled),
+        "attempt, right": (attempts("correct"), nothing, sampled),
+        "reference": (references, nothing, lambda r: encode(tokenizer, r.reference)),
+        "guided solution": (guided, nothing, lambda r: encode(tokenizer, r.guided)),
+        "prefix + intervention": (gate("kept"), nothing, target),
+        "continuation, right": (right, lambda r: target(by_id[r.intervention_id]), sampled),
+        "intervention, kept": (gate("kept", False), prefix, step),
+        "intervention, held out": (gate("kept", True), prefix, step),
+        "intervention, unsolved": (gate("unsolved"), prefix, step),
     }
     made = {}
     for kind, (records, before, ids) in kinds.items():
-        chosen = _spread(run, records)
-        keys = [r.id if isinstance(r, Problem) else r.problem_id for r in chosen]
-        rows = zip(keys, chosen, strict=True)
-        examples = [_example(run, problems[key], before(r), ids(r)) for key, r in rows]
+        examples = []
+        for record in _spread(run, records):
+            key = record.id if isinstance(record, Problem) else record.problem_id
+            head, measured = [*run.sampler.prompt(problems[key]), *before(record)], ids(record)
+            weights = [0.0] * len(head) + [1.0] * len(measured)
+            ids_all = [*head, *measured]
+            examples.append(Example(token_ids=ids_all, weights=weights, problem_id=key))
         made[kind] = [example for example in examples if any(example.weights)]
     made["SFT example"] = _spread(run, found.examples)
     return {kind: examples for kind, examples in made.items() if examples}
-
-
-def _example(run: Run, problem: Problem, before: list[int], ids: list[int]) -> Example:
-    head = [*run.sampler.prompt(problem), *before]
-    weights = [0.0] * len(head) + [1.0] * len(ids)
-    return Example(token_ids=[*head, *ids], weights=weights, problem_id=problem.id)
-
-
-def _nothing(record: Any) -> list[int]:
-    return []
-
-
-def _sampled(record: Attempt | Continuation) -> list[int]:
-    return record.token_ids
-
-
-def _prefix(record: Intervention) -> list[int]:
-    return record.prefix_ids
-
-
-def _step(record: Intervention) -> list[int]:
-    return record.intervention_ids
 
 
 def _spread(run: Run, records: Sequence[Any]) -> list[Any]:
@@ -155,12 +142,10 @@ def _texts(run: Run, found: Found, names: Sequence[str]) -> dict[str, Any]:
                 measured[kind][name] = measure(run, examples)
     run.metrics.row("analysis", 1, {"texts": sum(map(len, made.values()))})
     seed = run.config.seed
-    table: dict[str, Any] = {}
-    for kind, by_name in measured.items():
-        texts = by_name[names[0]]
-        table[kind] = {
-            "texts": len(texts),
-            "tokens": sum(text.num_tokens for text in texts),
+    return {
+        kind: {
+            "texts": len(by_name[names[0]]),
+            "tokens": sum(text.num_tokens for text in by_name[names[0]]),
             "of": {
                 name: {
                     "nll": (nll := evaluate.estimate([text.nll for text in texts], seed)),
@@ -170,56 +155,95 @@ def _texts(run: Run, found: Found, names: Sequence[str]) -> dict[str, Any]:
                 for name, texts in by_name.items()
             },
         }
-    return table
+        for kind, by_name in measured.items()
+    }
+
+
+def measure(run: Run, examples: Sequence[Example]) -> list[TextMeasure]:
+    """What the weights in the decoder make of the weighted tokens of each Example."""
+    found = []
+    for scored in score(run, examples):
+        logprobs, entropies = zip(*scored.values(), strict=True)
+        num = len(scored)
+        found.append(TextMeasure(num, -sum(logprobs) / num, sum(entropies) / num))
+    return found
+
+
+# --- tokens ------------------------------------------------------------------------------------
+
+
+def write_tokens(run: Run, name: str, examples: Sequence[Example]) -> None:
+    """Fill example_logprobs.jsonl, once: `metrics.example_logprobs` examples, spread over all.
+
+    Ends with `name` in the decoder.
+    """
+    chosen = spread(len(examples), run.config.metrics.example_logprobs)
+    journal = run.folder.journal("example_logprobs", TokenLogprobs)
+    if [row.example for row in journal.records] == chosen:
+        return
+    wanted = [examples[index] for index in chosen]
+    found = {}
+    for held in ("base", name):
+        run.hold(held)
+        with run.metrics.phase("score"):
+            found[held] = score(run, wanted)
+    rows = zip(chosen, wanted, found["base"], found[name], strict=True)
+    journal.replace(
+        TokenLogprobs(
+            example=index,
+            pieces=pieces(run.sampler.tokenizer, example.token_ids),
+            weights=example.weights,
+            base=[base.get(place, (None,))[0] for place in range(len(example.token_ids))],
+            trained=[trained.get(place, (None,))[0] for place in range(len(example.token_ids))],
+        )
+        for index, example, base, trained in rows
+    )
+
+
+def spread(count: int, limit: int) -> list[int]:
+    """At most `limit` places of `count`, evenly spread. Example: spread(5, 2) == [0, 2]."""
+    num = min(count, limit)
+    return [place * count // num for place in range(num)]
 
 
 @torch.no_grad()
-def measure(run: Run, examples: Sequence[Example]) -> list[TextMeasure]:
-    """What the weights in the decoder make of the weighted tokens of each Example."""
-    sums = [[0.0, 0.0, 0.0] for _ in examples]
+def score(run: Run, examples: Sequence[Example]) -> list[dict[int, tuple[float, float]]]:
+    """Of each example: place of a loss token -> its log-prob and the entropy there, in nats."""
+    found: list[dict[int, tuple[float, float]]] = [{} for _ in examples]
     config = msgspec.structs.replace(run.config.batch, too_long="alone")
     for batch in pack(examples, config).batches:
         batch = batch.to(run.device)
         hidden_ND = run.decoder(*batch.inputs())
-        logprob_N, entropy_N = linear_logprob(hidden_ND, run.decoder.head_weight_VD, batch.target_N)
-        rows = zip(batch.sequence_N.tolist(), logprob_N.tolist(), entropy_N.tolist(), strict=True)
-        for sequence, logprob, entropy in rows:
-            total = sums[batch.examples_S[sequence]]
-            for place, value in enumerate((1.0, -logprob, entropy)):
-                total[place] += value
-    return [TextMeasure(int(num), nll / num, entropy / num) for num, nll, entropy in sums]
+        scored = linear_logprob(hidden_ND, run.decoder.head_weight_VD, batch.target_N)
+        columns = (batch.sequence_N, batch.position_ids_T[batch.rows_N], *scored)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for sequence, position, logprob, entropy in rows:
+            # A row speaks of the token behind it.
+            found[batch.examples_S[sequence]][position + 1] = (logprob, entropy)
+    return found
 
 
-# --- curves ------------------------------------------------------------------------------------
+def pieces(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
+    """The text of each token, so that they join to the text of all.
+
+    A token may end inside a character, and a space may depend on the token before: each piece is
+    what its token adds to the text of the tokens since the last two whole pieces.
+    """
+    found: list[str] = []
+    begin = settled = 0
+    before = ""
+    for end in range(1, len(token_ids) + 1):
+        text = decode(tokenizer, token_ids[begin:end])
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(token_ids):
+            found.append("")
+            continue
+        found.append(text[len(before) :])
+        begin, settled = settled, end
+        before = decode(tokenizer, token_ids[begin:settled])
+    return found
 
 
-def pass_curves(run: Run) -> dict[str, dict[int, Estimate]]:
-    """Stored evaluation -> k -> unbiased pass@k, for k = 1, 2, 4, ... and all samples."""
-    samples = run.config.evaluate.samples
-    ks = sorted({2**power for power in range(samples.bit_length())} | {samples})
-    stored = read_evaluations(run.folder.path)
-    found = {key: summarised(evaluation, ks) for key, evaluation in stored.items()}
-    return {key: summary.pass_at_k for key, summary in found.items() if summary}
-
-
-def rl_curves(run: Run) -> dict[str, dict[str, list[float | None]]]:
-    """Stage -> figure -> its value at each RL step; None where a step had no update."""
-    stages = {row["stage"] for row in run.metrics.journal.records if "zero_advantage" in row}
-    return {
-        stage: {key: [row.get(key) for row in run.metrics.rows(stage)] for key in ("step", *CURVES)}
-        for stage in sorted(stages)
-    }
-
-
-# --- console -----------------------------------------------------------------------------------
-
-
-def say(run: Run, result: dict[str, Any]) -> None:
-    """The tables, as compact as they get."""
-    if result["texts"]:
-        run.metrics.console.print(text_table(result["texts"]).rich())
-    if result["pass_at_k"]:
-        run.metrics.console.print(_pass_table(result["pass_at_k"]).rich())
+# --- tables ------------------------------------------------------------------------------------
 
 
 def text_table(texts: dict[str, Any]) -> Table:

@@ -13,9 +13,10 @@ from intfast.labels import Weights
 
 
 class Arm(NamedTuple):
-    """One row: its label, the settings of its run, and the weights of the run that it shows."""
+    """One row: label, colour, the settings of its run, and the weights of it that are shown."""
 
     label: str
+    color: int
     settings: tuple[str, ...]
     weights: Weights
 
@@ -27,32 +28,32 @@ PLAIN = (
     "analysis.texts=0",
 )
 """Settings of every arm: nothing is run or measured beside the arm itself."""
-_ONLY_RL = {
-    "rl": (),
-    "hint_rl": ("rl.hint=shortest",),
-    "fixed_hint_rl": ("rl.hint=0.5",),
-}
-_SFT = {
-    "reference": ("sft.data=reference",),
+_OWN: dict[str, tuple[int, tuple[str, ...]]] = {
+    "rl": (1, ()),
+    "hint_rl": (5, ("rl.hint=shortest",)),
+    "fixed_hint_rl": (6, ("rl.hint=0.5",)),
+    "reference": (2, ("sft.data=reference",)),
     # One rewrite per problem, so that all whole-solution arms have as many examples.
-    "reflection": ("sft.data=reflection", "sft.target=one_per_problem"),
-    "rft": ("sft.data=rft", "sft.target=recipe"),
-    "star": ("sft.data=star", "sft.target=one_per_problem"),
-    "prefix": ("sft.data=prefix",),
-    "int": ("sft.data=intervention",),
+    "reflection": (4, ("sft.data=reflection", "sft.target=one_per_problem")),
+    "rft": (1, ("sft.data=rft", "sft.target=recipe")),
+    "star": (5, ("sft.data=star", "sft.target=one_per_problem")),
+    "prefix": (6, ("sft.data=prefix",)),
+    "int": (3, ("sft.data=intervention",)),
 }
+"""Colour on the page, and settings beside PLAIN, of what is RL alone or SFT that RL may follow."""
 
 
 def _all() -> dict[str, Arm]:
     base, base_rl = Weights("base"), Weights("base", rl=True)
-    arms = {"base": Arm(base.label, (), base)}
-    for name, settings in _ONLY_RL.items():
-        label = base_rl.label if name == "rl" else Weights.parse(name).label
-        arms[name] = Arm(label, (*PLAIN, "sft.epochs=0", *settings), base_rl)
-    for name, settings in _SFT.items():
+    arms = {"base": Arm(base.label, 0, (), base)}
+    for name, (color, settings) in _OWN.items():
         before, after = Weights(name), Weights(name, rl=True)
-        arms[name] = Arm(before.label, (*PLAIN, "rl.steps=0", *settings), before)
-        arms[after.key] = Arm(after.label, (*PLAIN, *settings), after)
+        if name.endswith("rl"):
+            label = base_rl.label if name == "rl" else Weights.parse(name).label
+            arms[name] = Arm(label, color, (*PLAIN, "sft.epochs=0", *settings), base_rl)
+        else:
+            arms[name] = Arm(before.label, color, (*PLAIN, "rl.steps=0", *settings), before)
+            arms[after.key] = Arm(after.label, color, (*PLAIN, *settings), after)
     return arms
 
 
@@ -60,9 +61,6 @@ ARMS = _all()
 """Name -> arm, in the order of the table."""
 DEFAULT = [name for name in ARMS if name not in ("rft_rl", "star_rl", "prefix_rl")]
 """The rows of the paper's table and the usual sanity checks before RL."""
-COLORS = {"base": 0, "rl": 1, "reference": 2, "int": 3, "reflection": 4, "hint": 5}
-COLORS |= {"fixed_hint": 6, "rft": 1, "star": 5, "prefix": 6}
-"""Family of arms -> its colour on the page; those that share one are told apart by dashes."""
 OURS = "int_rl"
 """The arm that the others are compared with, and whose tokens they may spend."""
 
@@ -86,11 +84,6 @@ def has_rl(name: str) -> bool:
     return name in ARMS and ARMS[name].weights.rl
 
 
-def color(name: str) -> int:
-    """The colour of an arm on the page; `X` and `X_rl` share one."""
-    return COLORS[family(name)]
-
-
 def is_dashed(name: str) -> bool:
     """Whether a line of the arm is dashed, as another arm has its colour."""
     return family(name) in ("rft", "star", "prefix")
@@ -98,7 +91,7 @@ def is_dashed(name: str) -> bool:
 
 def needs_sft(name: str) -> bool:
     """Whether an arm starts with supervised fine-tuning."""
-    return family(name) in _SFT
+    return family(name) in _OWN and family(name) != "rl"
 
 
 def run_of(name: str, names: Sequence[str]) -> str:

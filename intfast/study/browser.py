@@ -7,7 +7,7 @@ fit is left out whole, by a fixed rule, and counted; the journals have everythin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from intfast import intervene
@@ -15,8 +15,7 @@ from intfast.evaluate import wilson
 from intfast.prompts import split_steps
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.study.page_data import RunData
-from intfast.study.read import read_rows
-from intfast.study.token_logprobs import TokenLogprobs
+from intfast.study.read import TokenLogprobs, read_rows
 
 ITEM_BYTES = 24_000_000
 """Texts of candidates in one page: problems, references, attempts, replies."""
@@ -24,6 +23,9 @@ CONTINUATION_BYTES = 4_000_000
 """Texts of continuations in one page."""
 TOKENS = 100_000
 """Tokens with their colours in one page; a token takes about 40 bytes."""
+SHOWN = ("id", "attempt", "sample", "gate", "reason", "location", "content", "reply", "guided")
+SHOWN += ("num_tokens",)
+"""Fields of an Intervention that the browser shows as they are."""
 MARKS = {"correct": "c", "wrong": "w", "unscored": "u"}
 
 
@@ -33,20 +35,17 @@ def browse(run: RunData) -> dict[str, Any]:
     candidates = run.interventions
     examples = read_rows(folder / "examples.jsonl", Example)
     scored = read_rows(folder / "example_logprobs.jsonl", TokenLogprobs)
-    fitting = [row for row in _within_tokens(scored) if row.example < len(examples)]
+    fits = _Room(TOKENS).takes
+    fitting = [r for r in scored if fits(len(r.pieces)) and r.example < len(examples)]
     others = [row for row in fitting if examples[row.example].kind != "intervention"]
     with_others = {examples[row.example].problem_id for row in others}
     wanted = {record.problem_id for record in candidates} | with_others
     problems = {p.id: p for p in read_rows(folder / "problems.jsonl", Problem) if p.id in wanted}
-    pairs = {(record.problem_id, record.attempt) for record in candidates}
-    attempts = {
-        (record.problem_id, record.sample): record
-        for record in run.attempts
-        if (record.problem_id, record.sample) in pairs
-    }
+    attempts = {(record.problem_id, record.sample): record for record in run.attempts}
     kept = _within_budget(candidates, problems, attempts)
     shown = {record.problem_id for record in kept}
-    chips, num_texts = _chips(run.continuations, {record.id for record in kept})
+    pairs = {(record.problem_id, record.attempt) for record in candidates}
+    chips, left_out = _chips(run.continuations, {record.id for record in kept})
     tokens = _tokens(examples, fitting, kept, attempts)
     return {
         "scored": len(scored),
@@ -55,8 +54,7 @@ def browse(run: RunData) -> dict[str, Any]:
         "left_out": {
             "examples": len(scored) - len(fitting),
             "candidates": len(candidates) - len(kept),
-            "texts": sum(len(g) for starts in chips.values() for g, *_ in starts.values())
-            - num_texts,
+            "texts": left_out,
         },
         "problems": {
             key: [problem.problem, problem.answer, problem.reference or ""]
@@ -64,23 +62,30 @@ def browse(run: RunData) -> dict[str, Any]:
             if key in shown | with_others
         },
         "attempts": {
-            f"{problem_id}/{sample}": [split_steps(record.text, separator), record.reason]
-            for (problem_id, sample), record in attempts.items()
-            if problem_id in shown
+            f"{key}/{sample}": [split_steps(record.text, separator), record.reason]
+            for (key, sample), record in attempts.items()
+            if key in shown and (key, sample) in pairs
         },
         "items": [
-            _item(record, chips.get(record.id, {}), tokens.get(record.id)) for record in kept
+            {name: getattr(record, name) for name in SHOWN}
+            | {"problem": record.problem_id, "chips": chips.get(record.id, {})}
+            | {"tokens": tokens.get(record.id)}
+            for record in kept
         ],
     }
 
 
-SHOWN = ("id", "attempt", "sample", "gate", "reason", "location", "content", "reply", "guided")
-"""Fields of an Intervention that the browser shows as they are."""
+class _Room:
+    """What is left of a budget."""
 
+    def __init__(self, size: int) -> None:
+        self.left = size
 
-def _item(record: Intervention, chips: dict[str, Any], tokens: Any) -> dict[str, Any]:
-    fields = {name: getattr(record, name) for name in (*SHOWN, "num_tokens")}
-    return fields | {"problem": record.problem_id, "chips": chips, "tokens": tokens}
+    def takes(self, size: int) -> bool:
+        """Whether something of this size still fits; if so, it is taken in."""
+        fits = size <= self.left
+        self.left -= size if fits else 0
+        return fits
 
 
 def _within_budget(
@@ -90,7 +95,7 @@ def _within_budget(
 ) -> list[Intervention]:
     """The candidates whose texts fit, in their order: those that got furthest are taken first."""
     furthest = {gate: -place for place, gate in enumerate(intervene.GATES)}
-    room = ITEM_BYTES
+    room = _Room(ITEM_BYTES)
     seen: set[Any] = set()
     kept: set[str] = set()
     for record in sorted(candidates, key=lambda record: furthest[record.gate]):
@@ -101,11 +106,9 @@ def _within_budget(
         if record.problem_id in problems and record.problem_id not in seen:
             problem = problems[record.problem_id]
             size += len(problem.problem) + len(problem.reference or "")
-        if size > room:
-            continue
-        room -= size
-        seen |= {pair, record.problem_id}
-        kept.add(record.id)
+        if room.takes(size):
+            seen |= {pair, record.problem_id}
+            kept.add(record.id)
     return [record for record in candidates if record.id in kept]
 
 
@@ -113,7 +116,7 @@ def _chips(
     continuations: Sequence[Continuation], wanted: set[str]
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """Intervention id -> start -> (one mark per sample, {place: text}, interval of the share of
-    right ones or None), and how many texts.
+    right ones or None), and how many texts are left out.
 
     The first right and the first wrong one of each start come first, then the others in order.
     """
@@ -134,18 +137,11 @@ def _chips(
             for place, record in enumerate(records):
                 (rest if record.grade in seen else first).append((texts, place, record.text))
                 seen.add(record.grade)
-    return chips, _fill([*first, *rest])
-
-
-def _fill(entries: Iterable[tuple[dict[int, str], int, str]]) -> int:
-    """Put texts into their tables until the budget is used; returns how many went in."""
-    room, count = CONTINUATION_BYTES, 0
-    for texts, place, text in entries:
-        if len(text) <= room:
-            texts[place] = text
-            room -= len(text)
-            count += 1
-    return count
+    room, queue = _Room(CONTINUATION_BYTES), [*first, *rest]
+    fitting = [entry for entry in queue if room.takes(len(entry[2]))]
+    for texts, place, text in fitting:
+        texts[place] = text
+    return chips, len(queue) - len(fitting)
 
 
 def _tokens(
@@ -174,16 +170,6 @@ def _tokens(
                 found[record.id] = _streams(row, begin)
                 break
     return found
-
-
-def _within_tokens(scored: Sequence[TokenLogprobs]) -> list[TokenLogprobs]:
-    """The first examples whose tokens fit, in their order."""
-    room, kept = TOKENS, []
-    for row in scored:
-        if len(row.pieces) <= room:
-            room -= len(row.pieces)
-            kept.append(row)
-    return kept
 
 
 def _begin(row: TokenLogprobs) -> int:

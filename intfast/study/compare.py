@@ -15,6 +15,8 @@ from intfast import cli
 from intfast.config import Config
 from intfast.safe_text import shown
 from intfast.state.command import outcome
+from intfast.state.files import write_atomic
+from intfast.state.runfolder import write_json
 from intfast.study import arms, derive
 from intfast.study.read import read_json
 
@@ -50,6 +52,8 @@ class Plan(NamedTuple):
 
     path: str
     words: list[str]
+    root: Path
+    """The folder of the comparison."""
     names: list[str]
     seeds: list[int]
     equal_tokens: bool
@@ -58,24 +62,18 @@ class Plan(NamedTuple):
 
     def config(self, name: str, seed: int, until_tokens: int | None = None) -> Config:
         """The config of the run of an arm; its folder lies in that of the comparison."""
-        root = cli.load(self.path, self.words).run
         own = self.own.get(arms.family(name), [])
         words = [*self.words, *arms.ARMS[name].settings, *own, f"seed={seed}"]
         if until_tokens:
             words.append(f"rl.until_tokens={until_tokens}")
         try:
-            return cli.load(self.path, [*words, f"run={root}/seed-{seed}/{name}"])
+            return cli.load(self.path, [*words, f"run={self.root}/seed-{seed}/{name}"])
         except ValueError as error:
             raise ValueError(f"arm {name}: {error}") from error
 
     def goes_on(self, name: str) -> bool:
         """Whether RL of this run goes on behind `rl.steps`, for equal tokens."""
         return self.equal_tokens and name != arms.OURS and arms.has_rl(name)
-
-    @property
-    def root(self) -> Path:
-        """The folder of the comparison."""
-        return Path(cli.load(self.path, self.words).run)
 
 
 def read_plan(words: Sequence[str]) -> Plan:
@@ -86,10 +84,8 @@ def read_plan(words: Sequence[str]) -> Plan:
         key, _, value = word.partition("=")
         if key in own:
             own[key] = value
-        elif ":" in key:
-            of_arms.append(word)
         else:
-            rest.append(word)
+            (of_arms if ":" in key else rest).append(word)
     config = cli.load(words[0], rest)
     names = arms.check([name for name in own["arms"].split(",") if name])
     seeds = own["seeds"] or str(config.seed)
@@ -99,14 +95,16 @@ def read_plan(words: Sequence[str]) -> Plan:
         raise ValueError(f"equal_tokens= expects true or false, got {own['equal_tokens']!r}")
     if config.data.test is None:
         raise ValueError("a comparison needs held-out problems: set data.test")
-    if not config.rl.steps and (bad := [n for n in names if arms.has_rl(n)]):
-        raise ValueError(f"rl.steps = 0, but arms {', '.join(bad)} need RL; leave them out")
-    if not config.sft.epochs and (bad := [n for n in names if arms.needs_sft(n)]):
-        raise ValueError(f"sft.epochs = 0, but arms {', '.join(bad)} need SFT; leave them out")
-    if config.rl.problems == "unlocked" and (bad := [n for n in names if arms.has_rl(n)]):
+    with_rl = ", ".join(name for name in names if arms.has_rl(name))
+    with_sft = ", ".join(name for name in names if arms.needs_sft(name))
+    if with_rl and not config.rl.steps:
+        raise ValueError(f"rl.steps = 0, but arms {with_rl} need RL; leave them out")
+    if with_sft and not config.sft.epochs:
+        raise ValueError(f"sft.epochs = 0, but arms {with_sft} need SFT; leave them out")
+    if with_rl and config.rl.problems == "unlocked":
         raise ValueError(
             'rl.problems = "unlocked" would train every arm on the problems that InT unlocked, and '
-            f"charge it for InT's search ({', '.join(bad)}); set rl.problems=selected"
+            f"charge it for InT's search ({with_rl}); set rl.problems=selected"
         )
     can_extend = arms.OURS in names and config.rl.optim.schedule == "constant"
     if own["equal_tokens"] == "true" and not can_extend:
@@ -117,6 +115,7 @@ def read_plan(words: Sequence[str]) -> Plan:
     plan = Plan(
         path=words[0],
         words=rest,
+        root=Path(config.run),
         names=names,
         seeds=list(dict.fromkeys(int(part) for part in seeds.split(","))),
         equal_tokens=own["equal_tokens"] != "false" and can_extend,
@@ -164,24 +163,31 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
         for name, config in rows.items():
             _check_stored(config, open_end and plan.goes_on(name))
     sources = {s: _collect(plan, s, list(rows.values()), console) for s, rows in configs.items()}
-    until: dict[int, int | None] = dict.fromkeys(plan.seeds)
+    until = dict.fromkeys(plan.seeds, 0)
     # Arm by arm: what is stopped early has all seeds of the first arms.
     for place, name in enumerate(names, 1):
         for seed in plan.seeds:
-            where = f"== arm {place} of {len(names)}, seed {seed}: {name}"
-            console.print(shown(where), markup=False, highlight=False)
+            _say(console, f"== arm {place} of {len(names)}, seed {seed}: {name}")
             config = configs[seed][name]
             if until[seed] and config.rl.steps:
                 config = plan.config(name, seed, until[seed])
             _run_arm(config, sources[seed], console)
             if name == arms.OURS and plan.equal_tokens:
-                until[seed] = _generated(Path(config.run))
+                # Absent where ours had nothing to learn from.
+                summary = read_json(Path(config.run) / "summary.json") or {}
+                until[seed] = sum(summary.get("generated_tokens", {}).values())
     found = compare_table.build(plan.root, plan.names, plan.seeds, plan.own, plan.equal_tokens)
     found["seconds_last_process"] = time.perf_counter() - start
-    compare_table.write(plan.root, found, console)
-    page = report.write([plan.root], plan.root / "report.html")
-    console.print(shown(f"to look at it: {page}"), markup=False, highlight=False)
+    write_json(plan.root / "compare.json", found)
+    text = compare_table.markdown(found)
+    write_atomic(plan.root / "compare.md", text.encode())
+    _say(console, text)
+    _say(console, f"to look at it: {report.write([plan.root], plan.root / 'report.html')}")
     return found
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _collect(plan: Plan, seed: int, configs: Sequence[Config], console: Console) -> Path:
@@ -224,33 +230,22 @@ def _check_stored(config: Config, goes_on: bool) -> None:
 def _run_arm(config: Config, source: Path, console: Console) -> None:
     """Run one arm, unless it is done; an arm without a single example is recorded as such."""
     from intfast.sft import NoExamples
-    from intfast.state.runfolder import write_json
     from intfast.study import finish
 
     folder = Path(config.run)
     if _is_done(folder):
-        console.print(shown(f"{folder} is done"), markup=False)
+        _say(console, f"{folder} is done")
         return
-    derive.give(source, folder, _shared(config))
+    # The records that a run would draw itself.
+    names = ["evaluations.json"]
+    names += ["attempts.jsonl"] if config.needs_attempts else []
+    names += ["interventions.jsonl", "continuations.jsonl"] if config.needs_interventions else []
+    derive.give(source, folder, names)
     try:
         finish.train(config, console)
     except NoExamples as error:
-        console.print(shown(f"{folder}: {error}"), markup=False)
+        _say(console, f"{folder}: {error}")
         write_json(folder / "skipped.json", {"reason": str(error)})
-
-
-def _shared(config: Config) -> list[str]:
-    """The records that a run would draw itself."""
-    names = ["evaluations.json"]
-    names += ["attempts.jsonl"] if config.needs_attempts else []
-    needed = config.needs_interventions
-    return names + (["interventions.jsonl", "continuations.jsonl"] if needed else [])
-
-
-def _generated(folder: Path) -> int | None:
-    """Tokens that a finished arm generated; None where it had nothing to learn from."""
-    summary = read_json(folder / "summary.json")
-    return sum(summary["generated_tokens"].values()) if summary else None
 
 
 # --- dry run -----------------------------------------------------------------------------------
@@ -262,9 +257,6 @@ def show(plan: Plan, console: Console) -> None:
     from intfast.model import weights
     from intfast.plan import draws
 
-    def say(text: str) -> None:
-        console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
-
     seed = plan.seeds[0]
     configs = {name: plan.config(name, seed) for name in arms.runs(plan.names)}
     base = plan.config("base", seed)
@@ -272,17 +264,20 @@ def show(plan: Plan, console: Console) -> None:
     num = max((len(intake.load(config, console)[0]) for config in configs.values()), default=0)
     for name, config in configs.items():
         rows = [row for row in plan.names if arms.run_of(row, plan.names) == name]
-        say(f"\n{name} (rows: {', '.join(rows)})")
+        _say(console, f"\n{name} (rows: {', '.join(rows)})")
         for key, (old, new) in cli.differences(config, base).items():
             if key != "run":
-                say(f"  {key} = {new!r} (was {old!r})")
+                _say(console, f"  {key} = {new!r} (was {old!r})")
         tokens = {d.stage: d.samples * d.tokens for d in draws(config, num)}
         parts = ", ".join(f"{what} {count:,}" for what, count in tokens.items())
-        say(f"  generates at most {sum(tokens.values()):,} tokens ({parts})")
+        _say(console, f"  generates at most {sum(tokens.values()):,} tokens ({parts})")
         if plan.goes_on(name):
-            say(f"  RL goes on until it has generated as many tokens as {arms.OURS}")
-    say(f"\n{len(configs)} runs x {len(plan.seeds)} seeds; attempts, interventions once per seed")
-    say("Nothing was generated, trained or written.")
+            _say(console, f"  RL goes on until it has generated as many tokens as {arms.OURS}")
+    _say(
+        console,
+        f"\n{len(configs)} runs x {len(plan.seeds)} seeds; attempts, interventions once per seed",
+    )
+    _say(console, "Nothing was generated, trained or written.")
 
 
 def main(arguments: Sequence[str]) -> int:

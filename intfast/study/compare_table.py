@@ -15,9 +15,6 @@ import msgspec
 
 from intfast import cli
 from intfast.evaluate import Estimate, Evaluation, ProblemCounts, pass_at_k
-from intfast.safe_text import shown
-from intfast.state.files import write_atomic
-from intfast.state.runfolder import write_json
 from intfast.study import arms
 from intfast.study.charts import dot, whisker
 from intfast.study.paired import bootstrap_seeds
@@ -51,25 +48,20 @@ def measure(root: Path, name: str, names: Sequence[str], seed: int) -> Cells | N
     examples = len(read_rows(folder / "examples.jsonl", msgspec.Raw))
     cells: Cells = {"collection": tokens, "examples": examples}
     ended = evaluations[weights.key]
+    collected = sum(tokens.values())
     if not weights.rl:
-        return cells | {"evaluation": ended, "tokens": sum(tokens.values()), "longer": None}
+        return cells | {"evaluation": ended, "tokens": collected, "longer": None}
     rows = [row for row in read_rows(folder / "metrics.jsonl") if row["stage"] == weights.key]
     steps = cli.load(folder / "config.toml").rl.steps
-    at_steps = evaluations.get(weights._replace(step=steps).key, ended)
-    spent = [sum(tokens.values()) + sum(map(_row_tokens, part)) for part in (rows[:steps], rows)]
-    went_on = len(rows) > steps
-    longer = {"evaluation": ended, "steps": len(rows), "tokens": spent[1]}
+    spent = [row["sampled_tokens"] + row.get("verify_tokens", 0) for row in rows]
+    longer = {"evaluation": ended, "steps": len(rows), "tokens": collected + sum(spent)}
     return cells | {
-        "evaluation": at_steps,
-        "tokens": spent[0],
+        "evaluation": evaluations.get(weights._replace(step=steps).key, ended),
+        "tokens": collected + sum(spent[:steps]),
         "steps": steps,
         "training": _training(rows[:steps]),
-        "longer": longer if went_on else None,
+        "longer": longer if len(rows) > steps else None,
     }
-
-
-def _row_tokens(row: Mapping[str, Any]) -> int:
-    return row["sampled_tokens"] + row.get("verify_tokens", 0)
 
 
 def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -125,39 +117,45 @@ def _row(
     ks: list[int],
     equal_tokens: bool,
 ) -> dict[str, Any]:
-    done = {seed: cells for seed, cells in found.items() if cells}
+    done, longer = compared(found, ours)
     at_steps = {seed: cells["evaluation"] for seed, cells in done.items()}
     other = {seed: cells["evaluation"] for seed, cells in (ours or {}).items() if cells}
-    # Where RL did not go on, it had its tokens already. Without ours there was nothing to equal.
-    longer = {seed: cells["longer"] or cells for seed, cells in done.items() if seed in other}
     at_tokens = {seed: cells["evaluation"] for seed, cells in longer.items()}
     is_equal = equal_tokens and arms.has_rl(name) and bool(at_tokens)
     trained = [cells["training"] for cells in done.values() if "training" in cells]
+    is_ours, parts = name == arms.OURS, COLLECTION if done and name != "base" else ()
+
+    def mean(key: str, of: Mapping[int, Cells] = done) -> float:
+        return _mean(cells.get(key, 0) for cells in of.values())
+
     return {
         "label": arms.ARMS[name].label,
         "without_examples": [seed for seed, cells in found.items() if not cells],
         "accuracy": pooled(at_steps, accuracy) if done else None,
         "accuracy_by_seed": dict(by_seed(at_steps)),
         "pass_at_k": {k: pooled(at_steps, at_k(k), k) for k in ks if k > 1} if done else {},
-        "ahead": difference(other, at_steps) if name != arms.OURS else None,
+        "ahead": None if is_ours else difference(other, at_steps),
         "training": {key: _mean(row[key] for row in trained) for key in trained[0]}
         if trained
         else None,
-        "examples": _mean(cells.get("examples", 0) for cells in done.values()),
-        "steps": _mean(cells.get("steps", 0) for cells in done.values()),
-        "tokens": _mean(cells["tokens"] for cells in done.values()),
-        "steps_tokens": _mean(cells.get("steps", 0) for cells in longer.values()),
-        "tokens_tokens": _mean(cells["tokens"] for cells in longer.values()),
+        "examples": mean("examples"),
+        "steps": mean("steps"),
+        "tokens": mean("tokens"),
+        "steps_tokens": mean("steps", longer),
+        "tokens_tokens": mean("tokens", longer),
         "accuracy_tokens": pooled(at_tokens, accuracy) if is_equal else None,
-        "ahead_tokens": difference(other, at_tokens) if is_equal and name != arms.OURS else None,
-        "collection": {
-            part: _mean(cells["collection"][part] for cells in done.values())
-            for part in COLLECTION
-            if name != "base"
-        }
-        if done
-        else {},
+        "ahead_tokens": difference(other, at_tokens) if is_equal and not is_ours else None,
+        "collection": {p: _mean(cells["collection"][p] for cells in done.values()) for p in parts},
     }
+
+
+def compared(
+    found: Mapping[int, Cells | None], ours: Mapping[int, Cells | None] | None
+) -> tuple[dict[int, Cells], dict[int, Cells]]:
+    """By seed, what an arm showed at equal steps, and at as many tokens as ours."""
+    done = {seed: cells for seed, cells in found.items() if cells}
+    # Where RL did not go on, it had its tokens already. Without ours there was nothing to equal.
+    return done, {s: cells["longer"] or cells for s, cells in done.items() if (ours or {}).get(s)}
 
 
 def accuracy(problem: ProblemCounts) -> float:
@@ -172,7 +170,10 @@ def at_k(k: int) -> Values:
 
 def pooled(evaluations: Mapping[int, Evaluation], value: Values, least: int = 1) -> Estimate:
     """Mean over seeds and the problems of which every seed has `least` scored samples."""
-    tables = [_by_problem(evaluation, value, least) for evaluation in evaluations.values()]
+    tables = [
+        {p.problem_id: value(p) for p in evaluation.problems if p.scored >= least}
+        for evaluation in evaluations.values()
+    ]
     shared = _shared(tables)
     return bootstrap_seeds([[table[i] for i in shared] for table in tables], seed=0)
 
@@ -184,11 +185,6 @@ def pass_curve(evaluations: Mapping[int, Evaluation]) -> list[tuple[int, Estimat
     return [(k, pooled(evaluations, at_k(k), k)) for k in (2**i for i in range(most.bit_length()))]
 
 
-def shared_problems(evaluations: Mapping[int, Evaluation]) -> set[str]:
-    """The problems with a scored sample in every one of the evaluations."""
-    return set.intersection(*(set(e.accuracies()) for e in evaluations.values()))
-
-
 def by_seed(evaluations: Mapping[int, Evaluation]) -> list[tuple[int, float]]:
     """(seed, mean accuracy over its problems)."""
     return [(seed, _mean(e.accuracies().values())) for seed, e in evaluations.items()]
@@ -196,18 +192,13 @@ def by_seed(evaluations: Mapping[int, Evaluation]) -> list[tuple[int, float]]:
 
 def difference(ours: Mapping[int, Evaluation], theirs: Mapping[int, Evaluation]) -> Estimate | None:
     """Accuracy of ours minus theirs, paired by seed and problem; None without a shared seed."""
-    seeds = [seed for seed in ours if seed in theirs]
-    if not seeds:
-        return None
     pairs = [
-        (_by_problem(ours[seed], accuracy), _by_problem(theirs[seed], accuracy)) for seed in seeds
+        (ours[seed].accuracies(), theirs[seed].accuracies()) for seed in ours if seed in theirs
     ]
+    if not pairs:
+        return None
     shared = _shared([table for pair in pairs for table in pair])
     return bootstrap_seeds([[a[i] - b[i] for i in shared] for a, b in pairs], seed=0)
-
-
-def _by_problem(evaluation: Evaluation, value: Values, least: int = 1) -> dict[str, float]:
-    return {p.problem_id: value(p) for p in evaluation.problems if p.scored >= least}
 
 
 def _shared(tables: Sequence[Mapping[str, float]]) -> list[str]:
@@ -225,14 +216,6 @@ def _mean(values: Any) -> float:
 # --- the tables --------------------------------------------------------------------------------
 
 
-def write(root: Path, found: dict[str, Any], console: Any) -> None:
-    """Write compare.json and compare.md, and print the latter."""
-    write_json(root / "compare.json", found)
-    text = markdown(found)
-    write_atomic(root / "compare.md", text.encode())
-    console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
-
-
 def markdown(found: Mapping[str, Any]) -> str:
     """Both tables, at equal steps and at equal tokens, and the rows where ours is not ahead."""
     rows = found["arms"]
@@ -241,15 +224,12 @@ def markdown(found: Mapping[str, Any]) -> str:
     if num is None:
         return "No arm had a single example to learn from: there is nothing to compare.\n"
     over = "seeds and problems" if len(found["seeds"]) > 1 else "problems"
-    steps = steps_table(found)
     lines = [
         f"{num} held-out problems, seeds {seeds}; 95 % intervals, bootstrap over "
-        f"{over}; differences paired by seed and problem.",
-        *("", steps.title, "", *steps.markdown()),
+        f"{over}; differences paired by seed and problem."
     ]
-    if found["equal_tokens"]:
-        tokens = tokens_table(found)
-        lines += ["", tokens.title, "", *tokens.markdown()]
+    for table in [steps_table(found), *([tokens_table(found)] if found["equal_tokens"] else [])]:
+        lines += ["", table.title, "", *table.markdown()]
     if found["compared_with"]:
         names = ", ".join(rows[name]["label"] for name in found["not_ahead"]) or "none"
         lines += ["", f"{OURS} is not clearly ahead (the interval reaches 0) of: {names}."]
@@ -268,17 +248,12 @@ def steps_table(found: Mapping[str, Any]) -> Table:
     rows = []
     for name, row in found["arms"].items():
         by_seed = list(row["accuracy_by_seed"].items())
-        cells = [_label(name, row), *_accuracy(name, row["accuracy"], top, by_seed)]
-        cells += [interval(row["pass_at_k"].get(k)) for k in ks]
-        cells += [*_ahead(row["ahead"]), in_percent(by_seed)]
+        at_ks = [interval(row["pass_at_k"].get(k)) for k in ks]
+        examples = f"{row['examples']:.0f}" if row["examples"] else ""
         reward = f"{row['training']['reward']:.2f}" if row["training"] else ""
-        rows.append([*cells, f"{row['examples']:.0f}" if row["examples"] else "", reward])
-    return Table(
-        "At equal RL steps. Training reward: last quarter of RL, on the training problems.",
-        columns,
-        rows,
-        style="arms",
-    )
+        rows.append([*_cells(name, row, "", top, by_seed, at_ks), examples, reward])
+    title = "At equal RL steps. Training reward: last quarter of RL, on the training problems."
+    return Table(title, columns, rows, style="arms")
 
 
 def tokens_table(
@@ -296,19 +271,21 @@ def tokens_table(
     for name, row in found["arms"].items():
         if row["accuracy_tokens"]:
             parts = row["collection"]
-            other = sum(parts.values()) - parts["attempts"]
+            counts = (parts["attempts"], sum(parts.values()) - parts["attempts"])
+            spent = [f"{count / 1000:,.0f}" for count in (*counts, row["tokens_tokens"])]
+            spent.insert(2, f"{row['steps_tokens']:.0f}")
             seeds = (by_seed or {}).get(name, [])
-            cells = [_label(name, row), _thousands(parts["attempts"]), _thousands(other)]
-            cells += [f"{row['steps_tokens']:.0f}", _thousands(row["tokens_tokens"])]
-            cells += _accuracy(name, row["accuracy_tokens"], top, seeds)
-            rows.append([*cells, *_ahead(row["ahead_tokens"]), in_percent(seeds)])
-    return Table(
+            arm, *figures = _cells(name, row, "_tokens", top, seeds)
+            rows.append([arm, *spent, *figures])
+    title = (
         "At equal generated tokens: RL of the others goes on until they have generated as many as "
-        f"{OURS}, all data collection included. Thousands of tokens, means of seeds.",
-        columns,
-        rows,
-        style="arms",
+        f"{OURS}, all data collection included. Thousands of tokens, means of seeds."
     )
+    return Table(title, columns, rows, style="arms")
+
+
+def _top(found: Mapping[str, Any], key: str) -> float:
+    return max((row[key].high for row in found["arms"].values() if row[key]), default=0) or 1
 
 
 def _columns(top: float, ks: Sequence[int], compared_with: str | None) -> list[Column]:
@@ -322,37 +299,26 @@ def _columns(top: float, ks: Sequence[int], compared_with: str | None) -> list[C
     ]
 
 
-def _top(found: Mapping[str, Any], key: str) -> float:
-    return max((row[key].high for row in found["arms"].values() if row[key]), default=0) or 1
-
-
-def _label(name: str, row: Mapping[str, Any]) -> str:
+def _cells(
+    name: str,
+    row: Mapping[str, Any],
+    at: str,
+    top: float,
+    by_seed: Sequence[tuple[int, float]],
+    at_ks: Sequence[str] = (),
+) -> list[str]:
+    """The cells under `_columns` at equal steps or, with at="_tokens", tokens; and the seeds."""
     missing = ", ".join(map(str, row["without_examples"]))
     without = f"no example with seed {missing}" if missing else ""
-    text = f"{row['label']} ({without})" if without else row["label"]
-    about = element("div", without, class_="note") if without else None
-    return Cell(text, element("span", dot(arms.color(name)), row["label"], about))
-
-
-def _accuracy(
-    name: str, estimate: Estimate | None, top: float, by_seed: Sequence[tuple[int, float]]
-) -> list[str]:
-    return [interval(estimate), whisker(estimate, top, arms.color(name), seed_dots(by_seed))]
-
-
-def _ahead(estimate: Estimate | None) -> list[str]:
-    return [interval(estimate), reading(estimate, "ahead", "behind")]
-
-
-def seed_dots(by_seed: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
-    """Dots of a whisker."""
-    return [(f"seed {seed}: {100 * value:.1f} %", value) for seed, value in by_seed]
+    text = f"{row['label']} ({without})" if missing else row["label"]
+    about = element("div", without, class_="note") if missing else None
+    label = Cell(text, element("span", dot(arms.ARMS[name].color), row["label"], about))
+    accuracy, ahead = row[f"accuracy{at}"], row[f"ahead{at}"]
+    drawn = whisker(accuracy, top, arms.ARMS[name].color, by_seed)
+    said = [interval(ahead), reading(ahead, "ahead", "behind"), in_percent(by_seed)]
+    return [label, interval(accuracy), drawn, *at_ks, *said]
 
 
 def in_percent(by_seed: Sequence[tuple[int, float]]) -> str:
     """The accuracies of seeds, side by side."""
     return " ".join(f"{100 * value:.1f}" for _, value in by_seed)
-
-
-def _thousands(count: float) -> str:
-    return f"{count / 1000:,.0f}"

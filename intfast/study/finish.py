@@ -9,7 +9,7 @@ from intfast import pipeline
 from intfast.collect import Found
 from intfast.config import Config
 from intfast.run import Run, open_run
-from intfast.study import analysis, report, summary, token_logprobs
+from intfast.study import analysis, report, summary
 
 
 def train(config: Config, console: Any = None) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def finish(run: Run, found: Found) -> dict[str, Any]:
     if found.interventions:
         summary.say_intervention(run, found)
     if run.config.sft.epochs:
-        token_logprobs.write(run, found.supervised, found.examples)
+        analysis.write_tokens(run, found.supervised, found.examples)
     analysis.write(run, found, found.supervised)
     result = summary.write(run, found, time.perf_counter() - run.opened)
     page = report.write([run.folder.path], run.folder.path / "report.html")

@@ -6,13 +6,12 @@ What is not there yet is listed as missing, with what it would have shown.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from markupsafe import Markup
 
 from intfast import cli
 from intfast.config import Config
@@ -39,67 +38,72 @@ SHOWS = {
 """What the page takes from each file of the folder."""
 
 
-@dataclass
 class RunData:
-    """What a run has written so far."""
+    """What a run has written so far.
 
-    folder: Path
-    name: str
-    config: Config
-    missing: list[str]
-    manifest: dict[str, Any]
-    evaluations: dict[str, Evaluation]
-    """In the order of the tables."""
-    metrics: list[dict[str, Any]]
-    summary: dict[str, Any]
-    analysis: dict[str, Any]
-    ablations: dict[str, Any]
-    attempts: list[Attempt]
-    interventions: list[Intervention]
-    continuations: list[Continuation]
-    texts: dict[str, Any] = field(default_factory=dict)
-    """For the browser of interventions, see browser.browse."""
+    place   among the runs of the page
+    prefix  before what is said of the run: its name, where there are several
+    Raises ValueError when the folder holds no run, or one of a version that this one cannot read.
+    """
+
+    def __init__(self, folder: Path, name: str, place: int = 0, prefix: str = "") -> None:
+        if not (folder / "config.toml").is_file():
+            raise ValueError(
+                f"{folder} holds no run: it has no config.toml; name the folder that run=FOLDER "
+                "named"
+            )
+        self.folder, self.name, self.place, self.prefix = folder, name, place, prefix
+        self.config = config = cli.load(folder / "config.toml")
+        drawn = config.needs_interventions
+        unasked = {
+            "evaluations.json": config.data.test is None,
+            "attempts.jsonl": not config.needs_attempts,
+            "interventions.jsonl": not drawn,
+            "continuations.jsonl": not (drawn and config.intervene.continuations),
+            "examples.jsonl": not config.sft.epochs,
+            "example_logprobs.jsonl": not (config.sft.epochs and config.metrics.example_logprobs),
+        }
+        absent = [file for file in SHOWS if not (folder / file).is_file()]
+        self.missing = [file for file in absent if not unasked.get(file)]
+        self.manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
+        stored = read_evaluations(folder)
+        self.evaluations = {key: stored[key] for key in in_order(list(stored))}
+        self.metrics: list[dict[str, Any]] = read_rows(folder / "metrics.jsonl")
+        self.summary: dict[str, Any] = read_figures(folder / "summary.json") or {}
+        self.analysis: dict[str, Any] = read_figures(folder / "analysis.json") or {}
+        self.ablations: dict[str, Any] = read_json(folder / "ablations.json") or {}
+        self.attempts = read_rows(folder / "attempts.jsonl", Attempt)
+        self.interventions = read_rows(folder / "interventions.jsonl", Intervention)
+        self.continuations = read_rows(folder / "continuations.jsonl", Continuation)
+        self.colors: dict[str, int] = {}
+        """Stage -> colour, the same all over the page."""
+        self.texts: dict[str, Any] = {}
+        """For the browser of interventions, see browser.browse."""
 
     @property
     def finals(self) -> dict[str, Evaluation]:
         """The evaluations outside RL."""
         return {key: value for key, value in self.evaluations.items() if "@" not in key}
 
-
-def load_all(folders: Sequence[Path]) -> list[RunData]:
-    """The runs of these folders, each with a name of its own.
-
-    Raises ValueError when a folder holds no run, or one of a version that this one cannot read.
-    """
-    names = _names([folder.resolve() for folder in folders])
-    return [load(folder, name) for folder, name in zip(folders, names, strict=True)]
+    @property
+    def test_set(self) -> str | None:
+        """What tells its held-out problems from others."""
+        return self.manifest.get("test", {}).get("hash")
 
 
-def load(folder: Path, name: str) -> RunData:
-    """One run; see `load_all`."""
-    if not (folder / "config.toml").is_file():
-        raise ValueError(
-            f"{folder} holds no run: it has no config.toml; name the folder that run=FOLDER named"
-        )
-    config = cli.load(folder / "config.toml")
-    evaluations = read_evaluations(folder)
-    return RunData(
-        folder=folder,
-        name=name,
-        config=config,
-        missing=[
-            file for file in SHOWS if not (folder / file).is_file() and _is_expected(file, config)
-        ],
-        manifest=read_json(folder / "manifest.json") or {},
-        evaluations={key: evaluations[key] for key in in_order(list(evaluations))},
-        metrics=read_rows(folder / "metrics.jsonl"),
-        summary=read_figures(folder / "summary.json") or {},
-        analysis=read_figures(folder / "analysis.json") or {},
-        ablations=read_json(folder / "ablations.json") or {},
-        attempts=read_rows(folder / "attempts.jsonl", Attempt),
-        interventions=read_rows(folder / "interventions.jsonl", Intervention),
-        continuations=read_rows(folder / "continuations.jsonl", Continuation),
-    )
+def load_all(folders: Sequence[Path], names: Sequence[str] = ()) -> list[RunData]:
+    """The runs of these folders, each with a name and colours of its own."""
+    names = names or _names([folder.resolve() for folder in folders])
+    several = len(folders) > 1
+    free, runs = count(), []
+    for place, (folder, name) in enumerate(zip(folders, names, strict=True)):
+        run = RunData(folder, name, place, f"{name}: " if several else "")
+        usual = () if several else ("base", "base_rl", "int", "int_rl")
+        keys = [*run.evaluations, *(row["stage"] for row in run.metrics)]
+        made = [w.stage for w in map(Weights.parse, keys) if w.arm in LABELS]
+        run.colors = {stage: next(free) for stage in dict.fromkeys([*usual, *made])}
+        runs.append(run)
+    return runs
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -109,24 +113,6 @@ def _names(folders: Sequence[Path]) -> list[str]:
         return names
     shared = os.path.commonpath([folder.parent for folder in folders])
     return [folder.relative_to(shared).as_posix() for folder in folders]
-
-
-def _is_expected(name: str, config: Config) -> bool:
-    """Whether a finished run of this config has the file."""
-    needed = {
-        "evaluations.json": config.data.test is not None,
-        "attempts.jsonl": config.needs_attempts,
-        "interventions.jsonl": config.needs_interventions,
-        "continuations.jsonl": config.needs_interventions and config.intervene.continuations,
-        "examples.jsonl": config.sft.epochs,
-        "example_logprobs.jsonl": config.sft.epochs and config.metrics.example_logprobs,
-    }
-    return bool(needed.get(name, True))
-
-
-def toml(value: Any) -> str:
-    """A setting as a person would write it; "absent" for None."""
-    return "absent" if value is None else msgspec.json.encode(value).decode()
 
 
 # --- what sections have in common ---------------------------------------------------------------
@@ -141,30 +127,18 @@ class Section(NamedTuple):
     parts: Sequence[Any]
 
 
-def named(runs: Sequence[RunData], run: RunData, text: str) -> str:
-    """A text of a run, with the name of the run where there are several."""
-    return f"{run.name}: {text}" if len(runs) > 1 else text
-
-
-def headed(runs: Sequence[RunData], run: RunData) -> Markup | None:
-    """The name of a run as a heading, where there are several."""
-    return element("h3", run.name) if len(runs) > 1 else None
-
-
-def colors(runs: Sequence[RunData]) -> dict[tuple[str, str], int]:
-    """(name of the run, stage) -> colour, the same all over the page."""
-    usual = ("base", "base_rl", "int", "int_rl")
-    found: dict[tuple[str, str], int] = {}
-    if len(runs) == 1:
-        found = {(runs[0].name, stage): place for place, stage in enumerate(usual)}
+def each(runs: Sequence[RunData], parts: Callable[[RunData], list[Any]]) -> list[Any]:
+    """The parts of every run, under its name where there are several."""
+    found = []
     for run in runs:
-        made = [
-            Weights.parse(key) for key in (*run.evaluations, *(r["stage"] for r in run.metrics))
-        ]
-        for weights in made:
-            if weights.arm in LABELS:
-                found.setdefault((run.name, weights.stage), len(found))
+        if own := parts(run):
+            found += [element("h3", run.name), *own] if run.prefix else own
     return found
+
+
+def toml(value: Any) -> str:
+    """A setting as a person would write it; "absent" for None."""
+    return "absent" if value is None else msgspec.json.encode(value).decode()
 
 
 def origin(config: Config, manifest: dict[str, Any]) -> list[Any]:
@@ -173,8 +147,3 @@ def origin(config: Config, manifest: dict[str, Any]) -> list[Any]:
     if "num_parameters" in manifest:
         parts.append(f", {manifest['num_parameters']:,} parameters")
     return [*parts, f", on {manifest['device']}"] if manifest.get("device") else parts
-
-
-def test_set(run: RunData) -> str | None:
-    """What tells the held-out problems of a run from others."""
-    return run.manifest.get("test", {}).get("hash")

@@ -8,6 +8,25 @@ from typing import Any
 import msgspec
 
 from intfast.evaluate import Estimate, Evaluation
+from intfast.records import Record
+
+
+class TokenLogprobs(Record):
+    """One SFT example before and after SFT, for reports; all lists are as long as its tokens.
+
+    Log-probs are natural, and None where a token carries no loss.
+    Example: TokenLogprobs(example=0, pieces=["a", " b"], weights=[0, 1], base=[None, -2.5],
+    trained=[None, -0.5])
+    """
+
+    example: int
+    """The line of examples.jsonl, counted from 0."""
+    pieces: list[str]
+    """The text of each token; a character of several tokens is with its last one."""
+    weights: list[float]
+    base: list[float | None]
+    trained: list[float | None]
+
 
 MAX_SHOWN = 20
 """Faulty lines that an error lists."""

@@ -31,12 +31,6 @@ class Row(msgspec.Struct):
     reason: str = ""
 
 
-def mode_of(path: Path) -> str:
-    """The grading mode of the run whose folder holds the file; "boxed" outside a run folder."""
-    config = path.with_name("config.toml")
-    return cli.load(config).grade.mode if config.is_file() else "boxed"
-
-
 def report(path: Path, grader: Grader, problems: Path | None = None) -> str:
     """Counts per reason of the rows of a JSONL file, and the rows whose verdict changed.
 
@@ -126,7 +120,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
 
     with outcome("nothing was graded") as ended:
-        mode = options.mode or mode_of(options.file)
+        config = options.file.with_name("config.toml")
+        mode = options.mode or (cli.load(config).grade.mode if config.is_file() else "boxed")
         with Grader(mode, options.workers, options.timeout_s) as grader:
             print(shown(report(options.file, grader, options.problems)))
     return ended.code

@@ -26,7 +26,7 @@ from intfast.labels import STARTS
 from intfast.safe_text import shown
 from intfast.state.command import outcome
 from intfast.state.files import write_atomic
-from intfast.study import compare_page, repeats, results, sections, training
+from intfast.study import compare_page, results, sections
 from intfast.study.browser import browse
 from intfast.study.page_data import RunData, Section, load_all
 from intfast.study.tables import PAGE, render
@@ -38,7 +38,6 @@ Writes one HTML page about a run folder, or the folder of a comparison, to repor
 about several runs, side by side, to report.html here. Runs that differ in their seed alone are also
 pooled. A run that has not finished gives a page of what is there.
 """
-SCRIPTS = ("browser.js", "detail.js")
 
 
 def write(runs: Sequence[Path], out: Path) -> Path:
@@ -53,17 +52,19 @@ def write(runs: Sequence[Path], out: Path) -> Path:
 def page(folders: Sequence[Path]) -> str:
     """The page of these run folders, or of one comparison, as text."""
     title, header, parts, runs = gather(folders)
-    style, script = _own("page.css"), Markup("\n").join(map(_own, SCRIPTS))
-    policy = f"style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
+    files = ("page.css", "browser.js", "detail.js")
+    style, *scripts = (Markup((PAGE / name).read_text(encoding="utf-8")) for name in files)
+    script = Markup("\n").join(scripts)
     figures = [
         {"name": run.name, "candidates": len(run.interventions), "scored": run.texts["scored"]}
         for run in runs
     ]
+    policy = f"style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
     return render(
         "page.html",
         policy=f"default-src 'none'; {policy}; form-action 'none'",
         version=intfast.__version__,
-        title=f"{title} - intfast",
+        title=title,
         style=style,
         script=script,
         header=header,
@@ -76,42 +77,26 @@ def page(folders: Sequence[Path]) -> str:
 def gather(folders: Sequence[Path]) -> tuple[str, list[Any], list[Section], list[RunData]]:
     """A title, the header, the sections, and the runs whose interventions can be read."""
     compared = [folder for folder in folders if compare_page.is_comparison(folder)]
-    if not compared:
-        runs = _with_texts(load_all(folders))
-        found = [results.results(runs, repeats.pooled(runs)), *_browsing(runs)]
-        found.append(training.training(runs))
-        found += [part(runs) for part in (sections.time, sections.grading, sections.settings)]
-        return ", ".join(run.name for run in runs), sections.header(runs), found, runs
-    if len(folders) > 1:
+    if compared and len(folders) > 1:
         raise ValueError(
             f"{compared[0]} holds a comparison, which has a page of its own; expected it alone, "
             "or run folders only"
         )
-    about = compare_page.About(compared[0])
-    ours = compare_page.ours(compared[0])
-    runs = _with_texts(load_all(list(ours.values())))
-    for run, name in zip(runs, ours, strict=True):
-        run.name = name
-    before, after = compare_page.sections(about)
-    found = [*before, *(_browsing(runs) if runs else []), *after]
-    return compared[0].resolve().name, compare_page.header(about), found, runs
-
-
-def _with_texts(runs: list[RunData]) -> list[RunData]:
+    if compared:
+        about = compare_page.About(compared[0])
+        ours = about.ours()
+        runs = load_all(list(ours.values()), list(ours))
+        title, header = about.folder.resolve().name, compare_page.header(about)
+        before, after = compare_page.sections(about)
+    else:
+        runs = load_all(folders)
+        title, header = ", ".join(run.name for run in runs), sections.header(runs)
+        before, after = [results.results(runs)], [sections.training(runs)]
+        after += [part(runs) for part in (sections.time, sections.grading, sections.settings)]
     for run in runs:
         run.texts = browse(run)
-    return runs
-
-
-def _browsing(runs: Sequence[RunData]) -> list[Section]:
-    """The interventions in numbers, the place of their browser, and other SFT examples."""
-    found = [sections.interventions(runs), sections.reader(runs), sections.trained(runs)]
-    return [section for section in found if section]
-
-
-def _own(name: str) -> Markup:
-    """A file of page/, as it is."""
-    return Markup((PAGE / name).read_text(encoding="utf-8"))
+    middle = sections.interventions(runs) if runs else []
+    return title, header, [*before, *middle, *after], runs
 
 
 def _block(value: Any) -> Markup:
@@ -140,19 +125,17 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if words else 2
 
     with outcome("nothing was written") as ended:
-        out = None
+        name = ""
         if "--out" in words:
             place = words.index("--out")
-            out = Path(*words[place + 1 : place + 2])
             if len(words) == place + 1:
                 raise ValueError("--out: expected a file name after it, got none")
-            del words[place : place + 2]
+            _, name = words.pop(place), words.pop(place)
         if unknown := [word for word in words if word.startswith("-")]:
             raise ValueError(f"unknown option {unknown[0]}; see --help")
-        runs = [Path(word) for word in words]
-        if not runs:
+        if not words:
             raise ValueError("expected at least one run folder, got none")
-        if out is None:
-            out = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
-        print(shown(f"wrote {write(runs, out)}"))
+        runs = [Path(word) for word in words]
+        usual = (runs[0] if len(runs) == 1 else Path()) / "report.html"
+        print(shown(f"wrote {write(runs, Path(name) if name else usual)}"))
     return ended.code

@@ -1,33 +1,43 @@
-"""The page's results: held-out accuracy, differences, pass@k, ablations."""
+"""The page's results: held-out accuracy, differences, pass@k, ablations; repeats are pooled."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from markupsafe import Markup
 
+from intfast import cli
 from intfast.config import Config
 from intfast.evaluate import Estimate, Evaluation, Summary
-from intfast.labels import Weights, label
-from intfast.study import ablate
-from intfast.study.charts import Line, Point, chart, legend
-from intfast.study.page_data import RunData, Section, colors, named, test_set
+from intfast.labels import in_order, label
+from intfast.study import ablate, compare_table
+from intfast.study.charts import Line, chart, dotted, legend, percent, whisker
+from intfast.study.page_data import RunData, Section
 from intfast.study.paired import compare
 from intfast.study.summary import HeldOut, held_out, summarised
-from intfast.study.tables import Table, element, fold, heads, interval, note, reading
+from intfast.study.tables import Table, element, fold, heads, interval, note, reading, short
 
-UNSCORED = (
-    "Unscored samples, which the grader could not decide, are in neither numerator nor denominator."
+EVER_SOLVED = (
+    "\u201cEver solved\u201d counts problems with a right sample among all of theirs (Wilson "
+    "interval). Tokens: mean length of a sample; cut: samples that hit the length limit."
 )
-NO_WIDTH = "An interval without width says that all problems gave the same, not that it is certain."
+TOLD_APART = (
+    "\u201cNot told apart\u201d: the interval holds zero. Each interval stands alone; among many "
+    "some exclude zero by chance."
+)
+PAIRED = (
+    "Paired by problem, so the spread between problems cancels; intervals by bootstrap over "
+    f"problems. {TOLD_APART}"
+)
+PASS = "unbiased, {}, logarithmic in k; bands are 95 % bootstrap intervals"
 
 
-def results(runs: Sequence[RunData], pooled: Sequence[Any]) -> Section:
-    """Held-out accuracy, differences, pass@k, ablations. pooled: parts over seeds, repeats.py"""
-    painted = colors(runs)
+def results(runs: Sequence[RunData]) -> Section:
+    """Held-out accuracy, differences, pass@k, ablations."""
     ks = sorted({k for run in runs for k in run.config.evaluate.ks})
     rows, lines = [], []
     for run in runs:
@@ -35,41 +45,43 @@ def results(runs: Sequence[RunData], pooled: Sequence[Any]) -> Section:
             most = max((p.scored for p in evaluation.problems), default=0)
             powers = [2**i for i in range(most.bit_length())]
             found = summarised(evaluation, sorted({*ks, *powers}))
-            place, text = painted[run.name, key], named(runs, run, label(key))
-            unscored = 0.0 if found else 1.0
-            rows.append(HeldOut(text, found, unscored, place))
+            place, text = run.colors[key], run.prefix + label(key)
+            rows.append(HeldOut(text, found, place))
             if found:
-                lines.append(Line(text, place, pass_points(found.pass_at_k), dots=True))
+                points = [percent(k, e) for k, e in sorted(found.pass_at_k.items())]
+                lines.append(Line(text, place, points, dots=True))
     title = "Results on held-out problems"
     if not rows:
         empty = "No evaluation: the run has no test problems, or has not come to them yet."
         return Section("results", "Results", title, [note(empty)])
-    parts = [*(_measured(runs, run) for run in runs), *pooled]
-    parts += [element("h3", "Each run")] if pooled else []
-    parts += [held_out(rows, ks), _counted(), *_differences(runs)]
-    if figure := pass_chart("pass@k", lines, wide=True):
-        about = element("h3", "What more samples would solve")
-        parts += [about, legend([(line.label, line.color) for line in lines]), figure]
+    repeats = _over_seeds(runs)
+    parts = [*(_measured(run) for run in runs if run.finals), *repeats]
+    parts += [element("h3", "Each run")] if repeats else []
+    parts += [held_out(rows, ks), counted("problems", EVER_SOLVED), *_differences(runs)]
+    about = PASS.format("over held-out problems")
+    if figure := chart("pass@k", about, lines, unit=" %", log_k=True, wide=True):
+        parts += [element("h3", "What more samples would solve"), legend(lines), figure]
     for run in runs:
-        if run.ablations:
-            parts += _ablations(runs, run)
+        parts += _ablations(run) if run.ablations else []
     return Section("results", "Results", title, parts)
 
 
-def pass_points(curve: Mapping[int, Estimate]) -> list[Point]:
-    """pass@k in percent."""
-    return [
-        Point(k, 100 * e.value, 100 * e.low, 100 * e.high, e.num_problems)
-        for k, e in sorted(curve.items())
-    ]
-
-
-def pass_chart(
-    title: str, lines: Sequence[Line], over: str = "over held-out problems", wide: bool = False
-) -> Markup | None:
-    """pass@k, logarithmic in k."""
-    about = f"unbiased, {over}, logarithmic in k; bands are 95 % bootstrap intervals"
-    return chart(title, about, lines, log_x=True, unit=" %", x_name="k =", wide=wide)
+def counted(over: str, more: str) -> Markup:
+    """What accuracy, pass@k and their intervals are, over problems or over seeds too."""
+    seeds = (
+        "of few seeds they tell little more than their spread"
+        if "seeds" in over
+        else "they describe the spread between problems and say nothing about another training seed"
+    )
+    text = (
+        f"In brackets: 95 % intervals, by drawing {over} again with replacement (bootstrap, 2,000 "
+        f"times); {seeds}. Accuracy is the mean over {over} of the share of right samples (avg@n); "
+        "pass@k the unbiased estimate that one of k samples is right, from the same samples. "
+        "Unscored samples, which the grader could not decide, are in neither numerator nor "
+        f"denominator. {more} An interval without width says that all problems gave the same, not "
+        "that it is certain."
+    )
+    return fold("How these were counted", note(text), open=True)
 
 
 def sampling(config: Config) -> str:
@@ -82,40 +94,25 @@ def sampling(config: Config) -> str:
     )
 
 
-def _measured(runs: Sequence[RunData], run: RunData) -> Markup | None:
-    if not run.finals:
-        return None
+def _measured(run: RunData) -> Any:
     sizes = [sum(p.samples for p in evaluation.problems) for evaluation in run.finals.values()]
     problems = len(next(iter(run.finals.values())).problems)
     each = f"{sizes[0] / problems:g} samples of each" if problems else "no sample"
-    return element(
-        "p",
-        element("b", f"{run.name}: ") if len(runs) > 1 else None,
+    text = (
         f"{len(sizes)} sets of weights on the same {problems:,} problems, {each} "
         f"({sum(sizes):,} graded answers in all), {sampling(run.config)} "
-        f"Training seed {run.config.seed}.",
+        f"Training seed {run.config.seed}."
     )
+    return element("p", element("b", run.prefix) if run.prefix else None, text)
 
 
-def _counted() -> Markup:
-    text = (
-        "In brackets: 95 % intervals. They describe the spread between problems and say nothing "
-        "about another training seed. Accuracy is the mean over problems of the share of right "
-        "samples (avg@n); pass@k is the unbiased estimate that one of k samples is right, from the "
-        "same samples; both intervals draw the problems again with replacement (bootstrap, 2,000 "
-        "times). \u201cEver solved\u201d counts problems with a right sample among all of theirs "
-        "(Wilson interval). Tokens: mean length of a sample; cut: samples that hit the length "
-        f"limit. {UNSCORED} {NO_WIDTH}"
-    )
-    return fold("How these were counted", note(text), open=True)
-
+# --- differences -------------------------------------------------------------------------------
 
 Difference = tuple[str, str, Estimate]
 """Minuend, subtrahend, difference of their accuracies."""
 
 
-def difference_table(rows: Sequence[Difference]) -> Table:
-    """Differences of accuracies, with what they say."""
+def _difference_table(rows: Sequence[Difference]) -> Table:
     lines = [
         [f"{more} \u2212 {less}", interval(e), f"{e.num_problems}", reading(e, "higher", "lower")]
         for more, less, e in rows
@@ -123,67 +120,125 @@ def difference_table(rows: Sequence[Difference]) -> Table:
     return Table("", heads("*weights", ">points [95 %]", ">problems", "reading"), lines)
 
 
-def within(evaluations: Mapping[str, Evaluation]) -> list[Difference]:
-    """The difference of every pair of weights that share a scored problem."""
-    pairs = ((more, less) for less, more in combinations(evaluations, 2))
-    return [
-        (label(more), label(less), compare(evaluations[more], evaluations[less]))
-        for more, less in pairs
-        if evaluations[more].accuracies().keys() & evaluations[less].accuracies().keys()
-    ]
-
-
-def across(runs: Sequence[RunData]) -> list[Difference]:
-    """The difference of every other run from the first, on the same problems, by weights."""
-    first, *others = runs
-    found = []
-    for run in others:
-        if test_set(run) is None or test_set(run) != test_set(first):
-            continue
-        for key in run.finals.keys() & first.finals.keys():
-            more, less = run.finals[key], first.finals[key]
-            if more.accuracies().keys() & less.accuracies().keys():
-                titles = (f"{run.name}: {label(key)}", f"{first.name}: {label(key)}")
-                found.append((Weights.parse(key).place, (*titles, compare(more, less))))
-    return [row for _, row in sorted(found, key=lambda pair: pair[0])]
+def _compared(more: tuple[str, Evaluation], less: tuple[str, Evaluation]) -> list[Difference]:
+    """The difference of two named evaluations; [] where they share no scored problem."""
+    if not more[1].accuracies().keys() & less[1].accuracies().keys():
+        return []
+    return [(more[0], less[0], compare(more[1], less[1]))]
 
 
 def _differences(runs: Sequence[RunData]) -> list[Any]:
-    inside = [
-        (named(runs, run, more), less, e) for run in runs for more, less, e in within(run.finals)
-    ]
-    between = across(runs)
+    """Of every pair of weights of a run, and of every other run from the first, by weights."""
+    inside, between = [], []
+    for run in runs:
+        for less, more in combinations(run.finals, 2):
+            ours = (run.prefix + label(more), run.finals[more])
+            inside += _compared(ours, (label(less), run.finals[less]))
+    first, *others = runs
+    comparable = [r for r in others if r.test_set and r.test_set == first.test_set]
+    for key in in_order(list({key for run in comparable for key in run.finals})):
+        for run in comparable:
+            if key in run.finals and key in first.finals:
+                ours = (run.prefix + label(key), run.finals[key])
+                between += _compared(ours, (first.prefix + label(key), first.finals[key]))
     if not inside and not between:
         return []
     parts: list[Any] = [element("h3", "Differences in accuracy")]
-    parts += [difference_table(between)] if between else []
+    parts += [_difference_table(between)] if between else []
     if inside:
-        rows = difference_table(inside)
+        rows = _difference_table(inside)
         parts.append(fold("Within each run", rows) if len(runs) > 1 else rows)
-    text = (
-        "Paired by problem, so the spread between problems cancels; intervals by bootstrap over "
-        "problems. \u201cNot told apart\u201d: the interval holds zero. Each interval stands "
-        "alone; among many pairs some exclude zero by chance."
-    )
-    return [*parts, note(text)]
+    return [*parts, note(PAIRED)]
 
 
-def _ablations(runs: Sequence[RunData], run: RunData) -> list[Any]:
-    rows = {
-        name: row
-        | {
-            "evaluation": row["evaluation"]
-            and msgspec.convert(row["evaluation"], Summary, strict=False)
-        }
-        for name, row in run.ablations.items()
+# --- runs that differ in their seed alone ------------------------------------------------------
+
+
+class Group(NamedTuple):
+    """Two or more runs with the same settings, test problems and model, and no seed twice."""
+
+    names: list[str]
+    seeds: list[int]
+    tables: dict[str, dict[int, Evaluation]]
+    """Weights -> seed -> evaluation."""
+
+    def differences(self) -> list[Difference]:
+        """Of every pair of weights, paired by seed and problem."""
+        return [
+            (label(more), label(less), found)
+            for less, more in combinations(self.tables, 2)
+            if (found := compare_table.difference(self.tables[more], self.tables[less]))
+        ]
+
+
+def groups(runs: Sequence[RunData]) -> list[Group]:
+    """The runs that repeat each other."""
+    alike: dict[str, list[RunData]] = defaultdict(list)
+    for run in runs:
+        same = cli.to_toml(msgspec.structs.replace(run.config, seed=0, run="run"))
+        about = f"{run.manifest.get('test')}\n{run.manifest.get('model_files')}"
+        alike[f"{same}\n{about}"].append(run)
+    found = []
+    for members in alike.values():
+        by_seed = {run.config.seed: run for run in members}
+        if 1 < len(members) == len(by_seed):
+            shared = in_order(list(set.intersection(*(set(run.finals) for run in members))))
+            tables = {key: {s: run.finals[key] for s, run in by_seed.items()} for key in shared}
+            # Without a problem that every seed has scored there is nothing to pool.
+            tables = {
+                k: t
+                for k, t in tables.items()
+                if set.intersection(*(set(e.accuracies()) for e in t.values()))
+            }
+            found.append(Group([run.name for run in members], list(by_seed), tables))
+    return [group for group in found if group.tables]
+
+
+def _over_seeds(runs: Sequence[RunData]) -> list[Any]:
+    """Accuracy and differences of the groups, with intervals over seeds and problems."""
+    parts: list[Any] = []
+    for group in groups(runs):
+        text = (
+            f"{', '.join(group.names)} differ in their seed alone. Means over seeds and problems; "
+            "95 % intervals by drawing both again with replacement (bootstrap, 2,000 times); of "
+            "few seeds they tell little more than their spread. Differences are paired by seed "
+            "and problem."
+        )
+        seeds = ", ".join(map(str, group.seeds))
+        parts += [element("h3", f"Over seeds {seeds}"), note(text), _group_table(group)]
+        if differences := group.differences():
+            parts.append(_difference_table(differences))
+    return parts
+
+
+def _group_table(group: Group) -> Table:
+    means = {
+        key: compare_table.pooled(table, compare_table.accuracy)
+        for key, table in group.tables.items()
     }
-    measured = [row["evaluation"] for row in rows.values() if row["evaluation"]]
-    each = f"{measured[0].num_samples / measured[0].num_problems:g}" if measured else ""
-    counted = (
-        f"{each} samples of each held-out problem; counted as above."
-        if measured
-        else ("not evaluated.")
-    )
+    curves = {key: dict(compare_table.pass_curve(table)) for key, table in group.tables.items()}
+    ks = sorted({k for curve in curves.values() for k in curve if k > 1})
+    top = max(estimate.high for estimate in means.values()) or 1
+    scale = f"0 to {short(100 * top)} %, dots: seeds"
+    columns = heads("*weights", ">accuracy %", scale, *(f">pass@{k} %" for k in ks), ">by seed %")
+    rows = []
+    for place, (key, mean) in enumerate(means.items()):
+        seeds = compare_table.by_seed(group.tables[key])
+        figures = [interval(curves[key].get(k)) for k in ks]
+        shown = [dotted(label(key), place), interval(mean), whisker(mean, top, place, seeds)]
+        rows.append([*shown, *figures, compare_table.in_percent(seeds)])
+    return Table("", columns, rows, style="arms")
+
+
+def _ablations(run: RunData) -> list[Any]:
+    rows, measured = {}, []
+    for name, row in run.ablations.items():
+        found = row["evaluation"] and msgspec.convert(row["evaluation"], Summary, strict=False)
+        rows[name] = row | {"evaluation": found}
+        measured += [f"{found.num_samples / found.num_problems:g}"] if found else []
+    counted = "not evaluated."
+    if measured:
+        counted = f"{measured[0]} samples of each held-out problem; counted as above."
     text = f"SFT and evaluation repeated on this run's own records, one seed, before RL; {counted}"
-    title = element("h3", named(runs, run, "What of the SFT target does the work"))
+    title = element("h3", f"{run.prefix}What of the SFT target does the work")
     return [title, ablate.table(rows), note(text)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from intfast import collect, evaluate, intervene
@@ -49,15 +49,12 @@ def _problem_figures(run: Run, found: Found) -> dict[str, Any]:
 
     With `attempts.unsolved_only` nothing of it is right, because that is how they were selected.
     """
-    counts: dict[str, list[int]] = {problem.id: [0, 0] for problem in found.selected}
-    for record in found.attempts:
-        if record.problem_id in counts and record.grade != "unscored":
-            counts[record.problem_id][0] += 1
-            counts[record.problem_id][1] += record.grade == "correct"
-    tried = [(num, right) for num, right in counts.values() if num]
+    counts = _scored((record.problem_id, record.grade) for record in found.attempts)
+    tried = [counts[problem.id] for problem in found.selected if problem.id in counts]
+    attempts = sum(num for num, _ in tried)
     return {
-        "attempts": sum(num for num, _ in tried),
-        "per_problem": sum(num for num, _ in tried) / len(tried),
+        "attempts": attempts,
+        "per_problem": attempts / len(tried),
         "accuracy": evaluate.estimate([right / num for num, right in tried], run.config.seed),
         "problem_coverage": coverage(tried),
         "zero_by_selection": run.config.attempts.unsolved_only,
@@ -98,37 +95,37 @@ def start_figures(
     Attempts are the unit that is continued; a problem is covered when any of its attempts is.
     `first` is that of `first_wave`. Raises ValueError when no continuation is scored.
     """
-    counts = _scored(drawn)
-    problems = _by_problem(continued, counts)
-    counted = counts if first is None else _scored([r for r in drawn if r.sample < first])
-    shares = [correct / num for num, correct in _by_problem(continued, counted)]
+    problem_of = {record.id: record.problem_id for record in continued}
+
+    def counted(records: Sequence[Continuation]) -> tuple[list[Any], list[Any]]:
+        """(scored, right) of each attempt, and of each problem over its attempts."""
+        by_attempt = _scored((r.intervention_id, r.grade) for r in records)
+        by_problem: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for key, problem_id in problem_of.items():
+            if key in by_attempt:
+                by_problem[problem_id].append(by_attempt[key])
+        problems = [tuple(map(sum, zip(*rows, strict=True))) for rows in by_problem.values()]
+        return list(by_attempt.values()), problems
+
+    attempts, problems = counted(drawn)
+    _, early = counted([r for r in drawn if first is None or r.sample < first])
     return {
         "continuations": len(drawn),
-        "per_attempt": len(drawn) / max(1, len(counts)),
-        "accuracy": evaluate.estimate(shares, seed),
-        "attempt_coverage": coverage(list(counts.values())),
+        "per_attempt": len(drawn) / max(1, len(attempts)),
+        "accuracy": evaluate.estimate([right / num for num, right in early], seed),
+        "attempt_coverage": coverage(attempts),
         "problem_coverage": coverage(problems),
     }
 
 
-def _scored(drawn: Sequence[Continuation]) -> dict[str, tuple[int, int]]:
-    """Intervention id -> (scored, right) continuations."""
-    by_attempt: dict[str, list[bool]] = defaultdict(list)
-    for record in drawn:
-        if record.grade != "unscored":
-            by_attempt[record.intervention_id].append(record.grade == "correct")
-    return {key: (len(right), sum(right)) for key, right in by_attempt.items()}
-
-
-def _by_problem(
-    continued: Sequence[Intervention], counts: Mapping[str, tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """(scored, right) of each problem, over its attempts."""
-    by_problem: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for record in continued:
-        if record.id in counts:
-            by_problem[record.problem_id].append(counts[record.id])
-    return [(sum(n for n, _ in rows), sum(c for _, c in rows)) for rows in by_problem.values()]
+def _scored(graded: Iterable[tuple[str, str]]) -> dict[str, tuple[int, int]]:
+    """(key, grade) of samples -> key -> how many are scored, and right."""
+    found: dict[str, tuple[int, int]] = {}
+    for key, grade in graded:
+        if grade != "unscored":
+            num, right = found.get(key, (0, 0))
+            found[key] = (num + 1, right + (grade == "correct"))
+    return found
 
 
 def starts_table(
@@ -156,14 +153,10 @@ def starts_table(
         f"* of the first wave only, {first} continuations of each attempt: which attempts get more "
         "of them depends on what came of these. Covered counts all waves."
     )
-    return Table(
-        title="Continuing the model's wrong attempts",
-        columns=heads(
-            "start", ">accuracy %", ">attempts covered", ">problems covered", ">continuations"
-        ),
-        rows=rows,
-        caption=early if first and "intervention" in starts else "",
-    )
+    columns = heads("start", ">accuracy %", ">attempts covered", ">problems covered")
+    columns += heads(">continuations")
+    caption = early if first and "intervention" in starts else ""
+    return Table("Continuing the model's wrong attempts", columns, rows, caption)
 
 
 def say_intervention(run: Run, found: Found) -> None:
@@ -191,13 +184,11 @@ def write(run: Run, found: Found, seconds: float) -> dict[str, Any]:
     rows = {key: evaluation.summary(config.ks) for key, evaluation in evaluations.items()}
     stages = in_order([*{row["stage"] for row in run.metrics.journal.records}])
     rl = {key: _rl_figures(run, key) for key in stages if Weights.parse(key).arm in LABELS}
+    *others, best = evaluations or [""]
     result = {
         "evaluations": rows,
         "differences": {
-            f"{best} - {key}": compare(evaluations[best], evaluations[key])
-            for best in list(evaluations)[-1:]
-            for key in evaluations
-            if key != best
+            f"{best} - {key}": compare(evaluations[best], evaluations[key]) for key in others
         },
         "intervention": intervention_figures(run, found) if found.interventions else None,
         "rl": rl,
@@ -207,17 +198,18 @@ def write(run: Run, found: Found, seconds: float) -> dict[str, Any]:
         "seconds_last_process": seconds,
     }
     run.folder.write_json("summary.json", result)
-    if rows:
-        measured = [
-            HeldOut(label(key), summary, zero_advantage=_shares(rl.get(key)))
-            for key, summary in rows.items()
-        ]
-        title = (
-            f"Held-out problems: {len(run.tests)}, {config.samples} samples each, "
-            "95 % intervals (bootstrap over problems)"
-        )
-        run.metrics.console.print(held_out(measured, config.ks, title).rich())
-    run.metrics.console.print(seconds_table(result["seconds"]).rich())
+    title = (
+        f"Held-out problems: {len(run.tests)}, {config.samples} samples each, "
+        "95 % intervals (bootstrap over problems)"
+    )
+    measured = []
+    for key, row in rows.items():
+        quarters = [rl[key][f"{part}_quarter"] for part in ("first", "last")] if rl.get(key) else []
+        shares = " -> ".join(f"{quarter['zero_advantage']:.2f}" for quarter in quarters)
+        measured.append(HeldOut(label(key), row, zero_advantage=shares))
+    tables = [held_out(measured, config.ks, title)] if measured else []
+    for table in [*tables, seconds_table(result["seconds"])]:
+        run.metrics.console.print(table.rich())
     run.metrics.say(f"everything is in {run.folder.path}")
     return result
 
@@ -237,20 +229,12 @@ def _rl_figures(run: Run, key: str) -> dict[str, Any]:
     }
 
 
-def _shares(figures: Mapping[str, Any] | None) -> str:
-    if not figures:
-        return ""
-    first, last = (figures[f"{part}_quarter"]["zero_advantage"] for part in ("first", "last"))
-    return f"{first:.2f} -> {last:.2f}"
-
-
 class HeldOut(NamedTuple):
     """A row of the table of held-out problems."""
 
     label: str
     summary: Summary | None
     """None where no sample is scored."""
-    unscored: float = 0.0
     color: int = 0
     zero_advantage: str = ""
 
@@ -271,24 +255,15 @@ def held_out(rows: Sequence[HeldOut], ks: Sequence[int], title: str = "") -> Tab
     columns += heads(">ever solved %", ">tokens", ">cut, unscored %", only="page")
     lines = []
     for row in rows:
-        name = dotted(row.label, row.color)
-        if row.summary is None:
-            blank = [""] * (len(columns) - 2)
-            lines.append([name, *blank, f", {100 * row.unscored:.1f}"])
-            continue
-        found = row.summary
-        lines.append(
-            [
-                name,
-                interval(found.accuracy),
-                whisker(found.accuracy, top, row.color),
-                *(interval(found.pass_at_k.get(k)) for k in ks),
-                row.zero_advantage,
-                interval(found.coverage),
-                f"{found.mean_tokens:,.0f}",
-                f"{100 * found.truncated:.1f}, {100 * found.unscored:.1f}",
-            ]
-        )
+        figures, sizes = [""] * (len(columns) - 2), ""
+        if found := row.summary:
+            accuracy = found.accuracy
+            figures = [interval(accuracy), whisker(accuracy, top, row.color)]
+            figures += [interval(found.pass_at_k.get(k)) for k in ks]
+            figures += [row.zero_advantage, interval(found.coverage), f"{found.mean_tokens:,.0f}"]
+            sizes = f"{100 * found.truncated:.1f}"
+        unscored = found.unscored if found else 1.0
+        lines.append([dotted(row.label, row.color), *figures, f"{sizes}, {100 * unscored:.1f}"])
     caption = (
         "* of the groups in the first -> last quarter of the RL steps. An interval without "
         "width says that all problems gave the same, not that it is certain."

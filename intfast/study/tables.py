@@ -6,7 +6,7 @@ Everything that goes onto the page is escaped here, with hidden characters writt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,17 +98,14 @@ def interval(estimate: Estimate | None, digits: int = 1, scale: float = 100) -> 
         return ""
     parts = (estimate.value, estimate.low, estimate.high)
     value, low, high = (f"{scale * part:.{digits}f}" for part in parts)
-    return Cell(f"{value} [{low}, {high}]", element("span", value, _range(low, high)))
+    range_ = element("span", f"[{low}, {high}]", class_="ci")
+    return Cell(f"{value} [{low}, {high}]", element("span", value, " ", range_))
 
 
 def share(estimate: Estimate) -> str:
     """ "4 of 15"; on the page in percent with its interval."""
     text = f"{round(estimate.value * estimate.num_problems)} of {estimate.num_problems}"
     return Cell(text, Markup("{} of {:,}").format(interval(estimate), estimate.num_problems))
-
-
-def _range(low: str, high: str) -> Markup:
-    return Markup(" ") + element("span", f"[{low}, {high}]", class_="ci")
 
 
 def short(value: float | None) -> str:
@@ -134,13 +131,13 @@ def element(tag: str, *children: Any, **attributes: Any) -> Markup:
 
     `class_` is `class`, `data_run` is `data-run`; an attribute that is None or False is left out.
     """
-    words = []
+    words = ""
     for key, value in attributes.items():
         if value is not None and value is not False:
-            name = key.rstrip("_").replace("_", "-")
-            words.append(f" {name}" if value is True else f' {name}="{_escape(value)}"')
+            words += " " + key.rstrip("_").replace("_", "-")
+            words += "" if value is True else f'="{_escape(value)}"'
     inside = "".join(_escape(child) for child in _flat(children) if child is not None)
-    return Markup(f"<{tag}{''.join(words)}>{inside}</{tag}>")
+    return Markup(f"<{tag}{words}>{inside}</{tag}>")
 
 
 def note(*children: Any) -> Markup:
@@ -167,11 +164,9 @@ def _escape(value: Any) -> str:
     return str(escape(_finalize(value)))
 
 
-def _flat(values: Sequence[Any]) -> list[Any]:
-    found = []
+def _flat(values: Sequence[Any]) -> Iterator[Any]:
     for value in values:
-        found += _flat(value) if isinstance(value, list) else [value]
-    return found
+        yield from _flat(value) if isinstance(value, list) else [value]
 
 
 _templates = Environment(
