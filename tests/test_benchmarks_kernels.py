@@ -98,10 +98,13 @@ def test_pytest_benchmark_runs_the_same_cases_and_compares(tmp_path):
     words += ["--shapes", "small", "--benchmark-max-time=0.01", "--benchmark-min-rounds=2"]
     words += [f"--benchmark-storage={tmp_path}", f"--benchmark-json={tmp_path / 'all.json'}"]
 
+    # A process of its own, also where this one is a worker of pytest-xdist.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+
     def pytest_of(*more):
         return subprocess.run(
             [sys.executable, "-m", "pytest", *words, *more], cwd=Path(__file__).parents[1],
-            env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True,
+            env=env, capture_output=True, text=True,
         )  # fmt: skip
 
     done = pytest_of("--benchmark-save=before")
