@@ -117,9 +117,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., num_in) to (..., num_out)."""
-        if self.row_sizes and torch.is_inference_mode_enabled():
-            return fixed.linear(x, self.weight, self.bias, self.row_sizes)
-        return F.linear(x, self.weight, self.bias)
+        if not self.row_sizes or len(x) in self.row_sizes or not torch.is_inference_mode_enabled():
+            return F.linear(x, self.weight, self.bias)
+        return fixed.linear(x, self.weight, self.bias, self.row_sizes)
 
 
 class RMSNorm(nn.Module):
