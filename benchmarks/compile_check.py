@@ -6,7 +6,7 @@ Another Triton than the installed one, from `pip install --no-deps --target FOLD
 
     PYTHONPATH=FOLDER python -m benchmarks.compile_check
 
-Under each product of the tile table stand the candidates of `kernels/head/tiles.py` (tile, stages).
+Under each product of the tile table stand the candidates of `head/autotune.py` (tile, stages).
 Fails (exit status 1) on register spills or any other use of the stack, on shared memory over the
 architecture's limit, on missing tensor-core instructions, and where a tile claims warp
 specialisation that the compiler left out without a word. Registers and stack come from the
@@ -31,7 +31,8 @@ from triton.compiler import ASTSource
 
 from intfast.kernels import group_advantages
 from intfast.kernels.head import odds, rows
-from intfast.kernels.head.tiles import ODDS_TILES, SHARED_LIMIT_BYTES, Tile, candidates
+from intfast.kernels.head.autotune import candidates
+from intfast.kernels.head.tiles import ODDS_TILES, SHARED_LIMIT_BYTES, Tile
 
 TENSOR_CORE = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 

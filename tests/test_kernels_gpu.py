@@ -10,8 +10,8 @@ from kernels_common import LOGPROB_BUDGET, assert_within
 
 from intfast.kernels import truth as definition
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
+from intfast.kernels.head.autotune import Shape, autotune
 from intfast.kernels.head.plan import IGNORE
-from intfast.kernels.head.tiles import Shape, autotune
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import EntropyBonus, Kl, PolicyClip, SequenceClip, Streams, Sum

@@ -10,7 +10,7 @@ from report_run import FEW, RIGHT, Seen, make_run
 
 from intfast.evaluate import wilson
 from intfast.records import Example
-from intfast.study import ablate, browser, report, sections
+from intfast.study import browser, report, sections, summary
 from intfast.study.page_data import SHOWS, load_all
 from intfast.study.paired import compare
 from intfast.study.read import TokenLogprobs, read_evaluations, read_rows
@@ -196,7 +196,7 @@ def test_ablations_are_shown_as_they_were_measured(folder, copy):
     assert first[5:] == [f"{interval(measured.coverage)} of 3", "sft.target=no_filter"]
     assert second == ["untested", "3", "40", "", "", "", "the recipe"]
     assert "4 samples of each held-out problem" in page.text("results")
-    text = ablate.table(rows).markdown()[2]
+    text = summary.ablation_table(rows).markdown()[2]
     assert text == f"| no filter | 3 | 40 | {interval(measured.accuracy)} | 3 of 3 |"
 
 

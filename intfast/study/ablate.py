@@ -6,7 +6,7 @@ python -m intfast.study ablate RUN [key.sub=value ...]
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from intfast import cli
 from intfast.state.command import outcome
 from intfast.state.runfolder import write_json
 from intfast.study import derive
-from intfast.study.charts import whisker
 from intfast.study.read import read_evaluations
-from intfast.study.tables import Column, Table, heads, interval, share, short
+from intfast.study.summary import ablation_table
 
 USAGE = """\
 usage: python -m intfast.study ablate RUN [key.sub=value ...]
@@ -88,7 +87,7 @@ def ablate(
         }
     write_json(folder / "ablations.json", rows)
     report.write([folder], folder / "report.html")
-    console.print(table(rows).rich())
+    console.print(ablation_table(rows).rich())
     return rows
 
 
@@ -100,24 +99,6 @@ def _check_settings(words: Sequence[str]) -> None:
             f"{', '.join(bad)}: an ablation takes these from the run, or varies them; expected "
             f"settings of {', '.join(OPEN)}, without {', '.join(sorted(FIXED))}"
         )
-
-
-def table(rows: Mapping[str, dict[str, Any]]) -> Table:
-    """What SFT was trained on, and what came of it."""
-    measured = [row["evaluation"] for row in rows.values() if row["evaluation"]]
-    top = max((found.accuracy.high for found in measured), default=0) or 1
-    columns = heads("trained on", ">examples", ">loss tokens", ">accuracy %")
-    columns += [*heads(f"0 to {short(100 * top)} %", only="page"), *heads(">covered")]
-    columns.append(Column("settings", "code", "page"))
-    lines = []
-    for name, row in rows.items():
-        found = row["evaluation"]
-        accuracy, covered = (found.accuracy, share(found.coverage)) if found else (None, "")
-        figures = [interval(accuracy), whisker(accuracy, top, 2), covered]
-        settings = "  ".join(row["settings"]) or "the recipe"
-        lines.append([name, str(row["examples"]), f"{row['loss_tokens']:,}", *figures, settings])
-    title = "SFT on the same interventions (held-out problems, 95 % intervals over problems)"
-    return Table(title, columns, lines)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,11 +14,11 @@ from intfast import cli
 from intfast.config import Config
 from intfast.evaluate import Estimate, Evaluation, Summary
 from intfast.labels import in_order, label
-from intfast.study import ablate, compare_table
+from intfast.study import compare_table
 from intfast.study.charts import Line, chart, dotted, legend, percent, whisker
 from intfast.study.page_data import RunData, Section
 from intfast.study.paired import compare
-from intfast.study.summary import HeldOut, held_out, summarised
+from intfast.study.summary import HeldOut, ablation_table, held_out, summarised
 from intfast.study.tables import Table, element, fold, heads, interval, note, reading, short
 
 EVER_SOLVED = (
@@ -241,4 +241,4 @@ def _ablations(run: RunData) -> list[Any]:
         counted = f"{measured[0]} samples of each held-out problem; counted as above."
     text = f"SFT and evaluation repeated on this run's own records, one seed, before RL; {counted}"
     title = element("h3", f"{run.prefix}What of the SFT target does the work")
-    return [title, ablate.table(rows), note(text)]
+    return [title, ablation_table(rows), note(text)]

@@ -16,7 +16,7 @@ from intfast.run import Run
 from intfast.study.charts import bar, dotted, whisker
 from intfast.study.paired import compare
 from intfast.study.read import read_evaluations
-from intfast.study.tables import Cell, Table, element, heads, interval, share, short
+from intfast.study.tables import Cell, Column, Table, element, heads, interval, share, short
 
 # --- interventions -----------------------------------------------------------------------------
 
@@ -307,3 +307,21 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def ablation_table(rows: Mapping[str, dict[str, Any]]) -> Table:
+    """What SFT was trained on in each ablation, and what came of it."""
+    measured = [row["evaluation"] for row in rows.values() if row["evaluation"]]
+    top = max((found.accuracy.high for found in measured), default=0) or 1
+    columns = heads("trained on", ">examples", ">loss tokens", ">accuracy %")
+    columns += [*heads(f"0 to {short(100 * top)} %", only="page"), *heads(">covered")]
+    columns.append(Column("settings", "code", "page"))
+    lines = []
+    for name, row in rows.items():
+        found = row["evaluation"]
+        accuracy, covered = (found.accuracy, share(found.coverage)) if found else (None, "")
+        figures = [interval(accuracy), whisker(accuracy, top, 2), covered]
+        settings = "  ".join(row["settings"]) or "the recipe"
+        lines.append([name, str(row["examples"]), f"{row['loss_tokens']:,}", *figures, settings])
+    title = "SFT on the same interventions (held-out problems, 95 % intervals over problems)"
+    return Table(title, columns, lines)

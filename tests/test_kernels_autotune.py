@@ -7,15 +7,15 @@ import pytest
 import torch
 from kernels_common import HAS_TRITON, inputs
 
-from intfast.kernels.head.tiles import (
+from intfast.kernels.head.autotune import (
     MARGIN,
-    ODDS_TILES,
     ROUNDS,
     Shape,
     autotune,
     candidates,
     choose,
 )
+from intfast.kernels.head.tiles import ODDS_TILES
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 SHAPE = Shape(rows=4096, width=2560, vocabulary=151_936)
