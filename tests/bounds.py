@@ -1,0 +1,58 @@
+"""Bounds of rounding: from the number of terms and the type, or from a peer of the same run.
+
+The model: an operation rounds its result once, by at most u = eps / 2 of it; the roundings of a sum
+are independent and of random sign, so that n of them make at most u * sqrt(n) * magnitude in the
+mean square, magnitude being the largest partial sum. FACTOR standard deviations are allowed: 3e-7
+of the cases lie above them, and a uniform rounding has only 1/sqrt(3) of the deviation assumed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+
+FACTOR = 5
+PEER = 4
+"""Times the largest error of a peer: each of two results may be as far from the exact one, and
+another order of the same sums may round twice as much."""
+
+
+def unit(dtype: torch.dtype = torch.float32) -> float:
+    """The largest relative error of one rounding."""
+    return torch.finfo(dtype).eps / 2
+
+
+def of_sum(terms: int, magnitude: float, dtype: torch.dtype = torch.float32) -> float:
+    """For a sum of `terms` values whose partial sums stay below `magnitude`, in any order."""
+    return FACTOR * math.sqrt(terms) * unit(dtype) * magnitude
+
+
+def worst(terms: int, total: float, dtype: torch.dtype = torch.float32) -> float:
+    """For a sum of `terms` whose absolute values add up to `total`: no order exceeds this."""
+    return terms * unit(dtype) * total
+
+
+@torch.no_grad()
+def log_prob_errors(hf: torch.nn.Module, sequences: Iterable[Sequence[int]]) -> torch.Tensor:
+    """|error| of every log-prob (next token by vocabulary) of a transformers model as it is.
+
+    Against itself in fp64. Its norms stay in fp32 there, which adds roundings of the same size, so
+    these errors are those of fp32 or of what is narrower.
+    """
+    wide = copy.deepcopy(hf).double()
+    errors = []
+    for tokens in sequences:
+        ids = torch.tensor([tokens])
+        found, exact = (
+            model(ids, use_cache=False).logits[0].double().log_softmax(-1) for model in (hf, wide)
+        )
+        errors.append((found - exact).abs().flatten())
+    return torch.cat(errors)
+
+
+def of_log_probs(hf: torch.nn.Module, sequences: Iterable[Sequence[int]]) -> float:
+    """Between two computations of the log-probs of this model: PEER times its largest error."""
+    return PEER * log_prob_errors(hf, sequences).max().item()
