@@ -39,20 +39,33 @@ def worst(terms: int, total: float, dtype: torch.dtype = torch.float32) -> float
 def log_prob_errors(hf: torch.nn.Module, sequences: Iterable[Sequence[int]]) -> torch.Tensor:
     """|error| of every log-prob (next token by vocabulary) of a transformers model as it is.
 
-    Against itself in fp64. Its norms stay in fp32 there, which adds roundings of the same size, so
+    In fp32 at the least, against itself in fp64. Its norms stay in fp32 there, which adds roundings of the same size, so
     these errors are those of fp32 or of what is narrower.
     """
     wide = copy.deepcopy(hf).double()
     errors = []
     for tokens in sequences:
         ids = torch.tensor([tokens])
-        found, exact = (
-            model(ids, use_cache=False).logits[0].double().log_softmax(-1) for model in (hf, wide)
-        )
-        errors.append((found - exact).abs().flatten())
+        found, exact = (model(ids, use_cache=False).logits[0] for model in (hf, wide))
+        found = found.float().log_softmax(-1)
+        errors.append((found.double() - exact.log_softmax(-1)).abs().flatten())
     return torch.cat(errors)
 
 
 def of_log_probs(hf: torch.nn.Module, sequences: Iterable[Sequence[int]]) -> float:
     """Between two computations of the log-probs of this model: PEER times its largest error."""
     return PEER * log_prob_errors(hf, sequences).max().item()
+
+
+def assert_same_update(ours, theirs, before, terms: int) -> None:
+    """Weights after the same update, whose gradients are sums of `terms` in two orders.
+
+    Each weight is rounded once, and the gradient's sums as `of_sum` has it; their magnitude is the
+    tensor's largest update, since the update is made proportional to the gradient (a large EPS).
+    """
+    for name, tensor in ours.items():
+        gap = (tensor - theirs[name]).abs().double()
+        update = (tensor - before[name]).abs().max().item()
+        assert update > 0, name
+        allowed = 2 * unit(tensor.dtype) * tensor.abs().double() + of_sum(terms, update)
+        assert (gap <= allowed).all(), (name, gap.max().item(), update)
