@@ -39,8 +39,8 @@ def worst(terms: int, total: float, dtype: torch.dtype = torch.float32) -> float
 def log_prob_errors(hf: torch.nn.Module, sequences: Iterable[Sequence[int]]) -> torch.Tensor:
     """|error| of every log-prob (next token by vocabulary) of a transformers model as it is.
 
-    In fp32 at the least, against itself in fp64. Its norms stay in fp32 there, which adds roundings of the same size, so
-    these errors are those of fp32 or of what is narrower.
+    In fp32 at the least, against itself in fp64. Its norms stay in fp32 there, which adds roundings
+    of the same size: these are the errors of fp32 or of the narrower type of the weights.
     """
     wide = copy.deepcopy(hf).double()
     errors = []
