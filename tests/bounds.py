@@ -57,6 +57,7 @@ def of_log_probs(hf: torch.nn.Module, sequences: Iterable[Sequence[int]]) -> flo
     return PEER * log_prob_errors(hf, sequences).max().item()
 
 
+@torch.no_grad()
 def assert_same_update(ours, theirs, before, terms: int) -> None:
     """Weights after the same update, whose gradients are sums of `terms` in two orders.
 
@@ -67,5 +68,7 @@ def assert_same_update(ours, theirs, before, terms: int) -> None:
         gap = (tensor - theirs[name]).abs().double()
         update = (tensor - before[name]).abs().max().item()
         assert update > 0, name
-        allowed = 2 * unit(tensor.dtype) * tensor.abs().double() + of_sum(terms, update)
+        allowed = 2 * unit(tensor.dtype) * tensor.abs().double() + of_sum(
+            terms, update, tensor.dtype
+        )
         assert (gap <= allowed).all(), (name, gap.max().item(), update)
