@@ -69,8 +69,10 @@ def test_first_steps_equal_adamw_written_out(monkeypatch):
             root = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-6
             decay = 0.1 if name == "matrix" else 0.0
             truth[name] = value * (1 - lr * decay) - lr * corrected / root
-    torch.testing.assert_close(matrix.detach(), truth["matrix"], rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(bias.detach(), truth["bias"], rtol=1e-6, atol=1e-9)
+    # 20 operations a step on values up to 2, and 1 - 0.999**step loses a factor of 1,000.
+    atol = bounds.worst(3 * 20, 2.0 + 0.03 * 1000, torch.float64)
+    torch.testing.assert_close(matrix.detach(), truth["matrix"], rtol=0, atol=atol)
+    torch.testing.assert_close(bias.detach(), truth["bias"], rtol=0, atol=atol)
 
 
 def test_matrices_decay_and_vectors_do_not():
