@@ -38,7 +38,7 @@ def vllm(folder, dtype="float32", engine="vllm", **rollout):
     return vllm_start.start(folder, config, torch.device("cpu"))
 
 
-def same(found_P_G, expected_P_G, tolerance=1e-5):
+def same(found_P_G, expected_P_G, tolerance):
     """Whether completions are equal, up to rounding of their log-probs."""
     return all(
         a.token_ids == b.token_ids

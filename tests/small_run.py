@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import bounds
 import torch
+from transformers import AutoModelForCausalLM
 
 from benchmarks.quickstart_task import base, task
 from intfast.engine.protocol import Completion
@@ -70,6 +72,14 @@ def write_inputs(folder: Path, **changes) -> Path:
         rows = task.problem_rows(0, split, count)
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def rounding_of(run, folder: Path):
+    """Errors of log-probs that transformers has with the weights that `run` holds, in `folder`."""
+    save(run.decoder, run.config.model.path, folder)
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=run.decoder.head_weight_VD.dtype)
+    ids = [encode(run.sampler.tokenizer, problem.problem) for problem in run.problems]
+    return bounds.log_prob_errors(hf.eval(), ids)
 
 
 def words(inputs: Path, run: Path, max_new_tokens: int) -> list[str]:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bounds
 import pytest
 import torch
 from engine_cases import needs_vllm, prompts, request, same, vllm
 from tiny import make_model
+from transformers import AutoModelForCausalLM
 
 from intfast import cli
 from intfast.batch import pack
@@ -61,6 +63,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def rounding(folder):
+    """What two computations of this model's log-probs may differ by."""
+    hf = AutoModelForCausalLM.from_pretrained(folder).eval()
+    return bounds.of_log_probs(hf, prompts(24, longest=60, seed=1))
+
+
+@pytest.fixture(scope="module")
 def engine(folder):
     return vllm(folder)
 
@@ -81,14 +90,20 @@ def engine(folder):
     ],
 )
 def test_an_optimizer_step_is_the_weight_update(tmp_path, family, tied, dtype):
-    make(tmp_path, family, tie_word_embeddings=tied)
+    hf = make(tmp_path, family, tie_word_embeddings=tied).eval().to(getattr(torch, dtype))
+    errors = bounds.log_prob_errors(hf, prompts(24, longest=60, seed=1))
     engine = vllm(tmp_path, dtype)
     pointers = {name: p.data_ptr() for name, p in engine.decoder.named_parameters()}
     requests = [request(p, [1, 2], max_new_tokens=16) for p in prompts(6)]
-    exact = dtype == "float32"
+
+    def assert_small(gap):
+        if dtype == "float32":
+            assert gap.max() < bounds.PEER * errors.max()
+        assert gap.mean() < bounds.PEER * errors.mean()
+
     for seed in range(2):
         gap, before = gaps(engine, requests)
-        assert gap.max() < 1e-5 if exact else gap.mean() < 0.05
+        assert_small(gap)
         old = engine.score([[*prompts(6)[0], *before[0][0].token_ids]])
         step(engine.decoder)
         engine.weights_changed()
@@ -96,21 +111,21 @@ def test_an_optimizer_step_is_the_weight_update(tmp_path, family, tied, dtype):
         # Far more than the gap: old weights in vLLM would show.
         assert (torch.tensor(new) - torch.tensor(old)).abs().mean() > 0.3, seed
     gap, after = gaps(engine, requests)
-    assert gap.max() < 1e-5 if exact else gap.mean() < 0.05
+    assert_small(gap)
     assert [c.token_ids for (c, _) in after] != [c.token_ids for (c, _) in before]
     assert {c.policy_version for group in after for c in group} == {2}
     assert {name: p.data_ptr() for name, p in engine.decoder.named_parameters()} == pointers
 
 
-def test_without_sharing_an_update_is_copied(folder):
+def test_without_sharing_an_update_is_copied(folder, rounding):
     engine = vllm(folder, engine="vllm_copy")
     requests = [request(p, [1], max_new_tokens=16) for p in prompts(4)]
-    assert gaps(engine, requests)[0].max() < 1e-5
+    assert gaps(engine, requests)[0].max() < rounding
     step(engine.decoder)
     engine._llm.reset_prefix_cache()
     assert gaps(engine, requests)[0].mean() > 0.1
     engine.weights_changed()
-    assert gaps(engine, requests)[0].max() < 1e-5
+    assert gaps(engine, requests)[0].max() < rounding
 
 
 def test_a_broken_alias_is_caught(folder):
@@ -130,7 +145,7 @@ def test_the_engine_can_reload_nothing(engine):
 # --- the prefix cache --------------------------------------------------------------------------
 
 
-def test_a_stale_prefix_cache_is_caught(folder, monkeypatch):
+def test_a_stale_prefix_cache_is_caught(folder, rounding, monkeypatch):
     engine = vllm(folder)
     requests = [request(prompts(1)[0] * 4, [1, 2])]
     gaps(engine, requests)
@@ -150,7 +165,7 @@ def test_a_stale_prefix_cache_is_caught(folder, monkeypatch):
             engine.weights_changed()
         assert engine.policy_version == version
     engine.weights_changed()
-    assert gaps(engine, requests)[0].max() < 1e-5
+    assert gaps(engine, requests)[0].max() < rounding
 
 
 def test_a_continuation_reuses_its_prefix_until_the_weights_change(engine):
@@ -172,7 +187,7 @@ def test_a_continuation_reuses_its_prefix_until_the_weights_change(engine):
 # --- manners -----------------------------------------------------------------------------------
 
 
-def test_what_is_left_of_a_failed_call_is_gone(engine):
+def test_what_is_left_of_a_failed_call_is_gone(engine, rounding):
     requests = [request(p, [1, 2], max_new_tokens=5 + i) for i, p in enumerate(prompts(6))]
     before = engine.generate(requests)
 
@@ -183,7 +198,7 @@ def test_what_is_left_of_a_failed_call_is_gone(engine):
         engine.generate(requests, fail)
     assert not engine._llm.llm_engine.has_unfinished_requests()
     engine.weights_changed()
-    assert same(engine.generate(requests), before)
+    assert same(engine.generate(requests), before, rounding)
 
 
 def test_asleep_the_cache_has_no_memory_and_scores_work(engine):

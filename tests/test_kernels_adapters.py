@@ -1,10 +1,12 @@
 """Each adapter against the loss of the package that it is made for, values and gradients."""
 
+import copy
 import importlib.util
 import sys
 from collections import defaultdict
 from types import ModuleType, SimpleNamespace
 
+import bounds
 import pytest
 import torch
 
@@ -78,11 +80,19 @@ def test_causal_lm_loss_equals_transformers(num_items):
     call["num_items_in_batch"] = num_items
     plain = model(**call).loss
     expected = gradients(model, plain)
+    wide = copy.deepcopy(model).double()
+    exact = gradients(wide, wide(**call).loss)
     adapters.fuse_causal_lm(model)
     output = model(**call)
     assert output.logits is None
     torch.testing.assert_close(output.loss, plain)
-    assert_same_gradients(gradients(model, output.loss), expected)
+    got = gradients(model, output.loss)
+    assert got.keys() == expected.keys()
+    for name, value in got.items():
+        # As far off as transformers, and the roundings of a sum over the vocabulary more.
+        allowed = bounds.PEER * (expected[name] - exact[name]).abs().max()
+        allowed += bounds.of_sum(53, exact[name].abs().max().item())
+        assert (value - exact[name]).abs().max() <= allowed, name
     assert model(input_ids=ids).logits.shape == (3, 11, 53)
 
 
@@ -119,6 +129,7 @@ def test_hugging_face_trainer_trains_the_same(tmp_path):
         weights[0] - torch.cat([p.detach().flatten() for p in tiny_model().parameters()])
     ).abs()
     assert moved.max() > 1e-3
+    # No rounding: what a wrong divisor or a lost micro-batch changes is several times as much.
     assert (weights[0] - weights[1]).abs().max() < 1e-2 * moved.max()
 
 
@@ -238,7 +249,8 @@ def test_policy_loss_equals_verl(mode):
     ):
         torch.testing.assert_close(got, expected)
     for name, value in metrics.items():
-        assert value == pytest.approx(stock[name], abs=1e-6)
+        # means of at most 21 values of order one
+        assert value == pytest.approx(stock[name], abs=bounds.of_sum(21, 1.0))
 
 
 @needs("verl", "pip install 'verl==0.9.*'")

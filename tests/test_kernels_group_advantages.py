@@ -1,6 +1,7 @@
 import math
 from itertools import pairwise
 
+import bounds
 import numpy as np
 import pytest
 import torch
@@ -62,11 +63,13 @@ def test_against_numpy(path, baseline, scale):
         baseline=baseline, scale=scale, eps=1e-2, path=path,
     )  # fmt: skip
     want = golden(rewards, offsets, baseline, scale, 1e-2)
-    np.testing.assert_allclose(got.advantage_N.cpu(), want, atol=2e-6)
+    # Means and deviations are sums of at most all rewards, whose differences are exact.
+    bound = bounds.of_sum(len(rewards), np.abs(want).max())
+    np.testing.assert_allclose(got.advantage_N.cpu(), want, rtol=0, atol=bound)
     sample_T = np.repeat(np.arange(len(rewards)), np.diff(token_offsets))
-    np.testing.assert_allclose(got.advantage_T.cpu(), want[sample_T], atol=2e-6)
+    np.testing.assert_allclose(got.advantage_T.cpu(), want[sample_T], rtol=0, atol=bound)
     kept = np.where(np.isnan(rewards[sample_T]), 0, weights)
-    np.testing.assert_allclose(got.weight_T.cpu(), kept, rtol=1e-6)
+    np.testing.assert_allclose(got.weight_T.cpu(), kept, rtol=bounds.unit())
     groups = [[r for r in rewards[a:b] if not math.isnan(r)] for a, b in pairwise(offsets)]
     counts = [int(value) for value in got.counts]
     assert counts == [
@@ -96,7 +99,9 @@ def test_large_offsets_in_rewards_do_not_cancel(path):
     rewards = torch.tensor([4096.0, 4096.5, 4097.0, 4095.0], device=DEVICE)
     got = group_advantages(rewards, torch.tensor([0, 4], device=DEVICE), eps=0.0, path=path)
     want = golden(rewards.tolist(), [0, 4], "mean", "group", 0.0)
-    np.testing.assert_allclose(got.advantage_N.cpu(), want, atol=1e-4)
+    # As for rewards of 0 to 2, since their differences are exact.
+    bound = bounds.of_sum(4, 2 / np.std(rewards.tolist(), ddof=1))
+    np.testing.assert_allclose(got.advantage_N.cpu(), want, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -133,7 +138,8 @@ def test_fp64_rewards_stay_fp64_on_the_plain_path(baseline, scale):
     )  # fmt: skip
     want = golden(rewards, offsets, baseline, scale, 1e-4)
     assert got.advantage_N.dtype == got.advantage_T.dtype == torch.float64
-    np.testing.assert_allclose(got.advantage_N, want, rtol=1e-14, atol=1e-15)
+    bound = bounds.of_sum(len(rewards), np.abs(want).max(), torch.float64)
+    np.testing.assert_allclose(got.advantage_N, want, rtol=0, atol=bound)
     sample_T = np.repeat(np.arange(len(rewards)), np.diff(token_offsets))
     np.testing.assert_array_equal(got.advantage_T, got.advantage_N[sample_T])
 

@@ -1,9 +1,10 @@
 """SFT and RL on a tiny model: they learn, stop, continue exactly, and count what they do."""
 
+import bounds
 import msgspec
 import pytest
 import torch
-from small_run import Quiet, words, write_inputs
+from small_run import Quiet, rounding_of, words, write_inputs
 
 from intfast import cli, collect, credit, rl, sft
 from intfast.grading.answers import Reason
@@ -186,33 +187,35 @@ def test_every_epoch_of_the_stream_is_a_permutation(run_of):
     ],
     ids=" ".join,
 )
-def test_the_options_of_rl_run_and_learn(run_of, options):
+def test_the_options_of_rl_run_and_learn(run_of, tmp_path, options):
     with run_of("rl.steps=4", *options) as run:
         before = weights_of(run)
         rl.rl(run, "base_rl", "base", run.problems)
         assert not same(weights_of(run), before)
         rows = [row for row in run.metrics.rows("base_rl") if row["updates"]]
+        rounding = bounds.PEER * rounding_of(run, tmp_path / "trained").max()
     expected = int(dict(o.split("=") for o in options).get("rl.minibatches", 1))
     assert {row["updates"] for row in rows} == {expected}
     assert all(row["skipped"] == 0 and row["grad_norm"] > 0 for row in rows)
     if "model.dtype=bfloat16" not in options:
         # On-policy and in fp32, the engine and the trainer give the same log-probs.
-        assert max(row["sampler_diff_max"] for row in rows) < 1e-4
+        assert max(row["sampler_diff_max"] for row in rows) < rounding
 
 
 def test_micro_batches_do_not_change_the_update(run_of, monkeypatch):
     # A large eps makes Adam's first step proportional to the gradient instead of to its sign.
     monkeypatch.setattr(optim, "EPS", 10.0)
-    options = ("rl.steps=1",)
+    # A large rate: the update is far above the last place of the weights. Clipping would hide that
+    # all of a gradient is too large.
+    options = ("rl.steps=1", "rl.optim.lr=1.0", "rl.optim.max_grad_norm=0")
     after = []
     for where, tokens in (("one", 100_000), ("many", 60)):
         with run_of(f"batch.max_tokens={tokens}", *options, run=where) as run:
             before = weights_of(run)
             rl.rl(run, "base_rl", "base", run.problems)
             after.append(weights_of(run))
-    for name, ours in after[0].items():
-        torch.testing.assert_close(ours, after[1][name], atol=1e-7, rtol=1e-5)
-        assert not torch.equal(ours, before[name])
+            (row,) = run.metrics.rows("base_rl")
+    bounds.assert_same_update(*after, before, int(row["num_tokens"]))
 
 
 def sft_examples(run):
@@ -254,7 +257,7 @@ def test_sft_lowers_the_loss_and_continues_to_the_same_weights(run_of, monkeypat
 
 
 @pytest.mark.parametrize("data", ["intervention", "reference"])
-def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(run_of, data):
+def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(run_of, tmp_path, data):
     with run_of(*SFT, "metrics.example_logprobs=3", f"sft.data={data}") as run:
         made = sft_examples(run)
         sft.sft(run, "int", made)
@@ -265,6 +268,7 @@ def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(run_of,
         assert [row.example for row in rows] == analysis.spread(len(made), 3)
         for held in ("base", "trained"):
             run.hold("base" if held == "base" else "int")
+            rounding = bounds.PEER * rounding_of(run, tmp_path / held).max()
             for row in rows:
                 example = made[row.example]
                 ids = torch.tensor(example.token_ids)
@@ -276,7 +280,7 @@ def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(run_of,
                     logprob[t - 1, ids[t]].item() if t and example.weights[t] else None
                     for t in range(len(ids))
                 ]
-                assert getattr(row, held) == pytest.approx(expected, abs=1e-4)
+                assert getattr(row, held) == pytest.approx(expected, abs=rounding.item())
 
         def refuse(*_):
             raise AssertionError("scored again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import bounds
 import pytest
 import torch
 from torch import nn
@@ -68,8 +69,10 @@ def test_first_steps_equal_adamw_written_out(monkeypatch):
             root = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-6
             decay = 0.1 if name == "matrix" else 0.0
             truth[name] = value * (1 - lr * decay) - lr * corrected / root
-    torch.testing.assert_close(matrix.detach(), truth["matrix"], rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(bias.detach(), truth["bias"], rtol=1e-6, atol=1e-9)
+    # 20 operations a step on values up to 2, and 1 - 0.999**step loses a factor of 1,000.
+    atol = bounds.worst(3 * 20, 2.0 + 0.03 * 1000, torch.float64)
+    torch.testing.assert_close(matrix.detach(), truth["matrix"], rtol=0, atol=atol)
+    torch.testing.assert_close(bias.detach(), truth["bias"], rtol=0, atol=atol)
 
 
 def test_matrices_decay_and_vectors_do_not():
@@ -114,9 +117,8 @@ def test_small_steps_move_masters_long_before_bf16_weights():
         (parameter * torch.ones_like(parameter)).sum().backward()
         optimizer.step()
         master = optimizer.state_tensors()[0]["master.w"]
-        torch.testing.assert_close(
-            master, torch.full((4,), 1 - 1e-4 * (step + 1)), rtol=1e-5, atol=0
-        )
+        # Each step rounds near 1, and always to the same side.
+        assert (master.double() - (1 - 1e-4 * (step + 1))).abs().max() < bounds.worst(step + 1, 1.0)
         if moved_at is None and parameter[0] != 1:
             moved_at = step + 1
     # bf16 has a spacing of 2**-8 below 1; rounding turns over half-way, at 19.5 steps of 1e-4
@@ -134,22 +136,23 @@ def test_bf16_gradients_add_up_in_fp32():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_micro_batches_equal_one_batch(dtype):
+def test_micro_batches_equal_one_batch(monkeypatch, dtype):
+    # An update in proportion to the gradient, far above the last place of the weights.
+    monkeypatch.setattr(optim, "EPS", 10.0)
+    config = OptimConfig(lr=1.0, schedule="constant")
+    before = dict(small_model(dtype).named_parameters())
     results = []
     for parts in (1, 4):
         model = small_model(dtype)
-        optimizer = Optimizer(model.named_parameters(), FLAT, total_steps=1)
+        optimizer = Optimizer(model.named_parameters(), config, total_steps=1)
         inputs = torch.randn(12, 5, generator=torch.Generator().manual_seed(3)).to(dtype)
         for part in inputs.chunk(parts):
             (model(part).float().square().sum() / 12).backward()
         stats = optimizer.step()
-        results.append((stats.grad_norm, weights(model)))
-    tolerance = (
-        {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.01}
-    )
-    assert results[0][0] == pytest.approx(results[1][0], rel=tolerance["rtol"])
-    for left, right in zip(results[0][1], results[1][1], strict=True):
-        torch.testing.assert_close(left, right, **tolerance)
+        results.append((stats.grad_norm, dict(model.named_parameters())))
+    (one, ours), (four, theirs) = results
+    assert one == pytest.approx(four, abs=bounds.of_sum(12, one, dtype))
+    bounds.assert_same_update(ours, theirs, before, 12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,10 +3,11 @@
 import copy
 import math
 
+import bounds
 import pytest
 import torch
 from msgspec.structs import replace as change
-from small_run import Quiet, words
+from small_run import Quiet, rounding_of, words
 from test_learn import folder, weights_of  # noqa: F401
 
 from intfast import cli, collect, parity, rl
@@ -49,20 +50,23 @@ def rows(run):
 
 
 @pytest.mark.parametrize(
-    ("options", "bound"),
+    "options",
     [
-        ((), 1e-5),
-        (("rl.sampling.temperature=1.7",), 1e-5),
-        (("rl.minibatches=4",), 1e-5),
-        (("rl.sampling={temperature=0.9, top_p=0.8, top_k=20, max_new_tokens=8}",), 1e-5),
-        (("model.dtype=bfloat16",), 0.03),
+        (),
+        ("rl.sampling.temperature=1.7",),
+        ("rl.minibatches=4",),
+        ("rl.sampling={temperature=0.9, top_p=0.8, top_k=20, max_new_tokens=8}",),
+        ("model.dtype=bfloat16",),
     ],
-    ids=lambda x: " ".join(x) if isinstance(x, tuple) else "",
+    ids=" ".join,
 )
-def test_the_native_engine_passes_at_start_and_every_n_steps(run_of, options, bound):
+def test_the_native_engine_passes_at_start_and_every_n_steps(run_of, tmp_path, options):
+    """Below the thresholds, which are promises, and no further off than transformers is."""
     with run_of(*options) as run:
         rl.rl(run, "base_rl", "base", run.problems)
         found = rows(run)
+        peer = bounds.PEER * rounding_of(run, tmp_path / "trained").mean()
+        peer /= min(1.0, run.config.rl.sampling.temperature)
     assert [row["of"] for row in found] == [
         "base_rl in training",
         "base_rl step 1",
@@ -71,7 +75,7 @@ def test_the_native_engine_passes_at_start_and_every_n_steps(run_of, options, bo
     ]
     for row in found:
         assert abs(row["signed"]) <= row["mean"] <= row["p99"] <= row["max"]
-        assert 0 < row["mean"] < bound <= row["threshold"]
+        assert 0 < row["mean"] < min(peer, row["threshold"])
         assert row["tokens"] >= 20
         assert row["ratio_min"] <= row["ratio_p01"] <= row["ratio_p99"] <= row["ratio_max"]
 
@@ -262,7 +266,8 @@ def test_statistics_against_numbers_by_hand():
     trainer = torch.tensor([-1.0, -2.0, -3.0, -4.0])
     values = parity.compare(trainer, trainer - torch.tensor([0.1, -0.3, 0.0, 0.2]))
     assert values["mean"] == pytest.approx(0.15)
-    assert values["signed"] == pytest.approx(0.0, abs=1e-6)
+    # Rounding to fp32 of log-probs up to 4, and of their differences.
+    assert values["signed"] == pytest.approx(0.0, abs=bounds.worst(2, 4.3))
     assert values["max"] == pytest.approx(0.3)
     assert values["ratio_max"] == pytest.approx(math.exp(0.2))
     assert values["ratio_min"] == pytest.approx(math.exp(-0.3))
