@@ -119,8 +119,8 @@ def draw(run: Run, name: str, tasks: Sequence[Task], cursor: int) -> Rollouts:
     problems, for at most so many rounds; what is still missing then is missing in the step.
     """
     config = run.config.rl
-    rollouts = Rollouts([], [], [], cursor)  # filled below
-    for _ in range(1 + config.refill):
+    rollouts = Rollouts([], [], [], cursor)
+    for _ in range(1 + config.refill):  # bounded: a step ends also where no group has variance
         # Only as many groups as are still missing, of the next problems.
         wanted = config.problems_per_step - len(rollouts.starts_P)
         starts_P = [_start(run, tasks, place) for place in range(cursor, cursor + wanted)]
