@@ -1,4 +1,4 @@
-"""The child process of grade.py: one JSON line (gold, answer) in, one verdict byte out.
+"""The child process of grader.py: one JSON line (gold, answer) in, one verdict byte out.
 
 Run as a script, never imported: model output is parsed here and nowhere else. The process has a
 minimal environment and memory, CPU and file limits, and ends at the first audit event that no
