@@ -214,6 +214,24 @@ def test_truncation_keeps_exactly_the_defined_tokens():
         assert torch.equal(kept[row, expected], logits[row, expected])
 
 
+@pytest.mark.parametrize("vocabulary", [7, 90, 1_300])
+def test_the_first_tokens_are_kept_as_by_a_sort_of_all(vocabulary):
+    """Equal logits, both zeros, infinities: to the last bit, so no draw depends on its batch."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = (4 * torch.randn(96, vocabulary, generator=generator)).round() / 2
+    logits[::4] = torch.randn(24, vocabulary, generator=generator)
+    logits[1::4, ::2] = -0.0
+    logits[2::4, ::3] = -math.inf
+    top_k = 1 + torch.arange(96) % 60
+    top_p = torch.rand(96, generator=generator, dtype=torch.float64)
+    top_p[::5] = 1.0
+    whole = sampler.truncate(logits, top_k, top_p)
+    assert torch.equal(sampler.truncate(logits, top_k, top_p, most=60), whole)
+    ordered, token = sampler.first(logits, 6)
+    stable = logits.sort(descending=True, stable=True)
+    assert torch.equal(token, stable.indices[:, :6]) and torch.equal(ordered, stable.values[:, :6])
+
+
 def kept_of(logits, top_k, top_p):
     limits = torch.tensor([top_k]), torch.tensor([top_p], dtype=torch.float64)
     return sampler.truncate(torch.tensor([logits]), *limits)[0].isfinite().tolist()

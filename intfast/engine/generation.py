@@ -80,12 +80,14 @@ class Generation:
     def _allocate(self, samplings: list[Any]) -> None:
         self.any_greedy = any(s.temperature == 0 for s in samplings)
         self.any_limit = any(s.top_k or s.top_p < 1 for s in samplings)
+        top_ks = [s.top_k for s in samplings]
+        self.most = max(top_ks) if all(top_ks) else 0
         self.num_stops = max(len(s.stop_ids) for s in samplings)
         num_new = max(s.max_new_tokens for s in samplings)
         # Steps are whole blocks of rows; the last block may have rows without a cache.
         num_rows = round_up(len(self.rows), BLOCK)
         device = self.cache.slots.device
-        idle = [0, 0, 0, -1, 0, 0] + [-1] * self.num_stops
+        idle = [0, 0, 0, -1, 0, 1] + [-1] * self.num_stops
         self.idle_C1 = torch.tensor(idle, device=device)[:, None]
         self.state_CR = self.idle_C1.repeat(1, num_rows)
         self.active_R = torch.zeros(num_rows, dtype=torch.int64, device=device)
@@ -123,7 +125,7 @@ class Generation:
             sampler.logits(hidden_BD, self.decoder.head_weight_VD, self.shapes.head),
             sampler.uniform(state[_STREAM], index),
             self.temperature_R[:num_rows],
-            (state[_TOP_K], self.top_p_R[:num_rows]) if self.any_limit else None,
+            (state[_TOP_K], self.top_p_R[:num_rows], self.most) if self.any_limit else None,
             self.any_greedy,
         )
         self.token_RN[:num_rows].scatter_(1, index[:, None], token[:, None])

@@ -50,20 +50,37 @@ def uniform(stream_B: Tensor, index_B: Tensor) -> Tensor:
     return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
 
 
-def truncate(logit_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Tensor:
+def first(logit_BV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(logits, tokens), both (B, count): the first tokens by logit, equal ones by id.
+
+    What a stable sort begins with. A sort of the vocabulary costs more than a small model.
+    """
+    last = logit_BV.shape[1] - 1
+    if count > last:
+        return logit_BV.sort(dim=-1, descending=True, stable=True)
+    # fp32 in the order of its bits, above the id: keys without equals. -0.0 becomes 0.0.
+    bits = (logit_BV + 0.0).view(torch.int32)
+    key_BV = torch.where(bits < 0, bits ^ (2**31 - 1), bits).long() << 32
+    key_BV += torch.arange(last, -1, -1, device=logit_BV.device)
+    token = last - (key_BV.topk(count).values & (2**32 - 1))
+    return logit_BV.gather(1, token), token
+
+
+def truncate(logit_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, most: int = 0) -> Tensor:
     """Logits with -inf for every token outside of top-k, then outside of top-p.
 
     Tokens are ordered by logit, equal ones by id. top-k keeps the first k (0: all). top-p keeps
     the shortest beginning of those whose share of their probability is >= p (1: all).
+    most: the largest top-k where every row has one, else 0.
     """
-    ordered, token_BV = logit_BV.sort(dim=-1, descending=True, stable=True)
-    rank_V = torch.arange(logit_BV.shape[1], device=logit_BV.device)
-    keep = (rank_V < top_k_B[:, None]) | (top_k_B[:, None] == 0)
+    ordered, token_BV = first(logit_BV, most or logit_BV.shape[1])
+    rank = torch.arange(ordered.shape[1], device=logit_BV.device)
+    keep = (rank < top_k_B[:, None]) | (top_k_B[:, None] == 0)
     prob = ordered.double().masked_fill_(~keep, -math.inf).softmax(-1)
     before = prob.cumsum(-1) - prob
     # Rounding must not drop a token where nothing is to be dropped.
     keep &= (before < top_p_B[:, None]) | (top_p_B[:, None] >= 1)
-    keep = torch.zeros_like(keep).scatter_(1, token_BV, keep)
+    keep = torch.zeros_like(logit_BV, dtype=torch.bool).scatter_(1, token_BV, keep)
     return logit_BV.masked_fill(~keep, -math.inf)
 
 
@@ -71,7 +88,7 @@ def draw(
     logit_BV: Tensor,
     uniform_B: Tensor,
     temperature_B: Tensor,
-    limits_B: tuple[Tensor, Tensor] | None,
+    limits_B: tuple[Tensor, Tensor, int] | None,
     any_greedy: bool,
 ) -> tuple[Tensor, Tensor]:
     """(token_B int64, logprob_B fp32): one token per row, and its log-prob as it was drawn.
@@ -79,7 +96,7 @@ def draw(
     logit_BV     (B, V) fp32
     uniform_B    (B,) fp64 in [0, 1)
     temperature  (B,) fp32; 0 takes the most probable token, whose log-prob is then 0
-    limits_B     (top_k, top_p) of each row; None when no row has any
+    limits_B     (top_k, top_p) of each row, and `truncate`'s `most`; None when no row has any
     any_greedy   whether any temperature is 0
     """
     warmth_B1 = temperature_B.masked_fill(temperature_B == 0, 1.0)[:, None]
