@@ -101,3 +101,30 @@ def group_advantages(
         }[scale](reward)
         advantage_N[start:end][live] = centred / divisor
     return advantage_N
+
+
+def adamw(
+    master: Tensor,
+    grad: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    grad_scale: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(master, mean, square) after step 1, 2, ... of AdamW."""
+    grad = grad_scale * grad
+    mean = betas[0] * mean + (1 - betas[0]) * grad
+    square = betas[1] * square + (1 - betas[1]) * grad.square()
+    corrected, root = mean / (1 - betas[0] ** step), (square / (1 - betas[1] ** step)).sqrt()
+    return (1 - lr * weight_decay) * master - lr * corrected / (root + eps), mean, square
+
+
+def add_gradient(grad: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """(total + grad, its squared norm)."""
+    total = total + grad
+    return total, total.square().sum()

@@ -1,7 +1,8 @@
 """AdamW on fp32 master weights that writes the model's own storage in place.
 
 A bf16 or fp16 parameter gets an fp32 master, and its gradients of all micro-batches are added up in
-fp32; an fp32 parameter is its own master. The storage that the engine reads never moves.
+fp32; an fp32 parameter is its own master. The storage that the engine reads never moves. On CUDA a
+step is one pass over masters, moments and gradients (`kernels/adamw.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from intfast.config import OptimConfig
+from intfast.kernels.adamw import adamw
+from intfast.kernels.add_gradient import add_gradient
 
 BETAS = (0.9, 0.999)
 """Decays of the two moments."""
@@ -82,37 +85,27 @@ class Optimizer:
         self._parameters = _trainable(parameters)
         self._masters = {name: _master(p) for name, p in self._parameters.items()}
         self._narrow = [n for n, p in self._parameters.items() if self._masters[n] is not p]
+        # Made now and not at the first step, so that memory and the saved names never change.
+        self._means = {name: torch.zeros_like(m) for name, m in self._masters.items()}
+        self._squares = {name: torch.zeros_like(m) for name, m in self._masters.items()}
+        self._grad_squares: dict[str, Tensor] = {}
+        """Sums of squares of the gradients that were added up on CUDA."""
         self._hooks = [
-            self._parameters[name].register_post_accumulate_grad_hook(_add_to(self._masters[name]))
+            self._parameters[name].register_post_accumulate_grad_hook(self._adding(name))
             for name in self._narrow
         ]
-        self._adamw = self._make_adamw()
 
-    def _make_adamw(self) -> torch.optim.AdamW:
-        decayed, free = [], []
-        for master in self._masters.values():
-            (decayed if master.ndim > 1 else free).append(master)
-        groups = [
-            {"params": decayed, "weight_decay": self.config.weight_decay},
-            {"params": free, "weight_decay": 0.0},
-        ]
-        fused = all(m.device.type in ("cpu", "cuda") for m in self._masters.values())
-        adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.config.lr,
-            betas=BETAS,
-            eps=EPS,
-            fused=fused,
-        )
-        # Made now and not at the first step, so that memory and the saved names never change.
-        for master in self._masters.values():
-            device = master.device if fused else "cpu"
-            adamw.state[master] = {
-                "step": torch.zeros((), dtype=torch.float32, device=device),
-                "exp_avg": torch.zeros_like(master),
-                "exp_avg_sq": torch.zeros_like(master),
-            }
-        return adamw
+    def _adding(self, name: str) -> Callable[[Tensor], None]:
+        """A hook that moves a parameter's gradient into its master's fp32 one."""
+
+        def add(parameter: Tensor) -> None:
+            master = self._masters[name]
+            master.grad, squares = add_gradient(parameter.grad, master.grad)
+            if squares is not None:
+                self._grad_squares[name] = squares
+            parameter.grad = None
+
+        return add
 
     @torch.no_grad()
     def step(
@@ -129,25 +122,44 @@ class Optimizer:
         raises          RuntimeError after MAX_SKIPPED skipped steps in a row;
                         ValueError without any gradient
         """
-        grads = [m.grad for m in self._masters.values() if m.grad is not None]
+        grads = {name: m.grad for name, m in self._masters.items() if m.grad is not None}
         if not grads:
             raise ValueError("step: expected gradients, got none; call backward before step")
         lr = learning_rate(self.num_steps, self.total_steps, self.config)
-        norm = nn.utils.get_total_norm(grads)
-        grad_norm = norm.item()
+        grad_norm = self._norm(grads)
         self.num_steps += 1
         if not (math.isfinite(grad_norm) and math.isfinite(loss)):
             cause = self._skip(loss, grad_norm, diagnose)
             return StepStats(lr=lr, grad_norm=grad_norm, skipped=True, cause=cause)
         self._skipped_in_a_row = 0
-        if grad_norm > self.config.max_grad_norm > 0:
-            torch._foreach_mul_(grads, self.config.max_grad_norm / grad_norm)
-        for group in self._adamw.param_groups:
-            group["lr"] = lr
-        self._adamw.step()
-        self._write_parameters()
+        limit = self.config.max_grad_norm
+        # Vectors, which are norms and biases, do not decay.
+        for decays in (True, False):
+            names = [name for name in grads if (self._masters[name].ndim > 1) == decays]
+            adamw(
+                [self._masters[name] for name in names],
+                [grads[name] for name in names],
+                [self._means[name] for name in names],
+                [self._squares[name] for name in names],
+                [self._parameters[name].data if name in self._narrow else None for name in names],
+                step=self.num_steps - self.num_skipped,
+                lr=lr,
+                betas=BETAS,
+                eps=EPS,
+                weight_decay=self.config.weight_decay if decays else 0.0,
+                grad_scale=limit / grad_norm if grad_norm > limit > 0 else 1.0,
+            )
         self.zero_grad()
         return StepStats(lr=lr, grad_norm=grad_norm, skipped=False)
+
+    def _norm(self, grads: dict[str, Tensor]) -> float:
+        """The global norm; what the sums of gradients left behind is not computed again."""
+        left = [squares.sum(dtype=torch.float64) for squares in self._grad_squares.values()]
+        rest = [grad for name, grad in grads.items() if name not in self._grad_squares]
+        if not left:
+            return nn.utils.get_total_norm(rest).item()
+        left += [torch.linalg.vector_norm(grad, dtype=torch.float64).square() for grad in rest]
+        return torch.stack(left).sum().sqrt().item()
 
     def _skip(self, loss: float, grad_norm: float, diagnose: Callable[[], str]) -> str:
         """Count and explain a refused step; the cause."""
@@ -187,6 +199,7 @@ class Optimizer:
         for name, parameter in self._parameters.items():
             parameter.grad = None
             self._masters[name].grad = None
+        self._grad_squares = {}
 
     def close(self) -> None:
         """Take the hooks off the parameters; the optimizer cannot be used afterwards."""
@@ -201,9 +214,8 @@ class Optimizer:
         The tensors are the live ones, not copies; the counters are plain JSON.
         """
         tensors = {f"master.{name}": self._masters[name] for name in self._narrow}
-        for name, master in self._masters.items():
-            state = self._adamw.state[master]
-            tensors |= {f"{key}.{name}": state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        tensors |= {f"exp_avg.{name}": mean for name, mean in self._means.items()}
+        tensors |= {f"exp_avg_sq.{name}": square for name, square in self._squares.items()}
         return tensors, {
             "num_steps": self.num_steps,
             "num_skipped": self.num_skipped,
@@ -260,16 +272,3 @@ def _trainable(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.P
 def _master(parameter: nn.Parameter) -> Tensor:
     wide = parameter.dtype in (torch.float32, torch.float64)
     return parameter if wide else parameter.detach().float().clone()
-
-
-def _add_to(master: Tensor):
-    """A hook that moves a parameter's gradient into its master's fp32 one."""
-
-    def add(parameter: Tensor) -> None:
-        if master.grad is None:
-            master.grad = parameter.grad.float()
-        else:
-            master.grad.add_(parameter.grad)
-        parameter.grad = None
-
-    return add
