@@ -21,6 +21,7 @@ from intfast.model.decoder import Decoder
 from intfast.model.optim import Optimizer
 from intfast.run import Run
 from intfast.state import checkpoint, interrupt
+from intfast.state.saver import Saver
 
 LossOf = Callable[[Tensor, Tensor, Batch], tuple[Tensor, loss.Stats]]
 """(hidden_ND, head_weight_VD, batch) -> (loss sum, statistics)."""
@@ -48,8 +49,10 @@ class Stage:
         """What the stage keeps besides weights and moments; plain JSON."""
 
     def __enter__(self) -> Stage:
-        run = self.run
-        found = checkpoint.latest(run.stage_folder(self.name), run.metrics.say)
+        run, folder = self.run, self.run.stage_folder(self.name)
+        found = checkpoint.latest(folder, run.metrics.say)
+        # On a CPU a thread that hashes would take a core from the steps.
+        self.saver = Saver(folder, beside=run.device.type == "cuda")
         if found is None:
             run.hold(self.initial)
         else:
@@ -79,6 +82,7 @@ class Stage:
         self.state = state  # where the stream of problems stands, for one
         if save or self.step == 1:
             self.save()
+        self.saver.check(wait=self.step == 1)
         interrupt.check()
 
     def save(self) -> None:
@@ -86,10 +90,9 @@ class Stage:
         tensors, counters = self.optimizer.state_tensors()
         model = {f"model.{key}": p for key, p in self.run.decoder.named_parameters()}
         optim = {f"optim.{key}": tensor for key, tensor in tensors.items()}
-        folder = self.run.stage_folder(self.name)
         with self.run.metrics.phase("save"):
             # Weights and moments and counters in one folder that appears whole or not at all.
-            checkpoint.save(folder, self.step, model | optim, self.state | {"optim": counters})
+            self.saver.save(self.step, model | optim, self.state | {"optim": counters})
         self.saved = self.step
 
     def __exit__(
@@ -102,10 +105,12 @@ class Stage:
         if kind is not None and issubclass(kind, interrupt.Stopped):
             if self.saved < self.step:
                 self.save()
+            self.saver.check(wait=True)
             kept = f"step {self.saved} is saved" if self.saved else "no step was finished"
             self.run.metrics.say(f"{self.name}: stopped; {kept}")
         # Its hooks would feed the next optimizer of the same parameters.
         self.optimizer.close()
+        self.saver.check(wait=True)
         if kind is None:
             self.run.changed(self.name)
 
