@@ -10,6 +10,7 @@ With more chunks the statistics of all rows are made first and each chunk's logi
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple, Unpack
 
 import torch
@@ -146,7 +147,7 @@ def _resolve(head_options: Head, objective: Objective) -> Head:
         entropy = "value" if head_options.entropy == "gradient" else head_options.entropy
     else:
         entropy = "gradient"
-    return Head(**{**vars(head_options), "entropy": entropy})
+    return dataclasses.replace(head_options, entropy=entropy)
 
 
 def linear_objective(

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intfast.model import fixed
+from intfast.model.attention import under_a_mask
 from intfast.model.decoder import Architecture, PackedAttention
-from intfast.model.fixed import BLOCK, Shapes
+from intfast.model.fixed import Shapes
 
 
 def round_up(number: int, block: int) -> int:
@@ -86,10 +87,9 @@ class Prefill:
 class Step:
     """`attend` for one new token in each of the first rows of the cache."""
 
-    def __init__(self, cache: KVCache, position_B: Tensor, last: int, shapes: Shapes) -> None:
-        """position_B: where each row's token stands; last: the largest of them."""
-        self.cache, self.num_slots = cache, max(BLOCK, round_up(last + 1, shapes.slots))
-        self.shapes = shapes
+    def __init__(self, cache: KVCache, position_B: Tensor, num_slots: int, shapes: Shapes) -> None:
+        """position_B: where each row's token stands; num_slots: to read, more than any of them."""
+        self.cache, self.num_slots, self.shapes = cache, num_slots, shapes
         self.position_B = position_B
         heads = torch.arange(len(position_B) * cache.kv_heads, device=position_B.device)
         self.slot = heads * cache.width + position_B.repeat_interleave(cache.kv_heads)
@@ -123,9 +123,10 @@ class Step:
 
     def _fused(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         # bf16 scores would cost 1e-2 nat: this kernel keeps them in fp32.
-        return F.scaled_dot_product_attention(
-            query[:, None], key[:, None], value[:, None], mask[:, None]
-        )
+        with under_a_mask():
+            return F.scaled_dot_product_attention(
+                query[:, None], key[:, None], value[:, None], mask[:, None]
+            )
 
     def _mask(self, window: int | None) -> Tensor:
         """(B * J, 1, L): 0 for the slots that a row sees, -inf for the others."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from intfast.engine import sampler
 from intfast.engine.cache import KVCache, Prefill, Step, round_up
+from intfast.engine.graphs import Graphs
 from intfast.engine.protocol import Completion, OnFinished, Request
 from intfast.model.decoder import Decoder
 from intfast.model.fixed import BLOCK, Shapes
@@ -24,6 +25,9 @@ from intfast.state import interrupt
 PREFILL_TOKENS = 8192
 # Rows are given to waiting samples, or leave the batch, once this share of them is free.
 FREE_SHARE = 1 / 8
+
+# Slots that a step on CUDA reads are a multiple of this: each number of them is a graph.
+GRAPH_SLOTS = 256
 
 # Integer state of a row, one column each: the next token to read and its position; the first and
 # the last position that give a new token; the noise stream; top-k; then the stop ids.
@@ -95,6 +99,8 @@ class Generation:
         self.top_p_R = torch.ones(num_rows, device=device, dtype=torch.float64)
         self.token_RN = torch.zeros(num_rows, num_new, dtype=torch.int64, device=device)
         self.logprob_RN = torch.zeros(num_rows, num_new, device=device)
+        self.done_R = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        self.graphs = Graphs() if device.type == "cuda" else None
 
     def run(self) -> list[list[Completion]]:
         """Completions_P_G of the requests."""
@@ -116,10 +122,20 @@ class Generation:
         rows = [r for r, row in enumerate(self.rows) if row]
         num_rows = round_up(rows[-1] + 1, BLOCK)
         last = self.step_number + max(self.rows[r].start - self.rows[r].born for r in rows)
+        if self.graphs is None:
+            self._decode(num_rows, max(BLOCK, round_up(last + 1, self.shapes.slots)))
+        else:
+            num_slots = min(self.cache.width, round_up(last + 1, GRAPH_SLOTS))
+            self.graphs.run(self._decode, num_rows, num_slots)
+        return self.done_R[:num_rows]
+
+    def _decode(self, num_rows: int, num_slots: int) -> None:
+        """One token for the first rows. All that changes from step to step is in tensors that stay:
+        a graph of it can be replayed."""
         state, active = self.state_CR[:, :num_rows], self.active_R[:num_rows]
         position = state[_POSITION]
         index = position - state[_FIRST]
-        attend = Step(self.cache, position[: len(self.rows)], last, self.shapes)
+        attend = Step(self.cache, position[: len(self.rows)], num_slots, self.shapes)
         hidden_BD = self.decoder(state[_TOKEN], position, attend)
         token, logprob = sampler.draw(
             sampler.logits(hidden_BD, self.decoder.head_weight_VD, self.shapes.head),
@@ -131,9 +147,9 @@ class Generation:
         self.token_RN[:num_rows].scatter_(1, index[:, None], token[:, None])
         self.logprob_RN[:num_rows].scatter_(1, index[:, None], logprob[:, None])
         done_B = (position == state[_LAST]) | (state[_STOPS:] == token).any(0)
+        self.done_R[:num_rows] = done_B
         state[_TOKEN] = token
         position += active
-        return done_B
 
     def _admit(self) -> None:
         """Give free rows to waiting samples, computing each new prompt once."""

@@ -164,7 +164,8 @@ def _layer(decoder: Decoder, shapes: Shapes, made: torch.Generator) -> bool:
         slots = cache.KVCache(config, num_rows, 2 * BLOCK, storage).slots[:, :, rows]
         kept = cache.KVCache(config, len(rows), 2 * BLOCK, slots.flatten())
         position = position_T[rows]
-        step = cache.Step(kept, position, int(position.max()), shapes)
+        num_slots = max(BLOCK, cache.round_up(int(position.max()) + 1, shapes.slots))
+        step = cache.Step(kept, position, num_slots, shapes)
         rope = decoder._rope(position, dtype)
         return decoder.model.norm(decoder.model.layers[0](x_TD[rows], rope, step, None))
 

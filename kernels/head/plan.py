@@ -108,7 +108,7 @@ class HeadPlan:
 
         Example: "odds 1.0 0.0 none 128 256 64 4 3 1 1".
         """
-        tile = "" if self.tile is None else " ".join(str(int(v)) for v in vars(self.tile).values())
+        tile = "" if self.tile is None else self.tile.words
         return f"{self.path} {self.temperature!r} {self.softcap!r} {self.entropy} {tile}"
 
     def describe(self) -> str:

@@ -21,6 +21,13 @@ class Tile:
     tma: bool
     warp_specialize: bool
 
+    @property
+    def words(self) -> str:
+        """A number per field, as in a plan's recipe."""
+        # One by one: torch.compile of 2.11 does not trace vars() or fields() of a dataclass.
+        sizes = f"{self.block_c} {self.block_v} {self.block_d} {self.num_warps} {self.num_stages}"
+        return f"{sizes} {int(self.tma)} {int(self.warp_specialize)}"
+
 
 # Nothing here was ever timed: no kernel has run on a GPU yet. `python -m benchmarks.compile_check`
 # compiled them, and these are the largest tiles without spills on Triton 3.6 and 3.9. Reducing the
