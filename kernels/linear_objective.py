@@ -16,7 +16,7 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from .head import chunks
+from .head import chunks, ladder
 from .head.plan import IGNORE, Head, HeadOptions, expect, head_of, readable
 from .objectives import Objective, Streams, Terms
 
@@ -175,7 +175,7 @@ def linear_objective(
     """
     settings = _resolve(head_of(options), objective)
     _check_streams(streams, hidden_TD)
-    plan, *need = chunks.plan_call(hidden_TD, weight_VD, target_T, settings)
+    plan, *need = ladder.plan_call(hidden_TD, weight_VD, target_T, settings)
     rows_R = settings.rows_R
     target_T = torch.where(streams.weight_T == 0, IGNORE, target_T)
     if any(need):

@@ -50,7 +50,7 @@ def test_two_runs_may_make_the_same_folders_at_once(tmp_path, monkeypatch):
     make_folder(tmp_path / "runs" / "one")
     assert [Path(path).name for path in seen] == ["runs", "one"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(RuntimeError, match="cannot write .*file"):
+    with pytest.raises(RuntimeError, match=r"cannot write .*file"):
         make_folder(tmp_path / "file" / "run")
 
 
