@@ -59,10 +59,14 @@ def _cuda_fault() -> tuple[str, bool]:
     if "No CUDA GPUs" in said:
         return "the NVIDIA driver shows no card (CUDA_VISIBLE_DEVICES?); let it show one", False
     if "too old" in said:
-        version = re.search(r"found version (\d+)", said)
-        found = f" (it is for CUDA {int(version[1]) / 1000:.1f})" if version else ""
+        # 11040 is CUDA 11.4.
+        number = int(re.search(r"found version (\d+)|$", said)[1] or 0)
+        found = f"{number // 1000}.{number % 1000 // 10}"
         needed = torch.version.cuda
-        return f"the NVIDIA driver is too old{found} for CUDA {needed}; install a newer", True
+        return (
+            f"the NVIDIA driver, for CUDA {found}, is too old for {needed}; install a newer",
+            True,
+        )
     return f"CUDA does not start ({said.splitlines()[0]}); repair it", True
 
 
