@@ -38,8 +38,9 @@ class ModelConfig(Settings):
     """Storage of the weights; the optimizer always keeps fp32 masters."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" is CUDA where torch sees it, else the CPU; the choice is printed."""
-    kernels: Literal["torch", "liger"] = "torch"
-    """Norms, rotary embedding and SwiGLU: plain torch, or Liger's Triton kernels on CUDA."""
+    kernels: Literal["auto", "torch", "liger"] = "auto"
+    """Norms, rotary embedding and SwiGLU: "torch", or "liger"'s Triton kernels on CUDA; "auto" is
+    Liger's on CUDA where it is installed; the choice is printed."""
     activation_checkpointing: bool = False
     """Recompute activations in backward: about a third more time, much less memory."""
     threads: int | None = None

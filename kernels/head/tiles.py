@@ -49,6 +49,23 @@ ODDS_TILES = {
         "softcap": Tile(128, 64, 64, 8, 4, tma=True, warp_specialize=False),
     },
 }
+# Where those fail (ladder.py): without warp specialisation, then without TMA. They compile too.
+_NO_TMA = ODDS_TILES[80]
+FALLBACK_TILES = {
+    80: (_NO_TMA, _NO_TMA),
+    90: (
+        {
+            "logprob": Tile(128, 256, 64, 8, 3, tma=True, warp_specialize=False),
+            "entropy": Tile(128, 128, 64, 8, 3, tma=True, warp_specialize=False),
+            "softcap": Tile(128, 128, 64, 8, 3, tma=True, warp_specialize=False),
+        },
+        _NO_TMA,
+    ),
+    100: (
+        ODDS_TILES[100] | {"logprob": Tile(128, 128, 64, 8, 4, tma=True, warp_specialize=False)},
+        _NO_TMA,
+    ),
+}
 # What one thread block may use, CUDA C++ programming guide, table of compute capabilities.
 SHARED_LIMIT_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
 
