@@ -187,6 +187,6 @@ proof|see the proof|Proof.|\text{See figure}|see above.|N/A|NA|n.a.|?|???|...|-|
 def test_a_gold_that_marks_that_there_is_none_is_told_from_an_answer():
     for gold in MARKERS.strip().replace("\n", "").split("|"):
         assert is_marker(gold), gold
-    answers = "0|-1|x|none|no|no solution|undefined|True|DNE|Na|17.|...5|the figure 8 knot|proof 7"
+    answers = "0|-1|x|none|no|no solution|undefined|True|DNE|Na|17.|...5|the figure 8 knot|7 proofs"
     for gold in answers.split("|"):
         assert not is_marker(gold), gold
