@@ -44,7 +44,7 @@ FLOORS = [
     "cli",
     "kernels prompts state",
     "grading model",
-    "layout",
+    "cells",
     "data engine leak",
     "batch credit sample",
     "intake intervene loss",

@@ -1,6 +1,6 @@
-"""Problem files of any usual layout -> Problems, and a report of what was taken from where.
+"""Problem files of any usual cells -> Problems, and a report of what was taken from where.
 
-Column names are resolved once per source (see layout.ALIASES, and `columns` to say them yourself):
+Column names are resolved once per source (see cells.ALIASES, and `columns` to say them yourself):
 names match without regard to case, "Short Answer" is short_answer, "a.b" is field b of column a.
 
 Rows dropped, each kind counted in the report and its rows named: no problem text; no answer, or a
@@ -25,12 +25,15 @@ from typing import Literal
 
 import msgspec
 
-from intfast import layout
+from intfast import cells
 from intfast.grading.answers import MATHEMATICS, MAX_CHARS, Reason, compare_quickly, is_marker
 from intfast.records import Problem, Record
 from intfast.sources import Faults, Row, named, open_source
 
 _ROWS_FOR_COLUMNS = 1000
+
+
+_NO_SOLUTION = "reference that holds no solution (the answer alone, a word for none), left out"
 
 
 class DataReport(Record):
@@ -63,9 +66,10 @@ class DataReport(Record):
         lines = [f"{head} ({self.note})" if self.note else head]
         lines += [f"  {field:9s} <- {column}" for field, column in self.columns.items()]
         lines += _dropped_lines(self.dropped, self.dropped_rows)
-        lines += [
-            f"  note: {note}" + (f": {named(r)}" if r else "") for note, r in self.notes.items()
-        ]
+        for note, rows in self.notes.items():
+            lines.append(
+                f"  noted {len(rows)}: {note}: {named(rows)}" if rows else f"  note: {note}"
+            )
         if self.renamed_ids:
             lines.append(f"  {self.renamed_ids} ids were not unique and got a content hash")
         lines += [f"  example {field}: {text}" for field, text in self.example.items()]
@@ -101,7 +105,7 @@ def load_problems(
         faults.raise_any(source)
         raise ValueError(f"{source} holds no rows")
     try:
-        mapping = layout.resolve(source, [row for _, row in head], columns or {})
+        mapping = cells.resolve(source, [row for _, row in head], columns or {})
     except ValueError as error:
         # What is wrong with single rows is told with it.
         deque(opened.rows, maxlen=0)
@@ -124,7 +128,7 @@ def load_problems(
         num_kept=len(problems),
         dropped=dropped,
         dropped_rows={reason: collector.rows[reason] for reason in dropped},
-        notes=layout.not_read(mapping, [row for _, row in head]) | collector.notes,
+        notes=cells.not_read(mapping, [row for _, row in head]) | collector.notes,
         renamed_ids=collector.renamed_ids,
         example=_abridged(problems[0]),
         fingerprint=fingerprint(problems),
@@ -226,34 +230,37 @@ class _Collector:
         self._kept: dict[str, list[Problem]] = defaultdict(list)
         """`text_key` -> the rows with it."""
         self._found: dict[str, list[str]] = defaultdict(list)
-        """How the answer was found in its text, see layout.answer -> the rows."""
+        """How the answer was found in its text, see cells.answer -> the rows."""
         self._has_worked = False
 
     def take(self, row: Row) -> None:
         """Read one row: keep it, drop it under a reason, or note a fault."""
         self.num_read += 1
         where, values = row
+        is_solution = self.mapping["answer"] == self.mapping.get("reference")
+        # The answer may be in the same cell as the solution, which may be a conversation.
+        read = cells.READ | ({"answer": cells.solution} if is_solution else {})
         fields: dict[str, str | None] = {}
-        lost = ""
-        for field in layout.ALIASES:
+        for field in cells.ALIASES:
             try:
-                value = layout.value(values, self.mapping.get(field))
-                fields[field] = layout.READ.get(field, layout.text)(value)
-                lost = lost or (layout.lost_turns(value) if field == "problem" else "")
+                value = cells.value(values, self.mapping.get(field))
+                fields[field] = read.get(field, cells.text)(value)
             except (TypeError, ValueError, ArithmeticError) as error:
                 self.faults.add(where, f"column {self.mapping[field]!r} ({field}): {error}")
-        if len(fields) < len(layout.ALIASES):
+        if len(fields) < len(cells.ALIASES):
             return
-        is_solution = self.mapping["answer"] == self.mapping.get("reference")
-        answer, worked, how = layout.answer(fields["answer"], is_solution)
-        if reason := lost or self._no_problem(fields["problem"], answer):
+        value = cells.value(values, self.mapping["problem"])
+        answer, worked, how = cells.answer(fields["answer"], is_solution)
+        if reason := cells.lost_turns(value) or self._no_problem(fields["problem"], answer):
             self._drop(reason, where)
             return
         self._found[how].append(where)
+        if cells.has_system(value):
+            self.notes["system turn, now the beginning of the problem's text"].append(where)
         reference = fields["reference"] or worked
-        if reference and (is_marker(reference) or layout.is_only(answer, reference)):
+        if reference and (is_marker(reference) or cells.is_only(answer, reference)):
             if fields["reference"]:
-                self.notes["reference that is no more than the answer, taken as none"].append(where)
+                self.notes[_NO_SOLUTION].append(where)
             reference = ""
         self._has_worked = self._has_worked or bool(reference and not fields["reference"])
         problem = fields | {"answer": answer, "reference": reference or None, "source": where}
@@ -286,7 +293,7 @@ class _Collector:
         for rows in self._kept.values():
             for problem in rows:
                 if problem.source in unmarked:
-                    self._drop(f"no {layout.MARK} and no box, where others have", problem.source)
+                    self._drop(f"no {cells.MARK} and no box, where others have", problem.source)
             rows = [problem for problem in rows if problem.source not in unmarked]
             if not all(self._same(rows[0].answer, problem.answer) for problem in rows):
                 for problem in rows:
@@ -310,10 +317,10 @@ class _Collector:
         answer, reference = self.mapping["answer"], self.mapping.get("reference")
         if answer == reference:
             words["answer"] = f"last \\boxed{{}} of {answer}"
-            words["answer"] += f", else behind {layout.MARK}" if self._found["mark"] else ""
+            words["answer"] += f", else behind {cells.MARK}" if self._found["mark"] else ""
         elif self._found["mark"]:
-            words["answer"] = f"behind {layout.MARK} in {answer}"
+            words["answer"] = f"behind {cells.MARK} in {answer}"
         if self._has_worked:
             own = f"{reference}, else " if reference else ""
             words["reference"] = f"{own}the worked solutions in {answer}"
-        return {field: words[field] for field in layout.ALIASES}
+        return {field: words[field] for field in cells.ALIASES}

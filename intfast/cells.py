@@ -1,4 +1,4 @@
-"""The layout of a problem file: which column holds which field, and what its cells say.
+"""Columns and cells of problem files: which column holds which field, and what a cell says.
 
 Columns are resolved once per source (see ALIASES, and `columns` to say them yourself): names match
 without regard to case, "Short Answer" is short_answer, "a.b" is field b of column a.
@@ -134,6 +134,7 @@ def text(value: Any) -> str:
 
 
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+_ROLES |= {"developer": "system"}
 """Roles of conversations with "from" and "value", by their usual names."""
 
 
@@ -157,9 +158,10 @@ def _turns(value: list[Any]) -> list[tuple[str, str]]:
 
 
 def question(value: Any) -> str:
-    """A problem text, or the last user turn of a conversation. Raises TypeError."""
+    """A problem text, or of a conversation the system's and the user's turns. Raises TypeError."""
     if isinstance(value, list):
-        return [said for role, said in _turns(value) if role == "user"][-1]
+        # What the system says is part of the question ("answer in base 7"), wherever it is shown.
+        return "\n\n".join(said for role, said in _turns(value) if role in ("system", "user"))
     if isinstance(value, bool | int | float | Decimal) and value == value:
         raise TypeError(f"expected text, got the number {value}")
     return text(value)
@@ -185,9 +187,14 @@ def lost_turns(value: Any) -> str:
     if not isinstance(value, list):
         return ""
     roles = [role for role, _ in _turns(value)]
-    if roles in (["user"], ["user", "assistant"]):
+    if [role for role in roles if role != "system"] in (["user"], ["user", "assistant"]):
         return ""
-    return f"a conversation with more turns than one question ({', '.join(roles)})"
+    return "a conversation that is more than one question and its answer"
+
+
+def has_system(value: Any) -> bool:
+    """Whether a cell is a conversation in which the system speaks."""
+    return isinstance(value, list) and any(role == "system" for role, _ in _turns(value))
 
 
 READ = {"problem": question, "reference": solution}
