@@ -126,7 +126,7 @@ def check_golds(
     if known.grader != digest:
         known = Golds(grader=digest, golds={})
     new = [gold for gold in golds if gold not in known.golds]
-    title = "gold answers checked, once for this run"
+    title = "gold answers checked once"
     with metrics.phase("golds"), metrics.progress(title, len(new)) as advance:
         for begin in range(0, len(new), CHUNK_GOLDS):
             chunk = new[begin : begin + CHUNK_GOLDS]
