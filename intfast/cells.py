@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from intfast.grading.answers import MAX_CHARS, Reason, compare_quickly, last_boxed
+from intfast.grading.answers import MAX_CHARS, Reason, compare_quickly, is_marker, last_boxed
 
 _MAX_MAGNITUDE = 1000
 """Powers of ten that a number of a file may have; more would be written out in as many digits."""
@@ -208,10 +208,12 @@ _SAYS = re.compile(
 _DRESS = re.compile(r"\\(?:boxed|f(?:rame)?box)(?![A-Za-z])|[{}$\s]|\.$")
 
 
-def is_only(answer: str, solution: str) -> bool:
-    """Whether a worked solution says the answer and nothing else."""
+def is_no_solution(solution: str, answer: str) -> bool:
+    """Whether a worked solution is a marker, or says the answer and nothing else."""
     if len(solution) > 2 * MAX_CHARS:
         return False
+    if is_marker(solution):
+        return True
     said = _SAYS.sub("", solution, count=1).strip() if _SAYS.match(solution) else solution
     plain = _DRESS.sub("", said)
     if plain == _DRESS.sub("", answer):

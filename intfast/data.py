@@ -257,13 +257,13 @@ class _Collector:
         self._found[how].append(where)
         if cells.has_system(value):
             self.notes["system turn, now the beginning of the problem's text"].append(where)
-        reference = fields["reference"] or worked
-        if reference and (is_marker(reference) or cells.is_only(answer, reference)):
-            if fields["reference"]:
-                self.notes[_NO_SOLUTION].append(where)
-            reference = ""
-        self._has_worked = self._has_worked or bool(reference and not fields["reference"])
-        problem = fields | {"answer": answer, "reference": reference or None, "source": where}
+        given = fields["reference"]
+        if self.is_mathematics and given and cells.is_no_solution(given, answer):
+            self.notes[_NO_SOLUTION].append(where)
+            given = ""
+        if not given and worked and not cells.is_no_solution(worked, answer):
+            given, self._has_worked = worked, True
+        problem = fields | {"answer": answer, "reference": given or None, "source": where}
         self._kept[text_key(fields["problem"])].append(Problem(**problem))
 
     def _no_problem(self, text: str, answer: str) -> str:

@@ -147,8 +147,20 @@ def _digest(grader: Grader) -> str:
     return digest.hexdigest()
 
 
-def gradable(problems: list[Problem], golds: Mapping[str, bool], say: Say) -> list[Problem]:
-    """The problems whose gold answer can be compared; the others are dropped and named.
+def gradable(
+    problems: list[Problem],
+    tests: list[Problem],
+    grader: Grader,
+    folder: RunFolder,
+    metrics: Metrics,
+) -> tuple[list[Problem], list[Problem]]:
+    """The problems and tests whose gold answers can be graded against, by `check_golds`."""
+    golds = check_golds([*problems, *tests], grader, folder, metrics)
+    return usable(problems, golds, metrics.say), usable(tests, golds, metrics.say)
+
+
+def usable(problems: list[Problem], golds: Mapping[str, bool], say: Say) -> list[Problem]:
+    """The problems whose gold answer is not known as ungradable; the others are dropped and named.
 
     Otherwise every sample of such a problem would come back unscored.
     """

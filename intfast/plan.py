@@ -68,16 +68,16 @@ def _gradable(
     config: Config, problems: list[Problem], tests: list[Problem], say: intake.Say
 ) -> tuple[list[Problem], list[Problem]]:
     """Without those whose answers, of the first MAX_GOLDS, cannot be graded."""
-    golds = list(dict.fromkeys(problem.answer for problem in [*problems, *tests]))
-    first, grade = golds[:MAX_GOLDS], config.grade
+    answers = list(dict.fromkeys(problem.answer for problem in [*problems, *tests]))
+    first, grade = answers[:MAX_GOLDS], config.grade
     with Grader(mode=grade.mode, workers=grade.workers, timeout_s=grade.timeout_s) as grader:
-        usable = dict(zip(first, grader.check_golds(first), strict=True))
-    if len(golds) > len(first):
+        golds = dict(zip(first, grader.check_golds(first), strict=True))
+    if len(answers) > len(first):
         say(
-            f"{len(first):,} of {len(golds):,} gold answers were checked; the run checks the "
+            f"{len(first):,} of {len(answers):,} gold answers were checked; the run checks the "
             "others at its start"
         )
-    return intake.gradable(problems, usable, say), intake.gradable(tests, usable, say)
+    return intake.usable(problems, golds, say), intake.usable(tests, golds, say)
 
 
 class Draws(NamedTuple):

@@ -91,7 +91,6 @@ class Sampler:
 
     def prompt(self, problem: Problem) -> list[int]:
         """The solve prompt of a problem, rendered once; the trainer uses the same ids."""
-        # By the whole record: an id is unique in a run, and here nothing depends on that.
         if problem not in self._prompts:
             self._prompts[problem] = self.style.solve(problem)
         return self._prompts[problem]

@@ -498,6 +498,13 @@ def test_references_that_hold_no_solution_are_left_out_and_noted(tmp_path):
     assert list(report.notes.values()) == [[f"a.jsonl:{i}" for i in range(1, 7)]]
     assert "noted 6: reference that holds no solution" in str(report)
     assert "left out: a.jsonl:1-6\n" in str(report)
+    # Compared as text, any text may be how to get there.
+    assert all(p.reference for p in load_problems(str(tmp_path / "a.jsonl"), mode="tail:ans")[0])
+    # A solution that came with the answer stands in.
+    rows = [qa(1, answer="3 + 4 = 7 #### 7", solution="see below")]
+    [problem], report = load_problems(write_jsonl(tmp_path / "b.jsonl", rows))
+    assert problem.reference == "3 + 4 = 7" and list(report.notes.values()) == [["b.jsonl:1"]]
+    assert report.columns["reference"] == "solution, else the worked solutions in answer"
 
 
 def test_where_answers_stand_behind_a_mark_no_text_is_taken_whole(tmp_path):
