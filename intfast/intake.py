@@ -122,7 +122,12 @@ def check_golds(
         return dict(zip(golds, grader.check_golds(golds), strict=True))
     digest = _digest(grader)
     stored = folder.read_json("golds.json")
-    known = msgspec.convert(stored, Golds) if stored else Golds(grader=digest, golds={})
+    try:
+        known = msgspec.convert(stored or {"grader": "", "golds": {}}, Golds)
+    except msgspec.ValidationError as error:
+        path = folder.path / "golds.json"
+        raise ValueError(f"{path}: {error}; delete it to check the answers again") from error
+    # Another version, another verdict: nothing is taken over.
     if known.grader != digest:
         known = Golds(grader=digest, golds={})
     new = [gold for gold in golds if gold not in known.golds]

@@ -242,6 +242,9 @@ def test_gold_answers_are_checked_once_and_remembered(tmp_path, monkeypatch):
         assert checked(folder, golds, mode="stated")[1] == 4
         monkeypatch.setattr(intake.metadata, "version", lambda name: "9.9")
         assert checked(folder, golds, mode="stated")[1] == 4
+        (tmp_path / "golds.json").write_text('{"golds": []}')
+        with pytest.raises(ValueError, match=r"golds\.json: .*; delete it to check the answers"):
+            checked(folder, golds)
 
 
 def test_a_stop_while_golds_are_checked_keeps_what_was_decided(tmp_path, monkeypatch):
