@@ -14,8 +14,8 @@ from typing import Any
 
 from intfast.grading.answers import MAX_CHARS, Reason, compare_quickly, is_marker, last_boxed
 
-_MAX_MAGNITUDE = 1000
-"""Powers of ten that a number of a file may have; more would be written out in as many digits."""
+_MAX_DIGITS = 1000
+"""Digits before or behind the point that a number of a file may have: "1e999999999" has more."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "problem": ("problem", "question", "prompt", "messages", "conversations", "conversation"),
@@ -126,32 +126,36 @@ def text(value: Any) -> str:
         raise TypeError(f"expected text or a number, got {type(value).__name__}")
     # Of a float its shortest text, which is the one that somebody wrote.
     number = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
-    if not number.is_finite() or abs(number.adjusted()) > _MAX_MAGNITUDE:
-        raise TypeError(f"expected text or a finite number below 1e{_MAX_MAGNITUDE}, got {value}")
+    if not number.is_finite() or abs(number.adjusted()) > _MAX_DIGITS:
+        raise TypeError(f"expected text or a number of at most {_MAX_DIGITS} digits, got {value}")
     digits = format(number, "f")
     digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
     return "0" if digits == "-0" else digits
 
 
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-_ROLES |= {"developer": "system"}
-"""Roles of conversations with "from" and "value", by their usual names."""
+_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "developer": "system"}
+"""Other names of the roles."""
+
+
+def _role(turn: Any) -> str | None:
+    """Who speaks in a turn, as {"role", "content"} or {"from", "value"}."""
+    role = (turn.get("role") or turn.get("from")) if isinstance(turn, dict) else None
+    return _ROLES.get(role, role) if isinstance(role, str) else None
 
 
 def _turns(value: list[Any]) -> list[tuple[str, str]]:
     """(role, text) of the turns of a conversation that say something. Raises TypeError."""
     turns = []
     for turn in value:
-        turn = turn if isinstance(turn, dict) else {}
-        role = turn.get("role") or turn.get("from")
-        content = turn.get("content") if turn.get("content") is not None else turn.get("value")
+        role = _role(turn)
+        content = turn.get("content", turn.get("value")) if role else None
         if isinstance(content, list):
             texts = [part.get("text") if isinstance(part, dict) else part for part in content]
             content = "".join(texts) if all(isinstance(t, str) for t in texts) else None
-        if not isinstance(role, str) or not isinstance(content, str):
+        if not isinstance(content, str):
             raise TypeError('expected a list of {"role", "content"} with texts')
         if content.strip():
-            turns.append((_ROLES.get(role, role), content.strip()))
+            turns.append((role, content.strip()))
     if not any(role == "user" for role, _ in turns):
         raise TypeError('expected a list of {"role", "content"} with a user turn of text')
     return turns
@@ -169,9 +173,7 @@ def question(value: Any) -> str:
 
 def is_answered(value: Any) -> bool:
     """Whether a cell is a conversation that ends in an assistant's turn."""
-    last = value[-1] if isinstance(value, list) and value else None
-    role = (last.get("role") or last.get("from")) if isinstance(last, dict) else None
-    return isinstance(role, str) and _ROLES.get(role, role) == "assistant"
+    return isinstance(value, list) and bool(value) and _role(value[-1]) == "assistant"
 
 
 def solution(value: Any) -> str:

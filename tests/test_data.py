@@ -559,7 +559,7 @@ def test_a_conversation_is_kept_whole_or_dropped_by_name(suffix, tmp_path):
         says("user: first", "assistant: no", "user: Compute 3 + 6."),
         says("user: Compute 3 + 7.", "assistant: 3 + 7 is 10, \\boxed{13}."),
         says("user: look", "tool: 5", "assistant: so"),
-        says("system:  ", "user: Compute 3 + 8."),
+        says("system: ", "user: Compute 3 + 8."),
     ]
     rows = [{"messages": c, "answer": str(n)} for n, c in enumerate(conversations, 11)]
     path = tmp_path / f"a.{suffix}"
