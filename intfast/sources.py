@@ -34,7 +34,8 @@ Row = tuple[str, dict[str, Any]]
 """Where the row stands ("train.jsonl:17"), and its columns."""
 
 
-MAX_NAMED = 50
+MAX_NAMED = 200
+"""Pieces of a listing of rows."""
 _ROW = re.compile(r"(.*[: ])(\d+)")
 
 
