@@ -44,6 +44,7 @@ FLOORS = [
     "cli",
     "kernels prompts state",
     "grading model",
+    "cells",
     "data engine leak",
     "batch credit sample",
     "intake intervene loss",

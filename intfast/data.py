@@ -1,58 +1,47 @@
-"""Problem files of any usual layout -> Problems, and a report of what was taken from where.
+"""Problem files of any usual cells -> Problems, and a report of what was taken from where.
 
-Column names are resolved once per source (see ALIASES, and `columns` to say them yourself):
+Column names are resolved once per source (see cells.ALIASES, and `columns` to say them yourself):
 names match without regard to case, "Short Answer" is short_answer, "a.b" is field b of column a.
 
-Rows dropped, each kind counted in the report: no problem text; no answer; an answer longer than
-the grader reads; duplicates (of each problem the first row is kept); every row of a problem that
-occurs with different answers, since nothing says which is right; and rows above a limit. An id that
-two different problems claim gets the problem's content hash appended, which does not depend on the
-order of the rows.
+Rows dropped, each kind counted in the report and its rows named: no problem text; no answer, or a
+word that stands for one ("proof"); no #### where the others have it; an answer longer than the
+grader reads; a conversation of which turns would be lost; duplicates (of each problem the first row
+is kept); every row of a problem that occurs with different answers, since nothing says which is
+right; and rows above a limit. A reference that is no more than the answer is none, and noted.
+
+Nothing that differs as mathematics is taken for the same: no letter case, superscript or space
+between numbers is folded away, and no number is rounded.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import itertools
-import math
-import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from decimal import Decimal
-from typing import Any, Literal
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal
 
 import msgspec
 
-from intfast.grading.answers import MAX_CHARS, Reason, compare_quickly, last_boxed
+from intfast import cells
+from intfast.grading.answers import MATHEMATICS, MAX_CHARS, Reason, compare_quickly, is_marker
 from intfast.records import Problem, Record
-from intfast.sources import Faults, Row, open_source
-
-ALIASES: dict[str, tuple[str, ...]] = {
-    "problem": ("problem", "question", "prompt", "messages"),
-    "answer": (
-        "answer",
-        "expected_answer",
-        "ground_truth",
-        "reward_model.ground_truth",
-        "short_answer",
-        "final_answer",
-    ),
-    "reference": ("reference_solution", "reference", "solution", "generated_solution"),
-    "id": ("id", "problem_idx", "question_id", "problem_id", "unique_id", "extra_info.index"),
-}
-"""Column names known for each field, most specific first."""
+from intfast.sources import Faults, Row, named, open_source
 
 _ROWS_FOR_COLUMNS = 1000
+
+
+_NO_SOLUTION = "reference that holds no solution (the answer alone, a word for none), left out"
 
 
 class DataReport(Record):
     """What a source gave. `str(report)` is for the console.
 
     Example: DataReport(source="aime.jsonl", split="", note="", columns={"problem": "question",
-    "answer": "answer"}, num_read=31, num_kept=30, dropped={"duplicate": 1}, renamed_ids=0,
+    "answer": "answer"}, num_read=31, num_kept=30, dropped={"duplicate": 1},
+    dropped_rows={"duplicate": ["aime.jsonl:9 (as aime.jsonl:2)"]}, notes={}, renamed_ids=0,
     example={"id": "7", "problem": "What is 1 + 1?", "answer": "2"}, fingerprint="5f1c...")
     """
 
@@ -63,6 +52,10 @@ class DataReport(Record):
     num_read: int
     num_kept: int
     dropped: dict[str, int]
+    dropped_rows: dict[str, list[str]]
+    """Reason -> the rows, each with what a person needs to decide."""
+    notes: dict[str, list[str]]
+    """What was not taken of rows that are kept -> the rows; of whole columns, no rows."""
     renamed_ids: int
     example: dict[str, str]
     fingerprint: str
@@ -72,11 +65,19 @@ class DataReport(Record):
         head = f"{self.source}: {self.num_kept} problems of {self.num_read} rows"
         lines = [f"{head} ({self.note})" if self.note else head]
         lines += [f"  {field:9s} <- {column}" for field, column in self.columns.items()]
-        lines += [f"  dropped {count}: {reason}" for reason, count in self.dropped.items()]
+        lines += _dropped_lines(self.dropped, self.dropped_rows)
+        for note, rows in self.notes.items():
+            lines.append(
+                f"  noted {len(rows)}: {note}: {named(rows)}" if rows else f"  note: {note}"
+            )
         if self.renamed_ids:
             lines.append(f"  {self.renamed_ids} ids were not unique and got a content hash")
         lines += [f"  example {field}: {text}" for field, text in self.example.items()]
         return "\n".join([*lines, f"  fingerprint {self.fingerprint}"])
+
+
+def _dropped_lines(dropped: Mapping[str, int], rows: Mapping[str, list[str]]) -> list[str]:
+    return [f"  dropped {n}: {reason}: {named(rows[reason])}" for reason, n in dropped.items()]
 
 
 def load_problems(
@@ -85,6 +86,7 @@ def load_problems(
     purpose: Literal["train", "test"] = "train",
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
+    mode: str = "boxed",
 ) -> tuple[list[Problem], DataReport]:
     """The problems of a source, in its order.
 
@@ -92,6 +94,7 @@ def load_problems(
     purpose  the split taken when there are several
     columns  {"problem" | "answer" | "reference" | "id": column name}
     limit    the most problems to keep
+    mode     how answers are graded, see grading.answers.extract
     Raises ValueError with every fault of the source at once, RuntimeError where a package or
     the network is missing.
     """
@@ -101,28 +104,61 @@ def load_problems(
     if not head:
         faults.raise_any(source)
         raise ValueError(f"{source} holds no rows")
-    mapping = _resolve(source, [row for _, row in head], columns or {})
-    collector = _Collector(mapping, faults)
+    try:
+        mapping = cells.resolve(source, [row for _, row in head], columns or {})
+    except ValueError as error:
+        # What is wrong with single rows is told with it.
+        deque(opened.rows, maxlen=0)
+        raise ValueError("\n".join([str(error), *faults.lines(source)])) from error
+    collector = _Collector(mapping, faults, mode)
     for row in itertools.chain(head, opened.rows):
         collector.take(row)
-    faults.raise_any(source)
     problems = collector.problems(limit)
+    dropped = {reason: count for reason, count in collector.dropped.items() if count}
+    lines = _dropped_lines(dropped, collector.rows)
+    faults.raise_any(source, lines)
     if not problems:
-        counts = ", ".join(f"{count} {reason}" for reason, count in collector.dropped.items())
-        raise ValueError(f"no usable problem is left of {source}; dropped: {counts}")
+        raise ValueError("\n".join([f"no usable problem is left of {source}", *lines]))
     report = DataReport(
         source=source,
         split=opened.split,
         note=opened.note,
-        columns=_described(mapping),
+        columns=collector.described(),
         num_read=collector.num_read,
         num_kept=len(problems),
-        dropped={reason: count for reason, count in collector.dropped.items() if count},
+        dropped=dropped,
+        dropped_rows={reason: collector.rows[reason] for reason in dropped},
+        notes=cells.not_read(mapping, [row for _, row in head]) | collector.notes,
         renamed_ids=collector.renamed_ids,
         example=_abridged(problems[0]),
         fingerprint=fingerprint(problems),
     )
     return problems, report
+
+
+def with_unique_ids(problems: Iterable[Problem], taken: Collection[str] = ()) -> list[Problem]:
+    """The problems with ids that no other of them has, nor is in `taken`.
+
+    An id that is free stays. One that is missing, claimed twice or taken gets the hash of the
+    problem's text, which does not depend on the order of the rows. The texts must differ.
+    """
+    problems = list(problems)
+    claims = Counter(problem.id for problem in problems)
+    free = {name for name, count in claims.items() if name and count == 1 and name not in taken}
+    used = free.union(taken)
+    made = []
+    for problem in problems:
+        if problem.id not in free:
+            key = text_key(problem.problem).encode()
+            content = hashlib.blake2b(key, digest_size=8).hexdigest()
+            name = f"{problem.id}-{content}" if problem.id else content
+            # A row may have the very name as its own id.
+            while name in used:
+                name += f"-{content}"
+            used.add(name)
+            problem = msgspec.structs.replace(problem, id=name)
+        made.append(problem)
+    return made
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:
@@ -133,79 +169,43 @@ def fingerprint(problems: Iterable[Problem]) -> str:
     return digest.hexdigest()
 
 
-def overlap(train: Iterable[Problem], test: Iterable[Problem]) -> int:
-    """How many test problems occur among the training problems, by `text_key`."""
-    seen = {text_key(problem.problem) for problem in train}
-    return sum(text_key(problem.problem) in seen for problem in test)
+def overlap(
+    train: Iterable[Problem], test: Iterable[Problem]
+) -> tuple[list[tuple[Problem, Problem]], list[tuple[Problem, Problem]]]:
+    """The (test, training) problems that are the same by `text_key`, and those that merely look so.
+
+    The latter have equal answers and texts that differ in letter case, spaces or Unicode forms
+    alone: copies for the most part, but "3 Mg" and "3 mg" are two problems.
+    """
+    train = list(train)
+    same = {text_key(problem.problem): problem for problem in reversed(train)}
+    like = {(_loose(p.problem), p.answer): p for p in reversed(train)}
+    equal, alike = [], []
+    for p in test:
+        if found := same.get(text_key(p.problem)):
+            equal.append((p, found))
+        elif found := like.get((_loose(p.problem), p.answer)):
+            alike.append((p, found))
+    return equal, alike
 
 
-_LOOSE_SPACE = re.compile(r"(?<=\W)\s+|\s+(?=\W)|^\s+|\s+$")
+# Not zero-width joiners, nor the invisible operators: those mean something.
+_UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def text_key(text: str) -> str:
-    """The same for problem texts that differ in case, spacing or Unicode form only."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(_LOOSE_SPACE.sub("", text).split())
+    """The same for problem texts that show the same: but for how much white space separates words,
+    the Unicode composition of letters, and characters without width.
+
+    Not NFKC, which makes 2² 22; not case, which tells Mg from mg; no space taken away, since
+    "1, 234" is two numbers.
+    """
+    return " ".join(unicodedata.normalize("NFC", text.translate(_UNSEEN)).split())
 
 
-# ---- columns
-
-
-def _resolve(source: str, rows: list[dict[str, Any]], asked: Mapping[str, str]) -> dict[str, str]:
-    """Field -> column. Raises ValueError with the columns seen and the nearest names."""
-    columns = _columns(rows)
-    for field, column in asked.items():
-        if field not in ALIASES:
-            raise ValueError(f"columns.{field} is unknown; known: {', '.join(ALIASES)}")
-        if column not in columns:
-            near = difflib.get_close_matches(column, columns, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"{source} has no column {column!r} for {field}{hint}\n"
-                f"columns seen: {', '.join(columns)}"
-            )
-    spelt = {column.strip().lower().replace(" ", "_"): column for column in reversed(columns)}
-    mapping = {
-        field: asked.get(field) or next((spelt[name] for name in names if name in spelt), "")
-        for field, names in ALIASES.items()
-    }
-    if not mapping["answer"]:
-        # Many sets keep the answer only inside the solution.
-        mapping["answer"] = mapping["reference"]
-    lines = [_missing(field, columns) for field in ("problem", "answer") if not mapping[field]]
-    if lines:
-        seen = f"columns seen: {', '.join(columns) or 'none'}"
-        raise ValueError("\n".join([f"{source} cannot be read as problems:", *lines, seen]))
-    return {field: column for field, column in mapping.items() if column}
-
-
-def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    """Columns that hold something, with the fields of nested ones as "column.field"."""
-    seen: dict[str, None] = {}
-    for row in rows:
-        for name, value in row.items():
-            nested = value.items() if isinstance(value, dict) else ()
-            names = [f"{name}.{field}" for field, inner in nested if inner is not None]
-            if value is not None:
-                seen.update(dict.fromkeys([name, *names]))
-    return list(seen)
-
-
-def _missing(field: str, columns: list[str]) -> str:
-    lowered = {column.lower(): column for column in columns}
-    near = (difflib.get_close_matches(a, lowered, n=1, cutoff=0.7) for a in ALIASES[field])
-    nearest = next((lowered[match] for matches in near for match in matches), None)
-    hint = f"; nearest is {nearest!r}" if nearest else ""
-    known = ", ".join(ALIASES[field])
-    return f"  no column for the {field} (known names: {known}){hint}; set columns.{field}"
-
-
-def _described(mapping: dict[str, str]) -> dict[str, str]:
-    described = {"reference": "none", "id": "hash of the problem"} | mapping
-    if mapping["answer"] == mapping.get("reference"):
-        described["answer"] = f"last \\boxed{{}} of {mapping['answer']}"
-    return {field: described[field] for field in ALIASES}
+def _loose(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _abridged(problem: Problem) -> dict[str, str]:
@@ -214,113 +214,113 @@ def _abridged(problem: Problem) -> dict[str, str]:
     return {name: t if len(t) <= 100 else t[:97] + "..." for name, t in texts.items()}
 
 
-# ---- rows
-
-
-def _value(row: dict[str, Any], column: str | None) -> Any:
-    """The content of a column or of a nested field; None where it is missing."""
-    if column is None or column in row:
-        return row.get(column)
-    outer, _, inner = column.partition(".")
-    nested = row.get(outer)
-    return nested.get(inner) if isinstance(nested, dict) else None
-
-
-def _text(value: Any) -> str:
-    """Text, or a number in its shortest exact form, or "" for nothing. Raises TypeError."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        raise TypeError(f"expected text or a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise TypeError(f"expected text or a finite number, got {value}")
-    if value == int(value):
-        return str(int(value))
-    return format(Decimal(str(value)), "f")
-
-
-def _question(value: Any) -> str:
-    """A problem text, or the last user turn of a conversation. Raises TypeError."""
-    if not isinstance(value, list):
-        return _text(value)
-    turns = [turn for turn in value if isinstance(turn, dict) and turn.get("role") == "user"]
-    if not turns or not isinstance(turns[-1].get("content"), str):
-        raise TypeError('expected a list of {"role", "content"} with a user turn of text')
-    return turns[-1]["content"].strip()
-
-
-def _answer(text: str, is_solution: bool) -> tuple[str, str]:
-    """The bare answer, and the worked solution that came with it ("" for none)."""
-    solution, marker, answer = text.rpartition("####")
-    if marker and not is_solution:
-        return answer.strip(), solution.strip()
-    boxed = last_boxed(text)
-    return (boxed or "") if is_solution else (boxed or text), ""
-
-
 class _Collector:
     """Turns rows into problems, one per distinct text."""
 
-    def __init__(self, mapping: dict[str, str], faults: Faults) -> None:
+    def __init__(self, mapping: dict[str, str], faults: Faults, mode: str) -> None:
         self.mapping = mapping
         self.faults = faults
+        self.is_mathematics = mode in MATHEMATICS
         self.num_read = 0
         self.renamed_ids = 0
         self.dropped: Counter[str] = Counter()
-        self._kept: dict[str, Problem] = {}
-        """`text_key` -> the first row with it."""
-        self._copies: Counter[str] = Counter()
-        self._conflicts: set[str] = set()
+        self.rows: dict[str, list[str]] = defaultdict(list)
+        """Reason -> the rows that were dropped, in words."""
+        self.notes: dict[str, list[str]] = defaultdict(list)
+        self._kept: dict[str, list[Problem]] = defaultdict(list)
+        """`text_key` -> the rows with it."""
+        self._found: dict[str, list[str]] = defaultdict(list)
+        """How the answer was found in its text, see cells.answer -> the rows."""
+        self._has_worked = False
 
     def take(self, row: Row) -> None:
         """Read one row: keep it, drop it under a reason, or note a fault."""
         self.num_read += 1
         where, values = row
-        fields: dict[str, str | None] = {}
-        for field in ALIASES:
-            read = _question if field == "problem" else _text
-            try:
-                fields[field] = read(_value(values, self.mapping.get(field)))
-            except (TypeError, ValueError, OverflowError) as error:
-                self.faults.add(where, f"column {self.mapping[field]!r} ({field}): {error}")
-        if len(fields) < len(ALIASES):
-            return
         is_solution = self.mapping["answer"] == self.mapping.get("reference")
-        answer, worked = _answer(fields["answer"], is_solution)
-        if not fields["problem"]:
-            self.dropped["no problem text"] += 1
-        elif not answer:
-            self.dropped["no answer"] += 1
-        elif len(answer) > MAX_CHARS:
-            self.dropped[f"answer longer than {MAX_CHARS} characters"] += 1
-        else:
-            fields |= {"answer": answer, "reference": fields["reference"] or worked or None}
-            self._keep(Problem(**fields, source=where))
+        # The answer may be in the same cell as the solution, which may be a conversation.
+        read = cells.READ | ({"answer": cells.solution} if is_solution else {})
+        fields: dict[str, str | None] = {}
+        for field in cells.ALIASES:
+            try:
+                value = cells.value(values, self.mapping.get(field))
+                fields[field] = read.get(field, cells.text)(value)
+            except (TypeError, ValueError, ArithmeticError) as error:
+                self.faults.add(where, f"column {self.mapping[field]!r} ({field}): {error}")
+        if len(fields) < len(cells.ALIASES):
+            return
+        value = cells.value(values, self.mapping["problem"])
+        answer, worked, how = cells.answer(fields["answer"], is_solution)
+        if reason := cells.lost_turns(value) or self._no_problem(fields["problem"], answer):
+            self._drop(reason, where)
+            return
+        self._found[how].append(where)
+        if cells.has_system(value):
+            self.notes["system turn, now the beginning of the problem's text"].append(where)
+        given = fields["reference"]
+        if self.is_mathematics and given and cells.is_no_solution(given, answer):
+            self.notes[_NO_SOLUTION].append(where)
+            given = ""
+        if not given and worked and not cells.is_no_solution(worked, answer):
+            given, self._has_worked = worked, True
+        problem = fields | {"answer": answer, "reference": given or None, "source": where}
+        self._kept[text_key(fields["problem"])].append(Problem(**problem))
 
-    def _keep(self, problem: Problem) -> None:
-        key = text_key(problem.problem)
-        self._copies[key] += 1
-        first = self._kept.setdefault(key, problem)
-        if compare_quickly(first.answer, problem.answer) is not Reason.CORRECT:
-            self._conflicts.add(key)
+    def _no_problem(self, text: str, answer: str) -> str:
+        """Why a row is no problem, "" where it is."""
+        if not text:
+            return "no problem text"
+        if not answer:
+            return "no answer"
+        if self.is_mathematics and is_marker(answer):
+            return "no answer but a word for none"
+        return f"answer longer than {MAX_CHARS} characters" if len(answer) > MAX_CHARS else ""
+
+    def _drop(self, reason: str, row: str) -> None:
+        self.dropped[reason] += 1
+        self.rows[reason].append(row)
+
+    def _same(self, gold: str, answer: str) -> bool:
+        if not self.is_mathematics:
+            return gold.split() == answer.split()
+        return compare_quickly(gold, answer) is Reason.CORRECT
 
     def problems(self, limit: int | None) -> list[Problem]:
         """What is kept, with unique ids; completes the counts."""
-        for key in self._conflicts:
-            self.dropped["same problem with different answers"] += self._copies[key]
-        clean = {k: p for k, p in self._kept.items() if k not in self._conflicts}
-        self.dropped["duplicate"] += sum(self._copies[key] - 1 for key in clean)
-        claims = Counter(problem.id for problem in clean.values())
-        named = []
-        for key, problem in clean.items():
-            if not problem.id or claims[problem.id] > 1:
-                content = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-                self.renamed_ids += bool(problem.id)
-                name = f"{problem.id}-{content}" if problem.id else content
-                problem = msgspec.structs.replace(problem, id=name)
-            named.append(problem)
-        if limit is not None and len(named) > limit:
-            self.dropped[f"above the limit of {limit}"] += len(named) - limit
-        return named[:limit]
+        clean = []
+        # Where some answers stand behind a mark, a text without one is no answer, taken whole.
+        unmarked = set(self._found["whole"]) if self._found["mark"] else set()
+        for rows in self._kept.values():
+            for problem in rows:
+                if problem.source in unmarked:
+                    self._drop(f"no {cells.MARK} and no box, where others have", problem.source)
+            rows = [problem for problem in rows if problem.source not in unmarked]
+            if not all(self._same(rows[0].answer, problem.answer) for problem in rows):
+                for problem in rows:
+                    answer = f"{problem.source} ({problem.answer[:40]!r})"
+                    self._drop("same problem with different answers", answer)
+                continue
+            for problem in rows[1:]:
+                self._drop("duplicate", f"{problem.source} (as {rows[0].source})")
+            clean += rows[:1]
+        unique = with_unique_ids(clean)
+        self.renamed_ids = sum(
+            bool(a.id) and a.id != b.id for a, b in zip(clean, unique, strict=True)
+        )
+        for problem in unique[limit:] if limit is not None else ():
+            self._drop(f"above the limit of {limit}", problem.source)
+        return unique[:limit]
+
+    def described(self) -> dict[str, str]:
+        """Field -> where it was taken from, in words."""
+        words = {"reference": "none", "id": "hash of the problem"} | self.mapping
+        answer, reference = self.mapping["answer"], self.mapping.get("reference")
+        if answer == reference:
+            words["answer"] = f"last \\boxed{{}} of {answer}"
+            words["answer"] += f", else behind {cells.MARK}" if self._found["mark"] else ""
+        elif self._found["mark"]:
+            words["answer"] = f"behind {cells.MARK} in {answer}"
+        if self._has_worked:
+            own = f"{reference}, else " if reference else ""
+            words["reference"] = f"{own}the worked solutions in {answer}"
+        return {field: words[field] for field in cells.ALIASES}

@@ -5,39 +5,69 @@ What is dropped is counted and printed before anything is generated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import metadata
+from pathlib import Path
 
+import msgspec
 from rich.console import Console
 
-from intfast import data
+from intfast import data, grading
 from intfast.config import BatchConfig, Config, SamplingConfig
+from intfast.grading.answers import MATHEMATICS
 from intfast.grading.grader import Grader
-from intfast.records import Example, Problem
+from intfast.records import Example, Problem, Record
 from intfast.sample import fits
+from intfast.sources import named
+from intfast.state.metrics import Metrics
 from intfast.state.metrics import say as say_on
+from intfast.state.runfolder import RunFolder
 
 PromptOf = Callable[[Problem], list[int]]
 Say = Callable[[str], None]
+PARSERS = ("math-verify", "latex2sympy2_extended", "sympy")
+"""Packages that decide which gold answers can be read."""
+CHUNK_GOLDS = 200
+"""Gold answers between two writes of what was decided."""
 
 
 def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]]:
-    """(training problems, test problems), with the report of each on the console."""
+    """(training problems, test problems), with the report of each on the console.
+
+    No id occurs twice in the two together: it is what records, seeds and tables go by.
+    """
     settings = config.data
     assert settings.train is not None
-    problems, report = data.load_problems(
-        settings.train, purpose="train", columns=settings.columns, limit=settings.train_limit
-    )
-    say_on(console, report)
-    tests: list[Problem] = []
-    if settings.test is not None:
-        tests, report = data.load_problems(
-            settings.test, purpose="test", columns=settings.columns, limit=settings.test_limit
-        )
-        say_on(console, report)
-        if shared := data.overlap(problems, tests):
-            raise ValueError(
-                f"{shared} test problems are also training problems; remove them from one file"
+    sources = {
+        "train": (settings.train, settings.train_limit),
+        "test": (settings.test, settings.test_limit),
+    }
+    loaded: dict[str, list[Problem]] = {"train": [], "test": []}
+    faults = []
+    for purpose, (source, limit) in sources.items():
+        if source is None:
+            continue
+        try:
+            loaded[purpose], report = data.load_problems(
+                source,
+                purpose=purpose,
+                columns=settings.columns,
+                limit=limit,
+                mode=config.grade.mode,
             )
+        except ValueError as error:
+            # The other file is read all the same: its faults belong into the same list.
+            faults.append(f"data.{purpose}: {error}")
+        except RuntimeError as error:
+            raise RuntimeError(f"data.{purpose}: {error}") from error
+        else:
+            say_on(console, report)
+    if faults:
+        raise ValueError("\n".join(faults))
+    problems = loaded["train"]
+    tests = _told_apart(problems, loaded["test"], partial(say_on, console))
     if config.needs_references and not any(problem.reference for problem in problems):
         raise ValueError(
             f"{settings.train}: no problem has a reference solution, which interventions, rewrites "
@@ -47,20 +77,105 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
     return problems, tests
 
 
-def gradable(problems: list[Problem], grader: Grader, say: Say) -> list[Problem]:
-    """The problems whose gold answer can be compared; the others are dropped and named.
+def _told_apart(problems: list[Problem], tests: list[Problem], say: Say) -> list[Problem]:
+    """The tests, with ids that no training problem has.
+
+    Raises ValueError where a test problem is also trained on.
+    """
+    same, alike = (
+        named(f"{test.source} (training {train.source})" for test, train in pairs)
+        for pairs in data.overlap(problems, tests)
+    )
+    if same:
+        raise ValueError(
+            f"test problems are also training problems; remove them from one file: {same}"
+        )
+    if alike:
+        say(
+            "look at these test problems, which differ from training problems with the same answer "
+            f"in letter case, spaces or Unicode forms alone: {alike}"
+        )
+    # The tests' and not the training problems', whose records do not depend on what is tested.
+    unique = data.with_unique_ids(tests, {problem.id for problem in problems})
+    if num := sum(a.id != b.id for a, b in zip(tests, unique, strict=True)):
+        say(f"{num} test ids are also ids of training problems and got a content hash")
+    return unique
+
+
+class Golds(Record):
+    """Which gold answers can be graded against, as one grader decided: `golds.json` of a run."""
+
+    grader: str
+    """Digest of what decides: code, packages, settings."""
+    golds: dict[str, bool]
+
+
+def check_golds(
+    problems: Sequence[Problem], grader: Grader, folder: RunFolder, metrics: Metrics
+) -> dict[str, bool]:
+    """Gold answer -> whether it can be graded against; remembered in the run folder.
+
+    A parser reads about a hundred LaTeX answers a second: too slow to do at every start.
+    """
+    golds = list(dict.fromkeys(problem.answer for problem in problems))
+    if grader.mode not in MATHEMATICS:
+        return dict(zip(golds, grader.check_golds(golds), strict=True))
+    digest = _digest(grader)
+    stored = folder.read_json("golds.json")
+    try:
+        known = msgspec.convert(stored or {"grader": "", "golds": {}}, Golds)
+    except msgspec.ValidationError as error:
+        path = folder.path / "golds.json"
+        raise ValueError(f"{path}: {error}; delete it to check the answers again") from error
+    # Another version, another verdict: nothing is taken over.
+    if known.grader != digest:
+        known = Golds(grader=digest, golds={})
+    new = [gold for gold in golds if gold not in known.golds]
+    title = "gold answers checked once"
+    with metrics.phase("golds"), metrics.progress(title, len(new)) as advance:
+        for begin in range(0, len(new), CHUNK_GOLDS):
+            chunk = new[begin : begin + CHUNK_GOLDS]
+            known.golds.update(zip(chunk, grader.check_golds(chunk), strict=True))
+            # On the disk before the next: a killed start loses one chunk.
+            folder.write_json("golds.json", known)
+            advance(len(chunk), 0)
+    return known.golds
+
+
+def _digest(grader: Grader) -> str:
+    """Of what decides whether a gold answer can be graded against."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(Path(grading.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    versions = [metadata.version(name) for name in PARSERS]
+    digest.update(repr([grader.mode, grader.timeout_s, versions]).encode())
+    return digest.hexdigest()
+
+
+def gradable(
+    problems: list[Problem],
+    tests: list[Problem],
+    grader: Grader,
+    folder: RunFolder,
+    metrics: Metrics,
+) -> tuple[list[Problem], list[Problem]]:
+    """The problems and tests whose gold answers can be graded against, by `check_golds`."""
+    golds = check_golds([*problems, *tests], grader, folder, metrics)
+    return usable(problems, golds, metrics.say), usable(tests, golds, metrics.say)
+
+
+def usable(problems: list[Problem], golds: Mapping[str, bool], say: Say) -> list[Problem]:
+    """The problems whose gold answer is not known as ungradable; the others are dropped and named.
 
     Otherwise every sample of such a problem would come back unscored.
     """
-    usable = grader.check_golds([problem.answer for problem in problems])
-    dropped = [p for p, ok in zip(problems, usable, strict=True) if not ok]
-    for problem in dropped[:5]:
-        say(f"dropped {problem.source or problem.id}: answer {problem.answer!r} is no answer")
+    dropped = [p for p in problems if not golds.get(p.answer, True)]
     if dropped:
-        say(f"dropped {len(dropped)} of {len(problems)} problems: ungradable answers")
+        rows = named(f"{p.source or p.id} ({p.answer[:40]!r})" for p in dropped)
+        say(f"dropped {len(dropped)} of {len(problems)} problems: ungradable answers: {rows}")
     if problems and len(dropped) == len(problems):
         raise ValueError("no answer can be graded; look at the answer column, or at grade.mode")
-    return [problem for problem, ok in zip(problems, usable, strict=True) if ok]
+    return [problem for problem in problems if golds.get(problem.answer, True)]
 
 
 def fitting(
@@ -110,11 +225,10 @@ def fitting_problems(
     limit = f"the model's context of {context:,} tokens"
     if budget is not None:
         limit += f" and batch.max_tokens = {budget:,}"
-    named = ", ".join(problem.source or problem.id for problem in dropped[:5])
+    rows = named(problem.source or problem.id for problem in dropped)
     sentence = (
         f"dropped {len(dropped)} of {len(problems)} problems whose prompts (up to {longest:,} "
-        f"tokens) leave no room to answer within {limit}: {named}"
-        + (", ..." if len(dropped) > 5 else "")
+        f"tokens) leave no room to answer within {limit}: {rows}"
     )
     if not kept:
         raise ValueError(f"{sentence}; lower max_new_tokens, or bring shorter problems")

@@ -18,11 +18,16 @@ from intfast.engine.cache import bytes_per_slot
 from intfast.engine.device import pick_device
 from intfast.engine.memory import GIB
 from intfast.engine.protocol import pick_engine
+from intfast.grading.grader import Grader
 from intfast.methods import guided
 from intfast.model import weights
 from intfast.model.folder import load_tokenizer
 from intfast.prompts import decode, style_of
+from intfast.records import Problem
 from intfast.state import metrics, trackers
+
+MAX_GOLDS = 1000
+"""Gold answers that a dry run checks; a parser reads about a hundred a second."""
 
 
 def show(config: Config, console: Console | None = None) -> None:
@@ -43,6 +48,7 @@ def show(config: Config, console: Console | None = None) -> None:
     tokenizer = load_tokenizer(path)
     style = style_of(config.prompt, tokenizer)
     context = config.rollout.context or architecture.max_positions
+    problems, tests = _gradable(config, problems, tests, say)
     problems, tests = intake.fitting(problems, tests, style.solve, context, config, say)
     say("\nFirst prompt, exactly as the model sees it")
     say(decode(tokenizer, style.solve(problems[0])))
@@ -56,6 +62,22 @@ def show(config: Config, console: Console | None = None) -> None:
         say(f"  {line}")
     say(f"\nRun folder {config.run}: {_progress(Path(config.run))}")
     say("Nothing was generated, trained or written.")
+
+
+def _gradable(
+    config: Config, problems: list[Problem], tests: list[Problem], say: intake.Say
+) -> tuple[list[Problem], list[Problem]]:
+    """Without those whose answers, of the first MAX_GOLDS, cannot be graded."""
+    answers = list(dict.fromkeys(problem.answer for problem in [*problems, *tests]))
+    first, grade = answers[:MAX_GOLDS], config.grade
+    with Grader(mode=grade.mode, workers=grade.workers, timeout_s=grade.timeout_s) as grader:
+        golds = dict(zip(first, grader.check_golds(first), strict=True))
+    if len(answers) > len(first):
+        say(
+            f"{len(first):,} of {len(answers):,} gold answers were checked; the run checks the "
+            "others at its start"
+        )
+    return intake.usable(problems, golds, say), intake.usable(tests, golds, say)
 
 
 class Draws(NamedTuple):

@@ -135,7 +135,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     ):
         # The lock of the folder is held from here on: a second writer was refused above.
         metrics = Metrics(folder.journal("metrics", Row), console, folder.last_write)
-        problems, tests = (intake.gradable(p, grader, metrics.say) for p in (problems, tests))
+        problems, tests = intake.gradable(problems, tests, grader, folder, metrics)
         context = config.rollout.context or decoder.config.max_positions
         watch = GradeWatch(metrics.say)
         # Rates of the grader, in every row of whatever stage.

@@ -87,13 +87,13 @@ class Sampler:
         self.watch = watch
         """Is told of every grade, and may stop the run; grading.watch.GradeWatch.add."""
         # Rendering a chat template takes longer than a decode step; a problem is asked many times.
-        self._prompts: dict[str, list[int]] = {}
+        self._prompts: dict[Problem, list[int]] = {}
 
     def prompt(self, problem: Problem) -> list[int]:
         """The solve prompt of a problem, rendered once; the trainer uses the same ids."""
-        if problem.id not in self._prompts:
-            self._prompts[problem.id] = self.style.solve(problem)
-        return self._prompts[problem.id]
+        if problem not in self._prompts:
+            self._prompts[problem] = self.style.solve(problem)
+        return self._prompts[problem]
 
     def start_prompt(self, start: Start) -> Sequence[int]:
         """The prompt ids of a start: its own, or the solve prompt of its problem."""

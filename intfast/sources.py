@@ -14,7 +14,8 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -25,28 +26,64 @@ import msgspec
 SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
 MAX_ERRORS_SHOWN = 20
 KINDS = (".jsonl", ".json", ".parquet", ".arrow")
+BATCH_ROWS = 256
+"""Rows of a table that are in memory at once."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Row = tuple[str, dict[str, Any]]
 """Where the row stands ("train.jsonl:17"), and its columns."""
 
 
+MAX_NAMED = 200
+"""Pieces of a listing of rows."""
+_ROW = re.compile(r"(.*[: ])(\d+)")
+
+
+def named(rows: Iterable[str]) -> str:
+    """Rows in words: "a.jsonl:3, 5-9, b.jsonl:1". Of more than MAX_NAMED pieces the first."""
+    pieces: list[list[Any]] = []
+    for row in rows:
+        found = _ROW.fullmatch(row)
+        home, number = (found[1], int(found[2])) if found else (row, -1)
+        if pieces and found and pieces[-1][0] == home and pieces[-1][2] == number - 1:
+            pieces[-1][2] = number
+        else:
+            pieces.append([home, number, number])
+    words, last = [], None
+    for home, first, end in pieces[:MAX_NAMED]:
+        numbers = "" if first < 0 else f"{first}-{end}" if end > first else str(first)
+        words.append(numbers if first >= 0 and home == last else home + numbers)
+        last = home
+    left = sum(end - first + 1 for _, first, end in pieces[MAX_NAMED:])
+    return ", ".join(words) + (f", and {left} more" if left else "")
+
+
 class Faults:
     """What is wrong with a source, collected so that a user sees all of it at once."""
 
     def __init__(self) -> None:
-        self.messages: list[str] = []
+        self.found: list[tuple[str, str]] = []
+        """The row, and what is wrong with it."""
 
     def add(self, where: str, message: str) -> None:
         """Note one fault."""
-        self.messages.append(f"  {where}: {message}")
+        self.found.append((where, message))
 
-    def raise_any(self, source: str) -> None:
-        """Raise one ValueError that lists the faults, if there are any."""
-        if num := len(self.messages):
-            head = f"{source} has {num} fault{'s' * (num > 1)}; correct or remove these rows:"
-            more = [f"  and {num - MAX_ERRORS_SHOWN} more"] if num > MAX_ERRORS_SHOWN else []
-            raise ValueError("\n".join([head, *self.messages[:MAX_ERRORS_SHOWN], *more]))
+    def lines(self, source: str) -> list[str]:
+        """The faults in words; [] where there are none."""
+        if not (num := len(self.found)):
+            return []
+        head = f"{source} has {num} fault{'s' * (num > 1)}; correct or remove these rows:"
+        lines = [f"  {where}: {message}" for where, message in self.found[:MAX_ERRORS_SHOWN]]
+        if rest := self.found[MAX_ERRORS_SHOWN:]:
+            lines.append(f"  and {len(rest)} more: {named(where for where, _ in rest)}")
+        return [head, *lines]
+
+    def raise_any(self, source: str, dropped: Sequence[str] = ()) -> None:
+        """Raise one ValueError that lists the faults, if there are any, and what was dropped."""
+        if lines := self.lines(source):
+            also = ["and these would be dropped:", *dropped] if dropped else []
+            raise ValueError("\n".join([*lines, *also]))
 
 
 class Source(NamedTuple):
@@ -189,16 +226,27 @@ def _read_json(path: Path, label: str, faults: Faults) -> Iterator[tuple[str, An
             f"{path} must hold one list of objects, it holds {_kind(rows)}; "
             "take the list out, or write one object per line to a .jsonl file"
         )
-    yield from ((f"{label}[{index}]", row) for index, row in enumerate(rows))
+    yield from ((f"{label} row {number}", row) for number, row in enumerate(rows, 1))
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json}
 
 
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation as error:
+        raise ValueError(f"no number that can be read: {text[:60]}") from error
+
+
+_JSON = msgspec.json.Decoder(float_hook=_decimal)
+"""Numbers as they are written: 0.1 and 17 more digits are no 0.1."""
+
+
 def _decode(data: bytes) -> Any:
     """The JSON value. Raises ValueError also where a key occurs twice: which one was meant?"""
     try:
-        value = msgspec.json.decode(data)
+        value = _JSON.decode(data)
         json.loads(data, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8 text") from error
@@ -252,11 +300,38 @@ def _by_datasets(name: str, asked: str, purpose: str, path: Path | None = None) 
     def rows() -> Iterator[Row]:
         with cache:
             try:
-                yield from ((f"{label} row {i}", row) for i, row in enumerate(found[split]))
+                tables = found[split].with_format("arrow").iter(batch_size=BATCH_ROWS)
+                records = (row for table in tables for row in _records(table))
+                yield from ((f"{label} row {n}", row) for n, row in enumerate(records, 1))
             except refused as error:
                 raise kind(f"{said}: {error}") from error
 
     return Source(split, note, rows())
+
+
+def _records(table: Any) -> Iterator[dict[str, Any]]:
+    """The rows of an Arrow table."""
+    kinds = {name: table.schema.field(name).type for name in table.column_names}
+    narrow = {name: kind for name, kind in kinds.items() if _NARROW.search(str(kind))}
+    for row in table.to_pylist():
+        yield row | {name: _shortest(row[name], kind) for name, kind in narrow.items()}
+
+
+_NARROW = re.compile(r"\b(?:half)?float\b")
+
+
+def _shortest(value: Any, kind: Any) -> Any:
+    """A value with its own digits: 132.04 of a float32 is 132.03999... as a Python float."""
+    name = str(kind)
+    if value is None or not _NARROW.search(name):
+        return value
+    if name in ("float", "halffloat"):
+        numpy = importlib.import_module("numpy")
+        return float(str((numpy.float32 if name == "float" else numpy.float16)(value)))
+    if isinstance(value, dict):
+        return {field.name: _shortest(value[field.name], field.type) for field in kind}
+    # Of what is stored once for many rows; a list holds no answer.
+    return value if isinstance(value, list) else _shortest(value, kind.value_type)
 
 
 def _load(datasets: ModuleType, name: str, path: Path | None, cache: str) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from intfast.grading.answers import (
     compare_quickly,
     extract,
     is_explosive,
+    is_marker,
     last_boxed,
 )
 
@@ -147,3 +148,45 @@ def test_reason_decides_the_status():
 def test_last_boxed_ignores_escaped_braces_only():
     assert last_boxed(r"\boxed{a\}b}") == r"a\}b"
     assert last_boxed(r"\boxed{a\\}b}") == r"a\\"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so $\fbox{7}$.", "7"),
+        (r"so $\framebox{7}$.", "7"),
+        (r"so $\boxed 7$.", "7"),
+        (r"$\boxed -12$", "-12"),
+        (r"$\boxed\frac{1}{2}$", r"\frac{1}{2}"),
+        (r"\boxed 1,234.5$", "1,234.5"),
+        (r"\boxed x$", "x"),
+        (r"\boxed{5} then \boxed the rest", "5"),
+        (r"\boxed{(2,3)} and \boxed{(7,1)}", "(2,3), (7,1)"),
+        (r"$\boxed{k=4}$ and $\boxed{n=9}$", "k=4, n=9"),
+        (r"$x = \boxed{3}$ or $x = \boxed{4}$", "3, 4"),
+        (r"$\boxed{1}$, $\boxed{2}$, and $\boxed{3}$", "1, 2, 3"),
+        (r"$\boxed{5}$, $\boxed{5}$", "5"),
+        # Rival guesses: the last one counts, or both stand for one answer.
+        (r"\boxed{5}, no: \boxed{6}", "6"),
+        (r"\boxed{5} or maybe \boxed{6}", "6"),
+        (r"\boxed{5} or \boxed{6}", "5, 6"),
+        (r"\boxed{5} \boxed{6}", "6"),
+        (r"\boxed{4 \boxed{5}}", "5"),
+    ],
+)
+def test_boxes_of_other_writers_and_boxes_that_are_a_list(text, answer):
+    assert extract(text, "boxed") == answer
+
+
+MARKERS = r"""
+proof|see the proof|Proof.|\text{See figure}|see above.|N/A|NA|n.a.|?|???|...|-|QED|answers may vary
+|graph|see Figure 2|not available|no answer|TBD|null|(see solution)|Left to the reader
+"""
+
+
+def test_a_gold_that_marks_that_there_is_none_is_told_from_an_answer():
+    for gold in MARKERS.strip().replace("\n", "").split("|"):
+        assert is_marker(gold), gold
+    answers = "0|-1|x|none|no|no solution|undefined|True|DNE|Na|17.|...5|the figure 8 knot|7 proofs"
+    for gold in answers.split("|"):
+        assert not is_marker(gold), gold

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
@@ -9,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from intfast import data
-from intfast.data import load_problems, overlap, text_key
+from intfast.data import load_problems, overlap, text_key, with_unique_ids
 from intfast.records import Problem
+from intfast.sources import named
 
 
 def write_jsonl(path: Path, rows: list) -> str:
@@ -40,15 +42,13 @@ SCHEMAS = {
             "data_source": "math_dapo",
             "prompt": [
                 {"role": "system", "content": "be brief"},
-                {"role": "user", "content": "first"},
-                {"role": "assistant", "content": "no"},
                 {"role": "user", "content": " P? "},
             ],
             "ability": "MATH",
             "reward_model": {"ground_truth": "34", "style": "rule"},
             "extra_info": {"index": "9a-7"},
         },
-        ("9a-7", "P?", "34", None),
+        ("9a-7", "be brief\n\nP?", "34", None),
     ),
     "Polaris": (
         {"problem": "P?", "answer": "5", "difficulty": "3/8"},
@@ -223,6 +223,8 @@ def test_unknown_columns_list_what_was_seen_and_the_nearest(tmp_path):
         (-0.0, "0"),
         (1e-7, "0.0000001"),
         (1e21, "1" + "0" * 21),
+        (2**53 + 1, "9007199254740993"),
+        (1.5e300 / 1e298, "150"),
         (123456789012345678901234567890, "123456789012345678901234567890"),
         (" 5 ", "5"),
         ("007", "007"),
@@ -244,7 +246,7 @@ def test_missing_values_in_parquet_are_missing_answers(tmp_path):
 def test_duplicates_and_conflicts_are_dropped_and_counted(tmp_path):
     rows = [
         {"problem": "Find $x = 1$.", "answer": "1/2", "id": "first"},
-        {"problem": " find  $x=1$. ", "answer": "0.5", "id": "second"},
+        {"problem": " Find  $x = 1$. ", "answer": "0.5", "id": "second"},
         {"problem": "Find y", "answer": "1"},
         {"problem": "Find y", "answer": "2"},
         {"problem": "Find y", "answer": "1"},
@@ -264,6 +266,20 @@ def test_duplicates_and_conflicts_are_dropped_and_counted(tmp_path):
         "duplicate": 1,
     }
     assert report.num_read == report.num_kept + sum(report.dropped.values())
+    assert report.dropped_rows == {
+        "no answer": ["a.jsonl:7"],
+        "no problem text": ["a.jsonl:8"],
+        "answer longer than 300 characters": ["a.jsonl:9"],
+        "same problem with different answers": [
+            "a.jsonl:3 ('1')",
+            "a.jsonl:4 ('2')",
+            "a.jsonl:5 ('1')",
+        ],
+        "duplicate": ["a.jsonl:2 (as a.jsonl:1)"],
+    }
+    printed = str(report)
+    assert "dropped 1: no answer: a.jsonl:7\n" in printed
+    assert "different answers: a.jsonl:3 ('1'), a.jsonl:4 ('2'), a.jsonl:5 ('1')\n" in printed
 
 
 def test_ids_stay_unique_whatever_the_order(tmp_path):
@@ -296,15 +312,309 @@ def test_fingerprint_is_of_content_and_order(tmp_path):
     assert len(set(prints)) == 3
 
 
-def test_overlap_sees_through_spacing_and_case():
-    def problems(*texts):
-        return [Problem(id=text, problem=text, answer="1") for text in texts]
+def test_overlap_tells_copies_from_what_only_looks_alike():
+    def problems(*texts, answer="1"):
+        return [Problem(id=text, problem=text, answer=answer) for text in texts]
+
+    def texts(pairs):
+        return [(test.problem, trained.problem) for test, trained in pairs]
 
     train = problems("Find $x + 1$", "b")
-    assert overlap(train, problems("find $x+1$ ", "c", "B")) == 2
-    assert overlap(train, problems("Find $x + 12$")) == 0
-    assert text_key("1 2") != text_key("12")
-    assert text_key("\uff21 b") == "a b"
+    same, alike = overlap(train, problems(" Find\n $x + 1$ ", "find $x+1$", "c", "B"))
+    assert texts(same) == [(" Find\n $x + 1$ ", "Find $x + 1$")]
+    assert texts(alike) == [("find $x+1$", "Find $x + 1$"), ("B", "b")]
+    # With another answer it is another problem.
+    assert overlap(train, problems("B", answer="2")) == ([], [])
+    assert overlap(train, problems("Find $x + 12$")) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("3 Mg", "3 mg"),
+        ("$x^2$: x\u00b2", "$x^2$: x2"),
+        ("Add 1, 234", "Add 1,234"),
+        ("Add 3 .5", "Add 3.5"),
+        ("$a\\ b$", "$a\\b$"),
+        ("2\u00bd", "21/2"),
+        ("$\\Pi$", "$\\pi$"),
+        ("x\u2081", "x1"),
+        ("\u210d", "H"),
+        ("3\u2064\u00bd", "3\u00bd"),
+        ("1 -1 1", "1-1 1"),
+    ],
+)
+def test_different_mathematics_has_different_keys(text, other, tmp_path):
+    assert text_key(text) != text_key(other)
+    rows = [{"problem": text, "answer": "1"}, {"problem": other, "answer": "2"}]
+    problems, report = load_problems(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert [p.problem for p in problems] == [text, other] and report.dropped == {}
+    assert problems[0].id != problems[1].id
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [("caf\u00e9", "cafe\u0301"), ("a\u200bb", "ab"), ("a \t\n b", " a b "), ("a\u00a0b", "a b")],
+)
+def test_texts_that_show_the_same_have_one_key(text, other):
+    assert text_key(text) == text_key(other)
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        (b"1.0", "1"),
+        (b"2.50", "2.5"),
+        (b"2.5E3", "2500"),
+        (b"-0.0", "0"),
+        (b"0.10000000000000000555", "0.10000000000000000555"),
+        (b"12345678901234567890.5", "12345678901234567890.5"),
+        (b"9007199254740993.0", "9007199254740993"),
+        (b"0." + b"12" * 20, "0." + "12" * 20),
+    ],
+)
+def test_numbers_of_json_are_read_as_they_are_written(written, answer, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"problem": "P?", "answer": %b}\n' % written)
+    assert load_problems(str(tmp_path / "a.jsonl"))[0][0].answer == answer
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b"1e400", "dropped 1: answer longer than 300 characters: a.jsonl:1"),
+        (b"1e999999999", r"a.jsonl:1: column 'answer' \(answer\): .* got 1E\+999999999"),
+        (b"1e99999999999999999999", r"a\.jsonl:1: not JSON \(no number that can be read: 1e9"),
+    ],
+)
+def test_numbers_out_of_reach_are_named_and_cost_nothing(written, said, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"problem": "P?", "answer": %b}\n' % written)
+    with pytest.raises(ValueError, match=said):
+        load_problems(str(tmp_path / "a.jsonl"))
+
+
+D = Decimal
+
+
+@pytest.mark.parametrize(
+    ("values", "answers"),
+    [
+        (pa.array([132.04, 1e10, 3e-5], pa.float32()), ["132.04", "10000000000", "0.00003"]),
+        (pa.array([1.1, 2.5], pa.float16()), ["1.1", "2.5"]),
+        (pa.array([0.1, 0.7], pa.float32()).dictionary_encode(), ["0.1", "0.7"]),
+        (pa.array([0.1, 1e22]), ["0.1", "1" + "0" * 22]),
+        (pa.array([D("1.10"), D("9" * 29 + ".5")], pa.decimal128(38, 9)), ["1.1", "9" * 29 + ".5"]),
+        (
+            pa.array([2**64 - 1, 2**53 + 1], pa.uint64()),
+            ["18446744073709551615", "9007199254740993"],
+        ),
+        (pa.array(["3", "4"], pa.large_string()), ["3", "4"]),
+        (pa.array(["3", "4"]).dictionary_encode(), ["3", "4"]),
+    ],
+    ids=lambda v: str(v.type) if isinstance(v, pa.Array) else "",
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_no_number_is_rounded_by_the_type_of_its_column(values, answers, nested, tmp_path):
+    texts = pa.array([f"p{i}" for i in range(len(answers))])
+    if nested and not pa.types.is_dictionary(values.type):
+        table = {"reward_model": pa.StructArray.from_arrays([values], ["ground_truth"])}
+    else:
+        table = {"answer": values}
+    pq.write_table(pa.table({"problem": texts} | table), tmp_path / "a.parquet")
+    problems, _ = load_problems(str(tmp_path / "a.parquet"))
+    assert [p.answer for p in problems] == answers
+
+
+def test_cells_of_other_types_are_refused_by_row(tmp_path):
+    table = {"problem": ["a", "b"], "answer": [b"1", b"2"]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet row 1: .* got bytes\n.*row 2: .* got bytes"):
+        load_problems(str(tmp_path / "a.parquet"))
+    source = write_jsonl(tmp_path / "a.jsonl", [qa(1), {"problem": 777, "answer": "1"}])
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: .*expected text, got the number 777"):
+        load_problems(source)
+
+
+def test_dropped_rows_are_told_with_the_faults(tmp_path):
+    rows = [qa(1), {"problem": "b"}, qa(3, answer=["3"]), qa(4, answer="proof"), qa(1), qa(5)]
+    with pytest.raises(ValueError) as caught:
+        load_problems(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert str(caught.value).split("\n")[1:] == [
+        "  a.jsonl:3: column 'answer' (answer): expected text or a number, got list",
+        "and these would be dropped:",
+        "  dropped 1: no answer: a.jsonl:2",
+        "  dropped 1: no answer but a word for none: a.jsonl:4",
+        "  dropped 1: duplicate: a.jsonl:5 (as a.jsonl:1)",
+    ]
+
+
+def test_a_missing_column_is_told_with_the_faults(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"qestion": "a", "answer": "1"}\n[1]\n' + '{"b": 1}\n' * 1500 + "{\n")
+    with pytest.raises(ValueError) as caught:
+        load_problems(str(path))
+    message = str(caught.value)
+    assert "no column for the problem" in message and "has 2 faults" in message
+    assert "  a.jsonl:2: expected an object" in message and "  a.jsonl:1503: not JSON" in message
+
+
+def test_all_rows_of_a_kind_are_named_in_short(tmp_path):
+    rows = [qa(i, answer="" if i in (2, 3, 4, 9) else "1") for i in range(1, 12)]
+    _, report = load_problems(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert report.dropped_rows == {"no answer": [f"a.jsonl:{i}" for i in (2, 3, 4, 9)]}
+    assert "dropped 4: no answer: a.jsonl:2-4, 9\n" in str(report)
+    many = named(f"a.jsonl:{2 * i}" for i in range(210))
+    assert many.startswith("a.jsonl:0, 2, 4,") and many.endswith(", 398, and 10 more")
+    assert named(["x/a row 1", "x/a row 2", "b:3", "b:4 ('7')", "b:5"]) == (
+        "x/a row 1-2, b:3, b:4 ('7'), b:5"
+    )
+
+
+@pytest.mark.parametrize(
+    "marker", ["proof", "see figure", "N/A", "?", r"\text{Proof.}", "$-$", "null", "..."]
+)
+def test_markers_are_no_answers(marker, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", [qa(1), qa(2, answer=marker)])
+    problems, report = load_problems(source)
+    assert [p.answer for p in problems] == ["2"]
+    assert report.dropped_rows == {"no answer but a word for none": ["a.jsonl:2"]}
+    # Compared as text, any words may be the answer.
+    assert load_problems(source, mode="tail:ans")[1].num_kept == 2
+
+
+def test_references_that_hold_no_solution_are_left_out_and_noted(tmp_path):
+    solutions = [
+        r"\boxed{7}",
+        "The final answer is $7$.",
+        "N/A",
+        "7.0",
+        r"Answer: \fbox{7}.",
+        7,
+        "3 + 4 = 7",
+        r"So $3+4=\boxed{7}$.",
+        "The answer is 7, since 3 + 4 = 7.",
+    ]
+    rows = [qa(i, answer="7", solution=text) for i, text in enumerate(solutions, 1)]
+    problems, report = load_problems(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert [p.reference for p in problems] == [None] * 6 + solutions[6:]
+    assert list(report.notes.values()) == [[f"a.jsonl:{i}" for i in range(1, 7)]]
+    assert "noted 6: reference that holds no solution" in str(report)
+    assert "left out: a.jsonl:1-6\n" in str(report)
+    # Compared as text, any text may be how to get there.
+    assert all(p.reference for p in load_problems(str(tmp_path / "a.jsonl"), mode="tail:ans")[0])
+    # A solution that came with the answer stands in.
+    rows = [qa(1, answer="3 + 4 = 7 #### 7", solution="see below")]
+    [problem], report = load_problems(write_jsonl(tmp_path / "b.jsonl", rows))
+    assert problem.reference == "3 + 4 = 7" and list(report.notes.values()) == [["b.jsonl:1"]]
+    assert report.columns["reference"] == "solution, else the worked solutions in answer"
+
+
+def test_where_answers_stand_behind_a_mark_no_text_is_taken_whole(tmp_path):
+    rows = [
+        {"question": "a", "answer": "4 + 4 = 8\n#### 8"},
+        {"question": "b", "answer": "He has 3 left, so 9 in total."},
+        {"question": "c", "answer": r"It is \boxed{5}, since 2 + 3 = 5."},
+        {"question": "d", "answer": "#### 6"},
+    ]
+    problems, report = load_problems(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert [(p.answer, p.reference) for p in problems] == [
+        ("8", "4 + 4 = 8"),
+        ("5", r"It is \boxed{5}, since 2 + 3 = 5."),
+        ("6", None),
+    ]
+    assert report.dropped_rows == {"no #### and no box, where others have": ["a.jsonl:2"]}
+    assert report.columns["answer"] == "behind #### in answer"
+    assert report.columns["reference"] == "the worked solutions in answer"
+    # A heading of Markdown is no mark, and says nothing of the other rows.
+    heading = {"question": "e", "answer": "#### Step 1\nIt is \\boxed{2}.\nDone"}
+    rows = [heading, {"question": "f", "answer": "7"}]
+    problems, report = load_problems(write_jsonl(tmp_path / "b.jsonl", rows))
+    assert [p.answer for p in problems] == ["2", "7"] and report.dropped == {}
+
+
+def test_answers_of_solutions_alone(tmp_path):
+    texts = [r"It is $\fbox{5}$, by 2 + 3.", r"Six: $\boxed 6$, by 1 + 5.", "2 + 5 = 7 #### 7"]
+    rows = [{"problem": f"p{i}", "solution": text} for i, text in enumerate(texts)]
+    problems, report = load_problems(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert [p.answer for p in problems] == ["5", "6", "7"]
+    assert [p.reference for p in problems] == texts
+    assert report.columns["answer"] == r"last \boxed{} of solution, else behind ####"
+
+
+def test_columns_that_claim_a_taken_field_are_noted(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", [qa(1, Answer="9"), qa(2)])
+    problems, report = load_problems(source)
+    assert [p.answer for p in problems] == ["2", "3"]
+    note = "column 'Answer' is not read: the answer is taken from 'answer'"
+    assert report.notes == {note: []} and f"  note: {note}\n" in str(report)
+
+
+def says(*turns: str, role: str = "role", content: str = "content") -> list[dict]:
+    return [dict(zip((role, content), turn.split(": ", 1), strict=True)) for turn in turns]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_conversation_is_kept_whole_or_dropped_by_name(suffix, tmp_path):
+    conversations = [
+        says("system: Answer in base 7.", "user: Compute 3 + 5."),
+        says("user: first", "assistant: no", "user: Compute 3 + 6."),
+        says("user: Compute 3 + 7.", "assistant: 3 + 7 is 10, \\boxed{13}."),
+        says("user: look", "tool: 5", "assistant: so"),
+        says("system: ", "user: Compute 3 + 8."),
+    ]
+    rows = [{"messages": c, "answer": str(n)} for n, c in enumerate(conversations, 11)]
+    path = tmp_path / f"a.{suffix}"
+    (write_jsonl if suffix == "jsonl" else write_parquet)(path, rows)
+    problems, report = load_problems(str(path))
+    assert [(p.problem, p.answer, p.reference) for p in problems] == [
+        ("Answer in base 7.\n\nCompute 3 + 5.", "11", None),
+        ("Compute 3 + 7.", "13", "3 + 7 is 10, \\boxed{13}."),
+        ("Compute 3 + 8.", "15", None),
+    ]
+    row = "a.jsonl:" if suffix == "jsonl" else "a.parquet row "
+    reason = "a conversation that is more than one question and its answer"
+    assert report.dropped_rows == {reason: [f"{row}2", f"{row}4"]}
+    assert report.notes == {"system turn, now the beginning of the problem's text": [f"{row}1"]}
+
+
+def test_conversations_of_the_other_spelling_and_answers_inside_them(tmp_path):
+    row = says(
+        "human: Compute 2 + 2.", "gpt: It is 2 + 2 = \\boxed{4}.", role="from", content="value"
+    )
+    [problem], report = load_problems(write_jsonl(tmp_path / "a.jsonl", [{"conversations": row}]))
+    assert (problem.problem, problem.answer) == ("Compute 2 + 2.", "4")
+    assert problem.reference == "It is 2 + 2 = \\boxed{4}."
+    assert report.columns["answer"] == r"last \boxed{} of conversations"
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Compute "}, {"text": "1 + 1"}]}]
+    rows = [{"messages": parts, "answer": "2"}]
+    [problem], _ = load_problems(write_jsonl(tmp_path / "b.jsonl", rows))
+    assert problem.problem == "Compute 1 + 1"
+    rows[0]["messages"][0]["content"][1] = {"type": "image_url", "image_url": "x"}
+    with pytest.raises(ValueError, match=r'b\.jsonl:1: .*expected a list of {"role", "content"}'):
+        load_problems(write_jsonl(tmp_path / "b.jsonl", rows))
+    turns = says("user: What?", "assistant: That.")
+    rows = [{"messages": turns, "answer": "5", "solution": "2 + 3 = 5"}]
+    _, report = load_problems(write_jsonl(tmp_path / "c.jsonl", rows))
+    assert report.notes == {"the assistant's turns at the end of 'messages' are not read": []}
+
+
+def test_ids_are_unique_over_files_whatever_the_rows_say():
+    def problems(*pairs):
+        return [Problem(id=name, problem=text, answer="1") for name, text in pairs]
+
+    content = with_unique_ids(problems(("", "a")))[0].id
+    train = with_unique_ids(problems(("0", "a"), ("1", "b"), (content, "c"), (f"1-{content}", "d")))
+    assert [p.id for p in train] == ["0", "1", content, f"1-{content}"]
+    taken = {p.id for p in train}
+    tests = problems(("0", "x"), ("1", "y"), ("2", "z"), ("", "a"), ("1", "a"))
+    unique = with_unique_ids(tests, taken)
+    assert len({p.id for p in unique} | taken) == 9
+    assert unique[2].id == "2" and unique[0].id.startswith("0-") and len(unique[0].id) == 18
+    # Hostile: rows that carry the very names which others would get.
+    assert unique[3].id == f"{content}-{content}"
+    assert unique[4].id == f"1-{content}-{content}"
+    # What a row says and its text decide, and not its place.
+    again = {p.problem: p.id for p in with_unique_ids(tests[::-1], taken)}
+    assert again == {p.problem: p.id for p in unique} | {"a": again["a"]}
 
 
 def test_report_goes_into_a_manifest(tmp_path):

@@ -53,7 +53,7 @@ def test_all_faults_of_a_file_at_once(tmp_path):
     with pytest.raises(ValueError) as caught:
         load_problems(str(path))
     message = str(caught.value)
-    assert "has 12 faults" in message
+    assert "has 13 faults" in message
     expected = {
         2: "not JSON",
         3: "expected an object with columns, got a list",
@@ -72,7 +72,9 @@ def test_all_faults_of_a_file_at_once(tmp_path):
         assert any(
             f"bad.jsonl:{number}:" in line and text in line for line in message.split("\n")
         ), text
-    assert message.count("bad.jsonl:") == len(expected)
+    # Both cells of line 9 are named.
+    assert "bad.jsonl:9: column 'problem' (problem): expected text, got the number 5.5" in message
+    assert message.count("bad.jsonl:") == len(expected) + 1
     assert message.count("cut off?") == 1
 
 
@@ -82,8 +84,8 @@ def test_long_fault_listings_are_capped(tmp_path):
     with pytest.raises(ValueError, match="57 faults;") as caught:
         load_problems(str(path))
     message = str(caught.value)
-    assert message.endswith("and 37 more")
-    assert message.count("bad.jsonl:") == 20
+    assert message.endswith("  and 37 more: bad.jsonl:21-57")
+    assert message.count("  bad.jsonl:") == 20
 
 
 def test_byte_order_mark_and_blank_lines_are_harmless(tmp_path):
@@ -119,9 +121,11 @@ def test_truncated_parquet_is_refused(tmp_path):
         load_problems(str(path))
 
 
-def test_json_faults_name_the_index(tmp_path):
+def test_json_faults_name_the_row_from_one(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([qa(1), 5, qa(2, answer=[])]))
-    with pytest.raises(ValueError, match=r"a\.json\[1\].*got a number\n.*a\.json\[2\].*got list"):
+    with pytest.raises(
+        ValueError, match=r"a\.json row 2: .*got a number\n.*a\.json row 3: .*got list"
+    ):
         load_problems(str(tmp_path / "a.json"))
 
 
@@ -163,7 +167,7 @@ def test_sharded_folder_and_choice_of_split(tmp_path):
     write_jsonl(folder / ".cache" / "train.jsonl", [qa(77)])
     problems, report = load_problems(str(folder))
     assert [p.answer for p in problems] == ["2", "3", "4", "5"]
-    assert problems[3].source == f"{folder}@train row 3"
+    assert problems[3].source == f"{folder}@train row 4"
     assert (report.split, report.note) == ("train", "split 'train' of train, test")
     assert answers(str(folder), purpose="test") == ["10"]
     assert answers(f"{folder}@test") == ["10"]
@@ -262,12 +266,13 @@ def test_hub_names(monkeypatch, tmp_path):
         calls.append((name, config))
         if name == "org/gone":
             raise FileNotFoundError("gone")
-        return {"train": [qa(1)], "test": [qa(1), qa(2)]}
+        made = datasets.Dataset.from_list
+        return {"train": made([qa(1)]), "test": made([qa(1), qa(2)])}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     problems, report = load_problems("org/name:main@test")
     assert calls == [("org/name", "main")]
-    assert problems[1].source == "org/name:main@test row 1"
+    assert problems[1].source == "org/name:main@test row 2"
     assert report.note == "split 'test', as asked"
     load_problems("org/name", purpose="train")
     assert calls[-1] == ("org/name", None)

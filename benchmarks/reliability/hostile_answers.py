@@ -236,7 +236,6 @@ HACKS = (
     r"\boxed{{{g}+c}}",
     r"<think>\boxed{{{g}}}</think> \boxed{{99}}",
     r"\boxed{{99}} \boxed{{",
-    r"\boxed {g}",
     r"boxed{{{g}}}",
 )
 

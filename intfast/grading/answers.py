@@ -10,11 +10,14 @@ import re
 from collections.abc import Iterator
 from enum import StrEnum
 from fractions import Fraction
+from typing import NamedTuple
 
 MATHEMATICS = ("boxed", "stated")
 """The modes whose answers are compared as mathematics; those of "tail:WORD" as text."""
 MAX_CHARS = 300
 """Longest answer that is compared, in characters."""
+MAX_BETWEEN = 40
+"""Most characters between two boxes of one list."""
 
 
 class Status(StrEnum):
@@ -46,8 +49,19 @@ class Reason(StrEnum):
         return Status.CORRECT if self is Reason.CORRECT else Status.WRONG
 
 
-# A run of backslashes, then what it may escape. Possessive, so linear on hostile text.
-_BRACE = re.compile(r"(?<!\\)(\\*+)(boxed\s*+\{|[{}])")
+# A run of backslashes, then what it may escape. Possessive, so linear on hostile text. TeX also
+# boxes what stands behind the command without braces: "\boxed 5".
+_BRACE = re.compile(
+    r"(?<!\\)(\\*+)((?:boxed|f(?:rame)?box)\s*+\{|[{}]|(?:boxed|fbox)(?![A-Za-z])\s*+(?P<bare>"
+    r"[+-]?\d++(?:[.,/]\d++)*+%?|[A-Za-z](?!\w)|\\[dt]?frac(?:\{[^{}\\]{0,99}\}){2}|\\frac\d\d))"
+)
+# What stands between the boxes of one list: "\boxed{2}$ and $x = \boxed{3}".
+_LISTED = re.compile(
+    r"(?:\s|\$|[,;]|\\[,; ]|\\q?quad)*+(?:\\text\{\s*(?:and|or)\s*\}|and|or)?+"
+    r"(?:\s|\$|\\[,; ]|\\q?quad)*+(?:[a-z](?:_\w)?\s*+=)?+[\s$]*+"
+)
+_COMMANDS = ("\\boxed", "\\fbox", "\\framebox")
+_BLANK = re.compile(r"\s*+")
 _ANSWER_LINE = re.compile(r"answer[\s*]{0,5}:([^\n]*)", re.IGNORECASE)
 
 _ANSWER_SENTENCE = re.compile(r"\banswer\s{1,3}is\b[\s*:]{0,5}([^\n]*)", re.IGNORECASE)
@@ -55,47 +69,72 @@ _ANSWER_SENTENCE = re.compile(r"\banswer\s{1,3}is\b[\s*:]{0,5}([^\n]*)", re.IGNO
 _END_OF_SENTENCE = re.compile(r"(?<!\\right)(?<![\s*.\"])[\s*.\"]+$")
 
 
+class _Box(NamedTuple):
+    """Places in a text: of the command, and of its content."""
+
+    command: int
+    start: int
+    stop: int
+
+
 def last_boxed(text: str) -> str | None:
-    """The content of the last balanced, non-empty \\boxed{...}, or None. Linear in the text."""
-    best_start, best = -1, None
-    for start, stop in _boxes(text):
-        # Only what is not inside a later box is copied: nested boxes would cost n squared.
-        if start > best_start and (content := text[start:stop].strip()):
-            best_start, best = start, content
-    return best
+    """The content of the last balanced, non-empty box (\\boxed or \\fbox), or None.
+
+    Boxes that the text lists ("\\boxed{2} and \\boxed{3}") are one answer, "2, 3": the last of
+    several rival guesses is no answer to a question that has one. Linear in the text.
+    """
+    outer: list[_Box] = []
+    for box in _boxes(text):
+        # They come as they close, so one around another behind it: the inner one is the answer.
+        if not outer or outer[-1].command < box.command:
+            outer.append(box)
+    if not outer:
+        return None
+    found = [outer.pop()]
+    while outer and found[-1].command - outer[-1].stop <= MAX_BETWEEN:
+        between = text[outer[-1].stop : found[-1].command].removeprefix("}")
+        if not _LISTED.fullmatch(between) or not re.search(r"(?<!\\)[,;]|and|or", between):
+            break
+        found.append(outer.pop())
+    contents = dict.fromkeys(text[box.start : box.stop].strip() for box in reversed(found))
+    return ", ".join(contents)
 
 
 def all_boxed(text: str) -> list[str]:
-    """The contents of all balanced, non-empty \\boxed{...}."""
-    return [content for start, stop in _boxes(text) if (content := text[start:stop].strip())]
+    """The contents of all balanced, non-empty boxes."""
+    return [text[box.start : box.stop].strip() for box in _boxes(text)]
 
 
-def _boxes(text: str) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the contents of balanced boxes, in the order in which they close."""
-    first = text.find("\\boxed")
+def _boxes(text: str) -> Iterator[_Box]:
+    """The balanced boxes with content, in the order in which they close."""
+    first = min((at for at in map(text.find, _COMMANDS) if at >= 0), default=-1)
     if first < 0:
         return
     while first and text[first - 1] == "\\":
         first -= 1
-    open_at: list[int | None] = []
+    open_at: list[tuple[int, int] | None] = []
     for match in _BRACE.finditer(text, first):
-        slashes, token = match.groups()
-        if token.startswith("boxed"):
-            open_at.append(match.end() if slashes else None)
+        slashes, token = match.group(1, 2)
+        if match["bare"]:
+            if slashes:
+                yield _Box(match.start(), match.start("bare"), match.end())
+        elif token[0] in "bf":
+            open_at.append((match.start(), match.end()) if slashes else None)
         elif len(slashes) % 2:
             continue
         elif token == "{":
             open_at.append(None)
         elif open_at:
-            start = open_at.pop()
-            if start is not None:
-                yield start, match.start(2)
+            opened, stop = open_at.pop(), match.start(2)
+            # Any blank content is short or one run of spaces; nested boxes are not copied here.
+            if opened is not None and not _BLANK.fullmatch(text, opened[1], stop):
+                yield _Box(opened[0], opened[1], stop)
 
 
 def extract(text: str, mode: str) -> str | None:
     """The answer that a text names, or None.
 
-    mode "boxed": the last balanced \\boxed{...}, else the rest of the line after the last
+    mode "boxed": the last box (`last_boxed`), else the rest of the line after the last
     "Answer:". mode "stated": the same, else the rest of the sentence after the last "answer is".
     mode "tail:WORD": the words after the last occurrence of WORD, single-spaced.
     Raises ValueError for another mode.
@@ -118,6 +157,30 @@ def _said(text: str, in_prose: bool) -> str | None:
     if not said and in_prose:
         said = [rest.partition(". ")[0] for rest in _ANSWER_SENTENCE.findall(text)]
     return _END_OF_SENTENCE.sub("", said[-1]).lstrip('* \t"') if said else None
+
+
+# What data sets write where there is no answer to compare with.
+_MARKER = re.compile(
+    r"|[?.\-\u2013\u2014_*\s]+|n\s*/\s*a|n\.\s?a\.?|tbd|todo|null|nan|nil|unknown|missing|omitted|untitled"
+    r"|(?:not|no) (?:available|applicable|provided|given|answer|answers|solution provided)"
+    r"|(?:the )?answers? (?:may |will |can )?var(?:y|ies)|q\.?\s?e\.?\s?d\.?"
+    r"|(?:(?:please )?(?:see|refer to|as in|shown in|given in) )?(?:the |its |attached |formal )*"
+    r"(?:proofs?|figures?|diagrams?|pictures?|images?|graphs?|explanations?|solutions?|text|above"
+    r"|below|attachments?)(?: (?:above|below|required|needed|omitted|attached|\d+|by \w+))*"
+    r"|(?:(?:as )?shown|proved|proven|derived|verified)(?: (?:above|below|in text|in the text))?"
+    r"|(?:left )?(?:to the reader|as an exercise)(?: (?:to|for) the reader)?",
+)
+
+
+def is_marker(gold: str) -> bool:
+    """Whether a gold "answer" only marks that there is none: "proof", "see figure", "N/A"."""
+    if len(gold) > MAX_CHARS:
+        return False
+    words = re.sub(
+        r"\\(?:text\w*|mathrm|mathbf|emph|q?quad)\b|\\[,;! ]|[{}$()\[\]\"'`\u25a0\u220e]", " ", gold
+    )
+    words = " ".join(words.replace("NA", "n/a").casefold().split())
+    return _MARKER.fullmatch(words.rstrip(".!: ") if len(words) > 1 else words) is not None
 
 
 _SYMBOLS = str.maketrans(
@@ -267,6 +330,8 @@ def compare_numbers(gold: str, answer: str) -> Reason | None:
 
 def compare_quickly(gold: str, answer: str) -> Reason | None:
     """The verdict when it needs no mathematics parser, else None."""
+    if is_marker(gold):
+        return Reason.GOLD_UNPARSEABLE
     if gold.strip() == answer.strip():
         return Reason.CORRECT
     if _inadmissible(gold):

@@ -134,7 +134,8 @@ class Metrics:
                 interrupt.beat()
                 finished, tokens = finished + num_finished, tokens + num_tokens
                 now = time.perf_counter()
-                rate = f"{tokens / max(1e-9, now - start):,.0f} tokens/s"
+                unit = " tokens/s" if tokens else "/s"
+                rate = f"{(tokens or finished) / max(1e-9, now - start):,.0f}{unit}"
                 if bar:
                     bar.update(task, advance=num_finished, rate=rate)
                 elif now - last >= PLAIN_EVERY_S:

@@ -42,6 +42,7 @@ OPEN = ["seed", "watchdog_s", "sft", "evaluate", "batch", "model", "grade", "rol
 OPEN += ["parity", "metrics"]
 FIXED = {"sft.data", "grade.mode", *(setting.partition("=")[0] for setting in RECIPE)}
 RECORDS = ("attempts.jsonl", "interventions.jsonl", "continuations.jsonl", "manifest.json")
+RECORDS += ("golds.json",)
 
 
 def ablate(

@@ -15,7 +15,7 @@ from intfast.evaluate import wilson
 from intfast.prompts import split_steps
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.study.page_data import RunData
-from intfast.study.read import TokenLogprobs, read_rows
+from intfast.study.read import TokenLogprobs, read_problems, read_rows
 
 ITEM_BYTES = 24_000_000
 """Texts of candidates in one page: problems, references, attempts, replies."""
@@ -40,7 +40,8 @@ def browse(run: RunData) -> dict[str, Any]:
     others = [row for row in fitting if examples[row.example].kind != "intervention"]
     with_others = {examples[row.example].problem_id for row in others}
     wanted = {record.problem_id for record in candidates} | with_others
-    problems = {p.id: p for p in read_rows(folder / "problems.jsonl", Problem) if p.id in wanted}
+    found = read_problems(folder / "problems.jsonl")
+    problems = {key: problem for key, problem in found.items() if key in wanted}
     attempts = {(record.problem_id, record.sample): record for record in run.attempts}
     kept = _within_budget(candidates, problems, attempts)
     shown = {record.problem_id for record in kept}

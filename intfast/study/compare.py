@@ -237,7 +237,7 @@ def _run_arm(config: Config, source: Path, console: Console) -> None:
         _say(console, f"{folder} is done")
         return
     # The records that a run would draw itself.
-    names = ["evaluations.json"]
+    names = ["evaluations.json", "golds.json"]
     names += ["attempts.jsonl"] if config.needs_attempts else []
     names += ["interventions.jsonl", "continuations.jsonl"] if config.needs_interventions else []
     derive.give(source, folder, names)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from intfast.evaluate import Estimate, Evaluation
-from intfast.records import Record
+from intfast.records import Problem, Record
 
 
 class TokenLogprobs(Record):
@@ -57,6 +57,23 @@ def read_rows(path: Path, kind: type = dict, finished: bool = False) -> list[Any
         more = [f"and {len(faults) - MAX_SHOWN} more"] if len(faults) > MAX_SHOWN else []
         raise ValueError("\n".join([*faults[:MAX_SHOWN], *more]))
     return rows
+
+
+def read_problems(path: Path, finished: bool = False) -> dict[str, Problem]:
+    """The problems of a JSONL file by id, read as `read_rows` does.
+
+    Raises ValueError where an id names two problems, so that no row is shown or graded with
+    another problem's text or answer.
+    """
+    found: dict[str, Problem] = {}
+    for number, problem in enumerate(read_rows(path, Problem, finished), 1):
+        if found.setdefault(problem.id, problem) != problem:
+            raise ValueError(
+                f"{path}:{number}: id {problem.id!r} names another problem further up; expected "
+                "ids that are unique (runs of before 2026-12 may lack them: their evaluations "
+                "asked test problems by the texts of training problems)"
+            )
+    return found
 
 
 def read_json(path: Path) -> Any:

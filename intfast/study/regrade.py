@@ -12,10 +12,10 @@ import msgspec
 from intfast import cli
 from intfast.grading.grader import Grader, Submission
 from intfast.prompts import split_steps
-from intfast.records import Attempt, Intervention, Problem
+from intfast.records import Attempt, Intervention
 from intfast.safe_text import shown
 from intfast.state.command import outcome
-from intfast.study.read import MAX_SHOWN, read_rows
+from intfast.study.read import MAX_SHOWN, read_problems, read_rows
 
 
 class Row(msgspec.Struct):
@@ -75,7 +75,7 @@ def _golds(path: Path, rows: list[Row], named: Path | None) -> dict[str, str]:
     problems = named or path.with_name("problems.jsonl")
     if named is None and not problems.is_file():
         raise ValueError(f"{path} has rows without `answer`; name its problems: --problems")
-    golds = {problem.id: problem.answer for problem in read_rows(problems, Problem, finished=True)}
+    golds = {key: problem.answer for key, problem in read_problems(problems, True).items()}
     if missing := wanted - golds.keys():
         raise ValueError(f"{problems} lacks problem {min(missing)!r} ({len(missing)} in all)")
     return golds
