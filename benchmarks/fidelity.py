@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         for i, row in enumerate(problems)
     ]
     texts = [
-        [*prompt, *encode(tokenizer, row.reference_solution), *style.stop_ids]
+        [*prompt, *encode(tokenizer, row.reference_solution), style.stop_ids[0]]
         for prompt, row in zip(prompts, problems, strict=True)
     ]
     texts += [encode(tokenizer, text) for text in paragraphs(args.paragraphs)]

@@ -41,7 +41,7 @@ CORE = {
 FLOORS = [
     "config labels records safe_text sources",
     "checks evaluate verdict waves",
-    "cli",
+    "cli template",
     "kernels prompts state",
     "grading model",
     "data engine leak",

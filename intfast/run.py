@@ -28,7 +28,7 @@ from intfast.records import Problem
 from intfast.sample import Sampler
 from intfast.state import checkpoint, identity, interrupt, trackers
 from intfast.state.metrics import Metrics, Row, make_console
-from intfast.state.runfolder import RunFolder
+from intfast.state.runfolder import RunFolder, prompt_time
 from intfast.state.watchdog import Watchdog
 
 
@@ -117,7 +117,8 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     path, device = weights.resolve(config.model.path), pick_device(config)
     weights.check(path)
     tokenizer = load_tokenizer(path)
-    style = style_of(config.prompt, tokenizer)
+    started = prompt_time(Path(config.run))
+    style = style_of(config.prompt, tokenizer, started)
     # Before the engine starts: it tests its bits with this number of threads.
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
@@ -153,7 +154,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
             opened=opened,
         )
         # Compared with what the folder was started from, before anything is added to it.
-        about = manifest(run, choice)
+        about = manifest(run, choice) | {"prompt_time": started.isoformat()}
         identity.keep(folder, about, metrics.say)
         folder.journal("problems", Problem).replace([*both[0], *both[1]])
         _announce(run, about)
@@ -170,6 +171,7 @@ def _announce(run: Run, about: dict[str, Any]) -> None:
         f"{about['threads']} threads, engine {about['engine']} ({about['engine_reason']}), "
         f"{about['bits']}, run folder {folder.path}" + (" (continues)" if folder.resumed else "")
     )
+    say(model_folder.said(run.model_path, run.sampler.tokenizer, about["stop_ids"]))
     if folder.changed:
         rows = ", ".join(f"{k} = {b!r} (was {a!r})" for k, (a, b) in folder.changed.items())
         run.metrics.aside("settings", 0, {"changed": folder.changed})
@@ -202,6 +204,7 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         "bits": choice.bits,
         "bits_hold": choice.bits_hold,
         "seed": config.seed,
+        "stop_ids": list(run.sampler.style.stop_ids),
         "model": str(config.model.path),
         "num_parameters": sum(p.numel() for p in run.decoder.parameters()),
         **identity.digests(run.model_path, model_folder.files(run.model_path)),

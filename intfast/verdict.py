@@ -16,13 +16,16 @@ from intfast.records import Record
 from intfast.safe_text import hidden_characters
 
 TAGS = ("attempt", "location", "intervention", "problem", "reference")
-# Between the letters of a disguised tag: white space and characters without a width.
+# Between the letters of a disguised tag: white space and characters without a width. Possessive
+# (*+), here and below: what a pattern gave back and tried again would cost more than linear time.
 _INVISIBLE = (
-    r"[\s\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]*"
+    r"[\s\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]*+"
 )
 _NAMES = "|".join(_INVISIBLE.join(tag) for tag in TAGS)
 # Also with full-width angle brackets: a tokenizer may read them as plain ones.
-_OUR_TAGS = re.compile(rf"[<\uff1c\ufe64](?={_INVISIBLE}/?{_INVISIBLE}(?:{_NAMES}))", re.IGNORECASE)
+_OUR_TAGS = re.compile(
+    rf"[<\uff1c\ufe64](?={_INVISIBLE}/?+{_INVISIBLE}(?:{_NAMES}))", re.IGNORECASE
+)
 
 
 class Verdict(Record):
@@ -59,10 +62,15 @@ def has_tags(text: str) -> bool:
     return _OUR_TAGS.search(text) is not None
 
 
-def special_tokens(tokenizer: Any) -> list[str]:
-    """The texts that a transformers tokenizer reads as control tokens, longest first."""
-    added = tokenizer.added_tokens_decoder.values()
-    texts = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+def control_tokens(tokenizer: Any, unflagged: bool = False) -> list[str]:
+    """The texts that a transformers tokenizer reads as control tokens, longest first.
+
+    unflagged: also added tokens that look like one and are not flagged so, such as <tool_call>.
+    """
+    texts = set(tokenizer.all_special_tokens)
+    for token in tokenizer.added_tokens_decoder.values():
+        is_marked = token.content[0] in "<[" and token.content[-1] in ">]"
+        texts |= {token.content} if token.special or (unflagged and is_marked) else set()
     return sorted((text for text in texts if len(text) > 1), key=lambda text: (-len(text), text))
 
 
@@ -82,15 +90,22 @@ def read(reply: str, mark: str, num_steps: int, tokens: Iterable[str] = ()) -> V
     in the replacement.
     """
     block = re.compile(
-        rf"<location-{mark}>[ \t\n]*([^<>]*?)[ \t\n]*</location-{mark}>\s*"
-        rf"(?:<intervention-{mark}>(.*?)</intervention-{mark}>)?",
-        re.DOTALL,
+        rf"<location-{mark}>([^<>]*+)</location-{mark}>\s*+(<intervention-{mark}>)?+"
     )
     # A set: a reply that says the same thing twice says one thing.
-    found = {(place, content.strip()) for place, content in block.findall(reply)}
+    closing, found, rest, end = f"</intervention-{mark}>", set(), [], 0
+    while match := block.search(reply, end):
+        rest.append(reply[end : match.start()])
+        content, begin = "", (end := match.end())
+        if match[2]:
+            # By hand: a pattern would look for an end that is missing behind every block again.
+            if (end := reply.find(closing, begin)) < 0:
+                return Verdict(reason="unparsed")
+            content, end = reply[begin:end], end + len(closing)
+        found.add((match[1].strip(" \t\n"), content.strip()))
     # What remains must hold no piece of a block: half a verdict is none.
-    rest = block.sub("", reply)
-    if not found or f"location-{mark}" in rest or f"intervention-{mark}" in rest:
+    remains = "".join([*rest, reply[end:]])
+    if not found or f"location-{mark}" in remains or f"intervention-{mark}" in remains:
         return Verdict(reason="unparsed")
     if len(found) > 1:
         return Verdict(reason="conflict")

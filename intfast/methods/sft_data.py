@@ -109,9 +109,12 @@ def build_examples(
 
 def _references(run: Run, found: Found) -> list[Example]:
     """The reference solution of each selected problem that has one."""
-    tokenizer, end = run.sampler.tokenizer, run.sampler.style.stop_ids[0]
+    tokenizer, style = run.sampler.tokenizer, run.sampler.style
+    end = style.stop_ids[0]
     return [
-        _example(run, problem, [*encode(tokenizer, problem.reference), end], "reference")
+        _example(
+            run, problem, [*encode(tokenizer, style.lead + problem.reference), end], "reference"
+        )
         for problem in found.selected
         if problem.reference
     ]
