@@ -14,9 +14,9 @@ import msgspec
 from intfast.config import InterveneConfig, SamplingConfig
 from intfast.engine.protocol import derive_seed
 from intfast.leak import leaks
-from intfast.prompts import cut, write
 from intfast.records import Attempt, Continuation, Intervention, Problem
 from intfast.sample import Sampler, Start
+from intfast.tokens import cut, write
 from intfast.waves import Tried, next_wave
 
 GATES = {

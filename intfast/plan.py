@@ -21,10 +21,11 @@ from intfast.methods import guided
 from intfast.model import folder as model_folder
 from intfast.model import weights
 from intfast.model.folder import load_tokenizer
-from intfast.prompts import decode, style_of
+from intfast.prompts import style_of
 from intfast.run import pick_device
 from intfast.state import metrics, trackers
 from intfast.state.runfolder import prompt_time
+from intfast.tokens import decode
 
 
 def show(config: Config, console: Console | None = None) -> None:

@@ -20,7 +20,7 @@ def end_ids(tokenizer: Any) -> tuple[int, ...]:
 
     Raises ValueError where there is none.
     """
-    ids = [tokenizer.eos_token_id, *getattr(tokenizer, "end_ids", ())]
+    ids = [tokenizer.eos_token_id, *getattr(tokenizer, "end_ids", tuple)()]
     if not (found := tuple(dict.fromkeys(i for i in ids if i is not None))):
         raise ValueError(
             "the tokenizer names no end-of-sequence token; set eos_token in tokenizer_config.json"

@@ -14,10 +14,10 @@ from intfast.collect import Found
 from intfast.engine.protocol import derive_seed
 from intfast.intervene import REACHED_CONTINUATION, correct_counts
 from intfast.methods import guided
-from intfast.prompts import encode
 from intfast.records import Attempt, Continuation, Example, Guided, Intervention, Problem
 from intfast.run import Run
 from intfast.sample import Sampler
+from intfast.tokens import encode
 
 STAGES = {"intervention": "int"}
 """`sft.data` -> the name of the weights, where it is not the same."""

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,8 @@ def _vocab_size(folder: Path) -> float:
 def load_tokenizer(folder: Path) -> Any:
     """The transformers tokenizer of a model folder; no code from the folder is run.
 
-    It carries the folder's `end_ids`. Raises ValueError when it is missing, damaged, or asks for
-    code.
+    Its `end_ids()` are those of the folder. Raises ValueError when it is missing, damaged, or asks
+    for code.
     """
     from transformers import AutoTokenizer
 
@@ -210,5 +211,5 @@ def load_tokenizer(folder: Path) -> Any:
             "rows (vocab_size); tokenizer and weights are of different models"
         )
     # Generation in transformers ends at each of these too; no other of its defaults is read.
-    tokenizer.end_ids = end_ids(folder)
+    tokenizer.end_ids = partial(end_ids, folder)
     return tokenizer

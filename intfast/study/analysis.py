@@ -22,12 +22,12 @@ from intfast.evaluate import Estimate
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.labels import label
 from intfast.methods import sft_data
-from intfast.prompts import decode, encode
 from intfast.records import Attempt, Example, Intervention, Problem
 from intfast.run import Run
 from intfast.study.read import TokenLogprobs, read_evaluations
 from intfast.study.summary import summarised
 from intfast.study.tables import Table, heads, interval
+from intfast.tokens import decode, encode
 
 CURVES = ("reward", "zero_advantage", "all_wrong", "all_right", "length", "truncated")
 CURVES += ("entropy_sampled", "entropy_mean", "sampled_tokens")
