@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from intfast.records import Record
@@ -62,27 +61,34 @@ def has_tags(text: str) -> bool:
     return _OUR_TAGS.search(text) is not None
 
 
-def control_tokens(tokenizer: Any, unflagged: bool = False) -> list[str]:
-    """The texts that a transformers tokenizer reads as control tokens, longest first.
+def control_tokens(tokenizer: Any, unflagged: bool = False) -> re.Pattern[str]:
+    """Matches the first character of a text that a transformers tokenizer reads as a control token.
 
-    unflagged: also added tokens that look like one and are not flagged so, such as <tool_call>.
+    unflagged: also of added tokens that look like one and are not flagged so, such as <tool_call>.
     """
     texts = set(tokenizer.all_special_tokens)
     for token in tokenizer.added_tokens_decoder.values():
-        is_marked = token.content[0] in "<[" and token.content[-1] in ">]"
+        is_marked = token.content[:1] in ("<", "[") and token.content[-1:] in (">", "]")
         texts |= {token.content} if token.special or (unflagged and is_marked) else set()
-    return sorted((text for text in texts if len(text) > 1), key=lambda text: (-len(text), text))
+    texts = {text for text in texts if len(text) > 1}
+    return re.compile(f"(?={_any_of(texts)}).", re.DOTALL) if texts else re.compile("(?!)")
 
 
-def break_tokens(text: str, tokens: Iterable[str]) -> str:
+def _any_of(texts: set[str]) -> str:
+    """A pattern of texts, letter by letter: a thousand of them cost what their longest costs."""
+    if "" in texts:
+        return ""
+    heads = sorted({text[0] for text in texts})
+    tails = [re.escape(h) + _any_of({t[1:] for t in texts if t[0] == h}) for h in heads]
+    return tails[0] if len(tails) == 1 else f"(?:{'|'.join(tails)})"
+
+
+def break_tokens(text: str, tokens: re.Pattern[str]) -> str:
     """The text with control tokens broken by a space, so that it cannot end or forge a turn."""
-    # Longest first: a token that contains another is broken as what it is.
-    for token in tokens:
-        text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
+    return tokens.sub(lambda match: match[0] + " ", text)
 
 
-def read(reply: str, mark: str, num_steps: int, tokens: Iterable[str] = ()) -> Verdict:
+def read(reply: str, mark: str, num_steps: int, tokens: re.Pattern[str]) -> Verdict:
     """The verdict of a reply whose tags must carry `mark`.
 
     All well-formed blocks must say the same, since nothing tells which of two is meant; a marked
@@ -119,6 +125,6 @@ def read(reply: str, mark: str, num_steps: int, tokens: Iterable[str] = ()) -> V
     location = int(place)
     if not 1 <= location <= num_steps:
         return Verdict(location=location, content=content, reason="bad_location")
-    if hidden_characters(content) or any(token in content for token in tokens):
+    if hidden_characters(content) or tokens.search(content):
         return Verdict(location=location, content=content, reason="unsafe_text")
     return Verdict(location=location, content=content)
