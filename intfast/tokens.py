@@ -72,7 +72,7 @@ def cut(tokenizer: Any, token_ids: Sequence[int], text: str, end: int) -> tuple[
         )
 
     # A boundary inside a character decodes to replacement characters: step back in front of them.
-    num = within(end)
+    num = within(end) if end else 0
     while not text.startswith(head := decode(tokenizer, token_ids[:num])):
         num = within(len(os.path.commonprefix([head, text])))  # noqa: RUF071 - of characters
     # ... and forward: one token a byte, a character is shorter when it is whole.

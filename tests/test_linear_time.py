@@ -65,7 +65,7 @@ SHAPES = {
     "words of the dialect": fill("a 7 ; "),
     "equal rows": fill("d 4 4 ok "),
     "emoji": fill("\U0001f600"),
-    "control tokens": fill("<|end|" + ">"),
+    "control tokens": fill("<|end|>"),
     "half control tokens": fill("<|reserved_special_token_"),
     "many control tokens": fill("<|reserved_special_token_77|>"),
     "hash marks": fill("#"),
