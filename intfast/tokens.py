@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
@@ -65,18 +64,14 @@ def cut(tokenizer: Any, token_ids: Sequence[int], text: str, end: int) -> tuple[
     is not past `end`; what lies between that boundary and `end` is returned as text.
     """
 
-    def within(limit: int) -> int:
-        # Decoded length grows with the number of tokens: ten decodes for a thousand.
-        return bisect_right(
-            range(1, len(token_ids) + 1), limit, key=lambda n: len(decode(tokenizer, token_ids[:n]))
-        )
-
+    # Decoded length grows with the number of tokens: ten decodes for a thousand.
+    counts = range(1, len(token_ids) + 1) if end else ()
+    num = bisect_right(counts, end, key=lambda n: len(decode(tokenizer, token_ids[:n])))
     # A boundary inside a character decodes to replacement characters: step back in front of them.
-    num = within(end) if end else 0
     while not text.startswith(head := decode(tokenizer, token_ids[:num])):
-        num = within(len(os.path.commonprefix([head, text])))  # noqa: RUF071 - of characters
-    # ... and forward: one token a byte, a character is shorter when it is whole.
-    for more in range(num + 1, min(num + SPAN, len(token_ids)) + 1 if len(head) < end else 0):
+        num -= 1
+    # ... and forward: where every byte is a token, a character is shorter when it is whole.
+    for more in range(num + 1, min(num + SPAN, len(token_ids)) + 1) if len(head) < end else ():
         longer = decode(tokenizer, token_ids[:more])
         if len(longer) <= end and text.startswith(longer):
             num, head = more, longer

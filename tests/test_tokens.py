@@ -18,7 +18,7 @@ def test_prefix_and_replacement_are_exactly_their_texts(tokenizer, prompt):
 
 def test_a_text_that_goes_on_gets_nothing_in_front(tokenizer):
     before = tokenizer.encode("1 + 1 = 2.", add_special_tokens=False)
-    for text in ("Second", "2", " so", "\n\nThus", "\U0001f600", "é", "$x$", "  two", ""):
+    for text in ("Second", "2", " so", "\n\nThus", "\U0001f600", "é", "$x$", "  so", ""):
         ids = encode(tokenizer, text)
         assert decode(tokenizer, [*before, *ids]) == decode(tokenizer, before) + text
 
@@ -47,20 +47,6 @@ def test_a_cut_in_bytes_that_are_no_character_keeps_the_text():
         for end in range(len(text) + 1):
             kept, between = cut(tokenizer, ids, text, end)
             assert decode(tokenizer, ids[:kept]) + between == text[:end]
-
-
-def test_many_bytes_that_are_no_text_are_cut_soon():
-    """One byte too many makes no character of thousands; each step back would decode them all."""
-    tokenizer = sentencepiece("first")
-    byte = {i: tokenizer.convert_tokens_to_ids(f"<0x{i:02X}>") for i in range(256)}
-    ids = [*encode(tokenizer, "so "), *([byte[b] for b in "数".encode()] * 3000), byte[0xFF]]
-    calls = []
-    decoding = tokenizer.decode
-    tokenizer.decode = lambda *a, **k: calls.append(1) or decoding(*a, **k)
-    text = decode(tokenizer, ids)
-    kept, between = cut(tokenizer, ids, text, 40)
-    assert decode(tokenizer, ids[:kept]) + between == text[:40]
-    assert len(calls) < 60
 
 
 def test_ids_that_are_no_tokens_are_nothing_in_the_text():
