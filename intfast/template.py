@@ -12,6 +12,7 @@ from intfast.config import PromptConfig
 
 Turns = Sequence[tuple[str, str]]
 """(role, text) of a conversation."""
+_ROLE = re.compile("assistant|model|bot", re.IGNORECASE)
 ASKED = ("first question", "the reply", "second question")
 
 
@@ -96,7 +97,9 @@ class Template:
         if lost := [part for part in said if part not in whole]:
             raise ValueError(f"the chat template loses turns: {lost} is not in {whole!r}")
         self.lead = self._lead(
-            _between(whole, *ASKED[:2]), opened.partition(ASKED[0])[2], closed == opened
+            _between(whole, *ASKED[:2]),
+            opened.partition(ASKED[0])[2],
+            closed.rstrip() == opened.rstrip(),
         )
         closing = _between(whole, *ASKED[1:])
         stops = end_ids(self.tokenizer)
@@ -117,16 +120,18 @@ class Template:
         opener  what the template writes there in a conversation
         added   what it writes behind a question that is to be answered
         """
-        left = opener.removeprefix(added) if opener.startswith(added) else ""
+        told = added.rstrip()
+        left = opener.removeprefix(told).strip() if opener.startswith(told) else ""
         # One may be longer: a prompt opens a thought, or leaves that to the model.
-        agree = opener.startswith(added.rstrip()) or added.startswith(opener.rstrip())
-        if not agree or "assistant" in left or (is_ignored and left.strip()):
+        agree = opener.startswith(told) or added.startswith(opener.rstrip())
+        if not agree or _ROLE.search(left) or (is_ignored and left):
             raise ValueError(
                 "the chat template does not open the assistant's turn: between a question and its "
                 f"reply it has {opener!r}, and for a reply to come {added!r}; expected is the "
                 "same, see add_generation_prompt in chat_template.jinja"
             )
-        return "" if left.strip() else left
+        lead = opener.removeprefix(added)
+        return "" if lead.strip() else lead
 
 
 def _between(text: str, before: str, behind: str) -> str:

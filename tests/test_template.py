@@ -254,7 +254,8 @@ def test_control_tokens_that_a_student_writes_come_apart(chat_bpe):
         assert "    y" in decode(chat_bpe, asked)
     mark = chat.mark(["a"])
     for token in marks:
-        reply = f"<location-{mark}>1</location-{mark}><intervention-{mark}>{token}</intervention-{mark}>"
+        reply = f"<location-{mark}>1</location-{mark}>"
+        reply += f"<intervention-{mark}>{token}</intervention-{mark}>"
         assert chat.read(reply, ["a"]).reason == "unsafe_text"
 
 
