@@ -26,8 +26,9 @@ from intfast.model import weights
 from intfast.model.decoder import Decoder, PackedAttention
 from intfast.model.folder import COMPANIONS, load_tokenizer
 from intfast.parity import compare
-from intfast.prompts import ChatStyle, encode
+from intfast.prompts import ChatStyle
 from intfast.records import Problem
+from intfast.tokens import encode
 
 NAME = "fidelity"
 # Largest mean difference of log-probs, nat: text against transformers, samples against the trainer.
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         for i, row in enumerate(problems)
     ]
     texts = [
-        [*prompt, *encode(tokenizer, row.reference_solution), *style.stop_ids]
+        [*prompt, *encode(tokenizer, row.reference_solution), style.stop_ids[0]]
         for prompt, row in zip(prompts, problems, strict=True)
     ]
     texts += [encode(tokenizer, text) for text in paragraphs(args.paragraphs)]

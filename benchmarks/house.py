@@ -39,9 +39,9 @@ CORE = {
 }
 """The files to read, in this order, and what each is for."""
 FLOORS = [
-    "config labels records safe_text sources",
+    "config labels records safe_text sources tokens",
     "checks evaluate verdict waves",
-    "cli",
+    "cli template",
     "kernels prompts state",
     "grading model",
     "cells",

@@ -138,6 +138,11 @@ def _unused(config: Config) -> Rules:
         ("sft.optim.floor", sft.optim.schedule == "constant", 'sft.optim.schedule = "constant"'),
         ("rl.optim.floor", rl.optim.schedule == "constant", 'rl.optim.schedule = "constant"'),
         ("intervene.futility", stop != "futility", f'intervene.stop = "{stop}"'),
+        (
+            "prompt.system prompt.template_args prompt.instruction",
+            config.prompt.style == "compact",
+            'prompt.style = "compact"',
+        ),
         ("rl.evaluate_every", config.data.test is None, "no data.test"),
         ("rl.from_base", not rl.steps, "rl.steps = 0"),
         ("rl.from_base", not sft.epochs, "sft.epochs = 0 (from the base anyway)"),

@@ -104,12 +104,12 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
     if not equals:
         return f'  "{text}": expected key=value, for example rl.steps=100'
     *parents, leaf = key.split(".")
-    types, node = _field_types(Config), tree
+    kind, node = Config, tree
     for part in parents:
-        types, node = _field_types(types.get(part)), node.setdefault(part, {})
+        kind, node = _inner(kind, part), node.setdefault(part, {})
         if not isinstance(node, dict):
             return f"  {key}: {part} is not a section"
-    kind = types.get(leaf, str)
+    kind = _inner(kind, leaf)
     if value == ABSENT and type(None) in typing.get_args(kind):
         value = None
     elif kind is not str:
@@ -118,6 +118,13 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
             value = tomllib.loads(f"x = {value}")["x"]
     node[leaf] = value
     return None
+
+
+def _inner(kind: Any, name: str) -> Any:
+    """The type of a field of a section, or of an entry of a table; str where there is neither."""
+    if typing.get_origin(kind) is dict:
+        return typing.get_args(kind)[1]
+    return _field_types(kind).get(name, str)
 
 
 def _unknown_option(text: str) -> str:
@@ -291,7 +298,7 @@ def _type_text(kind: Any) -> str:
             inner = _type_text(arguments[0])
             return f"list, each {inner}" if inner.startswith("one of") else f"list of {inner}s"
         case builtins.dict:
-            return "table of texts"
+            return "table of texts" if arguments[1] is str else "table"
         case builtins.tuple:
             return "list of two numbers"
         case _:

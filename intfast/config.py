@@ -69,6 +69,10 @@ class PromptConfig(Settings):
 
     style: Literal["chat", "compact"] = "chat"
     """"chat": the two-turn conversation for instruct models; "compact": the quickstart's."""
+    system: str = ""
+    """System turn of the chat style; empty: none, or what the model's template says by itself."""
+    template_args: dict[str, bool | int | float | str | list[str]] = field(default_factory=dict)
+    """What the model's chat template reads besides the turns: {enable_thinking = false}."""
     instruction: str = ""
     """Text added to every problem in the chat style, for example how to box the answer."""
     separator: str = "\n\n"

@@ -14,9 +14,9 @@ import msgspec
 from intfast.config import InterveneConfig, SamplingConfig
 from intfast.engine.protocol import derive_seed
 from intfast.leak import leaks
-from intfast.prompts import cut, encode
 from intfast.records import Attempt, Continuation, Intervention, Problem
 from intfast.sample import Sampler, Start
+from intfast.tokens import cut, write
 from intfast.waves import Tried, next_wave
 
 GATES = {
@@ -26,6 +26,7 @@ GATES = {
     "no_error": "the reply finds nothing wrong",
     "bad_location": "the location is not a step of the attempt",
     "unsafe_text": "the replacement holds hidden characters or control tokens",
+    "inexact": "the tokenizer has no ids that are exactly the replacement behind the prefix",
     "overlong": "the replacement is longer than intervene.max_step_tokens",
     "no_room": "prompt, prefix and replacement leave no room to continue in the context",
     "leak": "the replacement gives the answer away",
@@ -136,12 +137,13 @@ def _read_reply(
     end = sum(len(step) for step in steps[: verdict.location - 1])
     # The place may lie inside a token: what is left of it goes in front of the replacement.
     num_kept, between = cut(sampler.tokenizer, attempt.token_ids, attempt.text, end)
-    return found | {
-        "gate": "passed",
-        # Never re-tokenised: these are the ids that the model sampled, with its own token borders.
-        "prefix_ids": attempt.token_ids[:num_kept],
-        "intervention_ids": encode(sampler.tokenizer, between + verdict.content),
-    }
+    text = between + verdict.content
+    ids = write(sampler.tokenizer, attempt.prompt_ids, attempt.token_ids, num_kept, text)
+    if ids is None:
+        return found | {"gate": "inexact"}
+    # Never re-tokenised: the prefix is what the model sampled, with its own token borders.
+    prefix_ids = attempt.token_ids[:num_kept]
+    return found | {"gate": "passed", "prefix_ids": prefix_ids, "intervention_ids": ids}
 
 
 def _gate(

@@ -20,11 +20,14 @@ from intfast.engine.memory import GIB
 from intfast.engine.protocol import pick_engine
 from intfast.grading.grader import Grader
 from intfast.methods import guided
+from intfast.model import folder as model_folder
 from intfast.model import weights
 from intfast.model.folder import load_tokenizer
-from intfast.prompts import decode, style_of
+from intfast.prompts import style_of
 from intfast.records import Problem
 from intfast.state import metrics, trackers
+from intfast.state.runfolder import prompt_time
+from intfast.tokens import decode
 
 MAX_GOLDS = 1000
 """Gold answers that a dry run checks; a parser reads about a hundred a second."""
@@ -46,10 +49,11 @@ def show(config: Config, console: Console | None = None) -> None:
     path = weights.resolve(config.model.path)
     architecture = weights.check(path)
     tokenizer = load_tokenizer(path)
-    style = style_of(config.prompt, tokenizer)
+    style = style_of(config.prompt, tokenizer, prompt_time(Path(config.run)))
     context = config.rollout.context or architecture.max_positions
     problems, tests = _gradable(config, problems, tests, say)
     problems, tests = intake.fitting(problems, tests, style.solve, context, config, say)
+    say(f"\nModel: {model_folder.said(path, tokenizer, style.stop_ids)}")
     say("\nFirst prompt, exactly as the model sees it")
     say(decode(tokenizer, style.solve(problems[0])))
     say("\nWork")

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from intfast import verdict
 from intfast.config import PromptConfig
 from intfast.records import Problem
+from intfast.template import Template, end_ids
+from intfast.tokens import cut as cut
+from intfast.tokens import decode as decode
+from intfast.tokens import encode as encode
 from intfast.verdict import Verdict
 
 
@@ -22,7 +27,9 @@ class Style(Protocol):
 
     # An answer ends with these ids and with nothing else: stop texts would need decoding.
     stop_ids: tuple[int, ...]
-    """Token ids that end an answer."""
+    """Token ids that end an answer; the first is the one to train."""
+    lead: str
+    """White space that stands between a prompt and a solution."""
 
     def solve(self, problem: Problem) -> list[int]:
         """The bare problem, up to where the answer begins."""
@@ -43,12 +50,17 @@ class Style(Protocol):
         """Any other request, up to where the reply begins."""
 
 
-def style_of(config: PromptConfig, tokenizer: Any) -> Style:
-    """The prompt style that the config names, on a transformers tokenizer."""
-    return {"chat": ChatStyle, "compact": CompactStyle}[config.style](config, tokenizer)
+def style_of(config: PromptConfig, tokenizer: Any, now: datetime | None = None) -> Style:
+    """The prompt style that the config names, on a transformers tokenizer.
+
+    now: what a template with a date is told, runfolder.prompt_time; None: the time it is.
+    """
+    if config.style == "compact":
+        return CompactStyle(config, tokenizer)
+    return ChatStyle(config, tokenizer, now)
 
 
-# --- steps and tokens --------------------------------------------------------------------------
+# --- steps -----------------------------------------------------------------------------------
 
 
 def split_steps(text: str, separator: str) -> list[str]:
@@ -57,46 +69,15 @@ def split_steps(text: str, separator: str) -> list[str]:
     Example: split_steps("a\\n\\nb", "\\n\\n") == ["a\\n\\n", "b"].
     """
     steps: list[str] = []
+    blank = 0
     # Byte for byte, so that a cut between steps is a cut of the text.
-    for piece in re.findall(rf".*?(?:{re.escape(separator)})+|.+$", text, flags=re.DOTALL):
-        if steps and not steps[-1].strip():
-            steps[-1] += piece  # leading separators belong to the first step
-        else:
-            steps.append(piece)
+    pieces = re.findall(rf".*?(?:{re.escape(separator)})+|.+$", text, flags=re.DOTALL)
+    for end, piece in enumerate(pieces, 1):
+        # What is blank belongs to the step behind it.
+        if piece.strip() or end == len(pieces):
+            steps.append("".join(pieces[blank:end]))
+            blank = end
     return steps
-
-
-def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
-    """The exact text of token ids, special tokens included."""
-    # Cleaning up spaces would make a text that no cut of the ids gives back.
-    return tokenizer.decode(
-        list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-
-
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """The token ids of a text, with nothing added."""
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-def cut(tokenizer: Any, token_ids: Sequence[int], text: str, end: int) -> tuple[int, str]:
-    """(number of tokens whose text lies within `text[:end]`, the rest of `text[:end]`).
-
-    The ids are never re-tokenised: the cut falls on the last boundary of the sampled tokens that
-    is not past `end`; what lies between that boundary and `end` is returned as text.
-    """
-    # Decoded length grows with the number of tokens: bisection needs ten decodes for a thousand.
-    low, high = 0, len(token_ids)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if len(decode(tokenizer, token_ids[:middle])) <= end:
-            low = middle
-        else:
-            high = middle - 1
-    # A boundary inside a multi-byte character decodes to a replacement character: step back.
-    while not text.startswith(head := decode(tokenizer, token_ids[:low])):
-        low -= 1
-    return low, text[len(head) : end]
 
 
 # --- the chat style ----------------------------------------------------------------------------
@@ -158,17 +139,11 @@ intervention empty."""
 class ChatStyle:
     """The two-turn conversation, rendered with the model's own chat template."""
 
-    def __init__(self, config: PromptConfig, tokenizer: Any) -> None:
-        if not tokenizer.chat_template:
-            raise ValueError(
-                'prompt.style = "chat" needs a tokenizer with a chat template, and this model has '
-                "none; use an instruction-tuned model or add chat_template.jinja to its folder"
-            )
+    def __init__(self, config: PromptConfig, tokenizer: Any, now: datetime | None = None) -> None:
         self.config = config
-        self.tokenizer = tokenizer
-        self.stop_ids = (_end_id(tokenizer),)
-        self._special_tokens = verdict.special_tokens(tokenizer)
-        self._check_template()
+        self.template = Template(config, tokenizer, now or datetime.now(UTC))
+        self.stop_ids, self.lead = self.template.stop_ids, self.template.lead
+        self._control_tokens = verdict.control_tokens(tokenizer, unflagged=True)
 
     def solve(self, problem: Problem) -> list[int]:
         return self.ask(self.question(problem))
@@ -181,26 +156,26 @@ class ChatStyle:
 
     def verify(self, problem: Problem, steps: Sequence[str], guided: str) -> list[int]:
         # The attempt is quoted inside our tags: it must not close them, nor bring its own.
-        quoted = [verdict.neutralise(step.strip("\n")) for step in steps]
+        quoted = [self.quote(step.strip("\n")) for step in steps]
         numbered = "\n\n".join(f"[Substep {k}]\n{step}" for k, step in enumerate(quoted, 1))
         # The verifier is told the answer so that it can keep it out of the step; the leak gate
         # looks whether it did.
-        answer = verdict.neutralise(problem.answer)
+        answer = self.quote(problem.answer)
         ask = _VERIFY.format(attempt=numbered, answer=answer, mark=self.mark(steps))
         if not guided:
             return self.ask(f"{self._guided_turn(problem)}\n\n{ask}")
         # The guided solution stands as the model's own earlier turn, as in the paper.
         turns = [("user", self._guided_turn(problem)), ("assistant", guided), ("user", ask)]
-        return self._render(turns)
+        return self.template.render(turns)
 
     def read(self, reply: str, steps: Sequence[str]) -> Verdict:
-        found = verdict.read(reply, self.mark(steps), len(steps), self._special_tokens)
+        found = verdict.read(reply, self.mark(steps), len(steps), self._control_tokens)
         if found.reason:
             return found
         separator, content = self.config.separator, found.content
         if not separator.strip("\n"):
             # As in the paper: every line of the replacement becomes a step of its own.
-            content = re.sub(r"\s*\n\s*", separator, content)
+            content = separator.join(filter(None, map(str.strip, content.split("\n"))))
         return Verdict(location=found.location, content=content + separator)
 
     def mark(self, steps: Sequence[str]) -> str:
@@ -208,7 +183,11 @@ class ChatStyle:
         return verdict.mark_of("".join(steps))
 
     def ask(self, text: str) -> list[int]:
-        return self._render([("user", text)])
+        return self.template.render([("user", text)])
+
+    def quote(self, text: str) -> str:
+        """A text of others, which can neither close our tags nor speak in control tokens."""
+        return verdict.neutralise(verdict.break_tokens(text, self._control_tokens))
 
     def question(self, problem: Problem) -> str:
         """The problem with the instruction, where it has none of its own."""
@@ -220,56 +199,15 @@ class ChatStyle:
     def _guided_turn(self, problem: Problem) -> str:
         assert problem.reference is not None
         return _GUIDED.format(
-            problem=verdict.neutralise(problem.problem),
-            reference=verdict.neutralise(problem.reference),
+            problem=self.quote(problem.problem), reference=self.quote(problem.reference)
         )
-
-    def _check_template(self) -> None:
-        """Refuse a template that loses a turn, or ends one with a token that stops nothing."""
-        asked = ["first question", "the reply", "second question"]
-        turns = [("user", asked[0]), ("assistant", asked[1]), ("user", asked[2])]
-        try:
-            text = decode(self.tokenizer, self._render(turns))
-        # Templates are programs of the model's folder, run in jinja's sandbox.
-        except Exception as error:
-            raise ValueError(
-                "the chat template cannot render user, assistant and user turns "
-                f"({type(error).__name__}: {error}); take chat_template.jinja of the model again"
-            ) from error
-        if lost := [part for part in asked if part not in text]:
-            raise ValueError(f"the chat template loses turns: {lost} is not in {text!r}")
-        # Otherwise every completion would run into its limit and be graded as cut off.
-        end = decode(self.tokenizer, self.stop_ids)
-        if end not in text.partition(asked[1])[2].partition(asked[2])[0]:
-            raise ValueError(
-                f"the chat template does not end an assistant turn with eos_token {end!r}, so no "
-                "answer would ever stop; set eos_token in tokenizer_config.json to what ends a turn"
-            )
-
-    def _render(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        messages = [
-            {"role": role, "content": verdict.break_tokens(text, self._special_tokens)}
-            for role, text in turns
-        ]
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return encode(self.tokenizer, text)
-
-
-def _end_id(tokenizer: Any) -> int:
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "the tokenizer names no end-of-sequence token; set eos_token in tokenizer_config.json"
-        )
-    return tokenizer.eos_token_id
 
 
 # --- the compact style -------------------------------------------------------------------------
 
 
 # What separates the parts of a compact prompt; an attempt must not bring its own.
-_CONTROL_WORD = re.compile(r"<\w+>")
+_CONTROL_WORD = re.compile(r"<\w++>")
 
 
 class CompactStyle:
@@ -278,7 +216,8 @@ class CompactStyle:
     def __init__(self, config: PromptConfig, tokenizer: Any) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self.stop_ids = (_end_id(tokenizer),)
+        self.stop_ids = end_ids(tokenizer)
+        self.lead = " "
 
     def solve(self, problem: Problem) -> list[int]:
         return self.ask(f"<solve> {problem.problem}")
@@ -305,15 +244,16 @@ class CompactStyle:
         # A last piece that was cut off before its end is no step to be judged.
         walked = [step.split() for step in steps if step.rstrip().endswith(end)]
         for location, step in enumerate(walked, 1):
-            row, words = words[:4], words[4:]
+            row = words[4 * location - 4 : 4 * location]
             if len(row) < 4 or len(step) < 3 or row[:2] != [step[0], step[-2]]:
                 return Verdict(reason="unparsed")
             if row[3] != ("ok" if row[2] == row[1] else "bad"):
                 return Verdict(reason="unparsed")
             if row[3] == "bad":
-                fix = words[1:]
+                rest = words[4 * location :]
+                fix = rest[1:]
                 well_formed = (
-                    words[:1] == ["<fix>"]
+                    rest[:1] == ["<fix>"]
                     and fix[:1] == [step[0]]
                     and fix.count(end) == 1
                     and fix[-1] == end
@@ -323,7 +263,7 @@ class CompactStyle:
                 if any(map(_CONTROL_WORD.fullmatch, fix)):
                     return Verdict(location=location, reason="unsafe_text")
                 return Verdict(location=location, content=" " + " ".join(fix))
-        return Verdict(reason="no_error" if words == ["<none>"] else "unparsed")
+        return Verdict(reason="no_error" if words[4 * len(walked) :] == ["<none>"] else "unparsed")
 
     def ask(self, text: str) -> list[int]:
-        return encode(self.tokenizer, text)
+        return self.tokenizer.encode(text, add_special_tokens=False)

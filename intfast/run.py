@@ -29,7 +29,7 @@ from intfast.records import Problem
 from intfast.sample import Sampler
 from intfast.state import checkpoint, identity, interrupt, trackers
 from intfast.state.metrics import Metrics, Row, make_console
-from intfast.state.runfolder import RunFolder
+from intfast.state.runfolder import RunFolder, prompt_time
 from intfast.state.watchdog import Watchdog
 
 
@@ -119,7 +119,8 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     path = weights.resolve(config.model.path)
     weights.check(path)
     tokenizer = load_tokenizer(path)
-    style = style_of(config.prompt, tokenizer)
+    started = prompt_time(Path(config.run))
+    style = style_of(config.prompt, tokenizer, started)
     # Before the engine starts: it tests its bits with this number of threads.
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
@@ -155,7 +156,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
             opened=opened,
         )
         # Compared with what the folder was started from, before anything is added to it.
-        about = manifest(run, choice)
+        about = manifest(run, choice) | {"prompt_time": started.isoformat()}
         identity.keep(folder, about, metrics.say)
         folder.journal("problems", Problem).replace([*both[0], *both[1]])
         _announce(run, about)
@@ -173,6 +174,7 @@ def _announce(run: Run, about: dict[str, Any]) -> None:
         f"kernels {about['kernels']} ({about['kernels_reason']}), {about['bits']}, "
         f"run folder {folder.path}" + (" (continues)" if folder.resumed else "")
     )
+    say(model_folder.said(run.model_path, run.sampler.tokenizer, about["stop_ids"]))
     if folder.changed:
         rows = ", ".join(f"{k} = {b!r} (was {a!r})" for k, (a, b) in folder.changed.items())
         run.metrics.aside("settings", 0, {"changed": folder.changed})
@@ -195,6 +197,7 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         "bits": choice.bits,
         "bits_hold": choice.bits_hold,
         "seed": config.seed,
+        "stop_ids": list(run.sampler.style.stop_ids),
         "model": str(config.model.path),
         "num_parameters": sum(p.numel() for p in run.decoder.parameters()),
         **identity.digests(run.model_path, model_folder.files(run.model_path)),

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 from intfast.config import SamplingConfig
 from intfast.engine.protocol import Completion, Engine, OnFinished, Request, Sampling, check_output
 from intfast.grading.grader import Grade, Grader, Submission
-from intfast.prompts import Style, decode
+from intfast.prompts import Style
 from intfast.records import Attempt, Problem
+from intfast.tokens import decode
 
 Item = TypeVar("Item")
 MIN_ROOM = 1024

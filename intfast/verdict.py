@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from intfast.records import Record
 from intfast.safe_text import hidden_characters
 
 TAGS = ("attempt", "location", "intervention", "problem", "reference")
-# Between the letters of a disguised tag: white space and characters without a width.
+# Between the letters of a disguised tag: white space and characters without a width. Possessive
+# (*+), here and below: what a pattern gave back and tried again would cost more than linear time.
 _INVISIBLE = (
-    r"[\s\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]*"
+    r"[\s\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]*+"
 )
 _NAMES = "|".join(_INVISIBLE.join(tag) for tag in TAGS)
 # Also with full-width angle brackets: a tokenizer may read them as plain ones.
-_OUR_TAGS = re.compile(rf"[<\uff1c\ufe64](?={_INVISIBLE}/?{_INVISIBLE}(?:{_NAMES}))", re.IGNORECASE)
+_OUR_TAGS = re.compile(
+    rf"[<\uff1c\ufe64](?={_INVISIBLE}/?+{_INVISIBLE}(?:{_NAMES}))", re.IGNORECASE
+)
 
 
 class Verdict(Record):
@@ -59,22 +61,34 @@ def has_tags(text: str) -> bool:
     return _OUR_TAGS.search(text) is not None
 
 
-def special_tokens(tokenizer: Any) -> list[str]:
-    """The texts that a transformers tokenizer reads as control tokens, longest first."""
-    added = tokenizer.added_tokens_decoder.values()
-    texts = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
-    return sorted((text for text in texts if len(text) > 1), key=lambda text: (-len(text), text))
+def control_tokens(tokenizer: Any, unflagged: bool = False) -> re.Pattern[str]:
+    """Matches the first character of a text that a transformers tokenizer reads as a control token.
+
+    unflagged: also of added tokens that look like one and are not flagged so, such as <tool_call>.
+    """
+    texts = set(tokenizer.all_special_tokens)
+    for token in tokenizer.added_tokens_decoder.values():
+        is_marked = token.content[:1] in ("<", "[") and token.content[-1:] in (">", "]")
+        texts |= {token.content} if token.special or (unflagged and is_marked) else set()
+    texts = {text for text in texts if len(text) > 1}
+    return re.compile(f"(?={_any_of(texts)}).", re.DOTALL) if texts else re.compile("(?!)")
 
 
-def break_tokens(text: str, tokens: Iterable[str]) -> str:
+def _any_of(texts: set[str]) -> str:
+    """A pattern of texts, letter by letter: a thousand of them cost what their longest costs."""
+    if "" in texts:
+        return ""
+    heads = sorted({text[0] for text in texts})
+    tails = [re.escape(h) + _any_of({t[1:] for t in texts if t[0] == h}) for h in heads]
+    return tails[0] if len(tails) == 1 else f"(?:{'|'.join(tails)})"
+
+
+def break_tokens(text: str, tokens: re.Pattern[str]) -> str:
     """The text with control tokens broken by a space, so that it cannot end or forge a turn."""
-    # Longest first: a token that contains another is broken as what it is.
-    for token in tokens:
-        text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
+    return tokens.sub(lambda match: match[0] + " ", text)
 
 
-def read(reply: str, mark: str, num_steps: int, tokens: Iterable[str] = ()) -> Verdict:
+def read(reply: str, mark: str, num_steps: int, tokens: re.Pattern[str]) -> Verdict:
     """The verdict of a reply whose tags must carry `mark`.
 
     All well-formed blocks must say the same, since nothing tells which of two is meant; a marked
@@ -82,15 +96,22 @@ def read(reply: str, mark: str, num_steps: int, tokens: Iterable[str] = ()) -> V
     in the replacement.
     """
     block = re.compile(
-        rf"<location-{mark}>[ \t\n]*([^<>]*?)[ \t\n]*</location-{mark}>\s*"
-        rf"(?:<intervention-{mark}>(.*?)</intervention-{mark}>)?",
-        re.DOTALL,
+        rf"<location-{mark}>([^<>]*+)</location-{mark}>\s*+(<intervention-{mark}>)?+"
     )
     # A set: a reply that says the same thing twice says one thing.
-    found = {(place, content.strip()) for place, content in block.findall(reply)}
+    closing, found, rest, end = f"</intervention-{mark}>", set(), [], 0
+    while match := block.search(reply, end):
+        rest.append(reply[end : match.start()])
+        content, begin = "", (end := match.end())
+        if match[2]:
+            # By hand: a pattern would look for an end that is missing behind every block again.
+            if (end := reply.find(closing, begin)) < 0:
+                return Verdict(reason="unparsed")
+            content, end = reply[begin:end], end + len(closing)
+        found.add((match[1].strip(" \t\n"), content.strip()))
     # What remains must hold no piece of a block: half a verdict is none.
-    rest = block.sub("", reply)
-    if not found or f"location-{mark}" in rest or f"intervention-{mark}" in rest:
+    remains = "".join([*rest, reply[end:]])
+    if not found or f"location-{mark}" in remains or f"intervention-{mark}" in remains:
         return Verdict(reason="unparsed")
     if len(found) > 1:
         return Verdict(reason="conflict")
@@ -104,6 +125,6 @@ def read(reply: str, mark: str, num_steps: int, tokens: Iterable[str] = ()) -> V
     location = int(place)
     if not 1 <= location <= num_steps:
         return Verdict(location=location, content=content, reason="bad_location")
-    if hidden_characters(content) or any(token in content for token in tokens):
+    if hidden_characters(content) or tokens.search(content):
         return Verdict(location=location, content=content, reason="unsafe_text")
     return Verdict(location=location, content=content)

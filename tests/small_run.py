@@ -11,7 +11,7 @@ from benchmarks.quickstart_task import base, task
 from intfast.engine.protocol import Completion
 from intfast.model.decoder import Architecture, Decoder
 from intfast.model.weights import save
-from intfast.prompts import encode
+from intfast.tokens import encode
 
 MODEL = base.MODEL_CONFIG | {
     "hidden_size": 32,

@@ -8,9 +8,10 @@ from intfast import intervene
 from intfast.config import InterveneConfig, PromptConfig, SamplingConfig
 from intfast.grading.grader import Grader
 from intfast.methods import sft_data
-from intfast.prompts import ChatStyle, CompactStyle, decode, encode
+from intfast.prompts import ChatStyle, CompactStyle
 from intfast.records import Attempt, Continuation, Intervention, Problem
 from intfast.sample import Sampler, Start, chunks
+from intfast.tokens import decode, encode
 
 BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"
 REFERENCE = "a 7 # b 3 -> d 13 , d 13 + c 5 -> e 1 , ans d 13 c 5 e 1"

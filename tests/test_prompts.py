@@ -7,8 +7,9 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.quickstart_task import task
 from intfast.config import PromptConfig
-from intfast.prompts import ChatStyle, CompactStyle, cut, decode, encode, split_steps
+from intfast.prompts import ChatStyle, CompactStyle, split_steps
 from intfast.records import Problem
+from intfast.tokens import cut, decode, encode
 from intfast.verdict import has_tags, mark_of
 
 TEXTS = [

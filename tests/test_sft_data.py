@@ -10,11 +10,12 @@ from intfast.collect import Found
 from intfast.config import Config, PromptConfig
 from intfast.grading.grader import Grader
 from intfast.methods import guided, prompts, sft_data
-from intfast.prompts import ChatStyle, CompactStyle, decode, encode
+from intfast.prompts import ChatStyle, CompactStyle
 from intfast.records import Attempt, Example, Guided, Problem
 from intfast.sample import Sampler
 from intfast.state.metrics import Metrics
 from intfast.state.runfolder import Journal
+from intfast.tokens import decode, encode
 
 END = TOKENIZER.eos_token_id
 BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"

@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks.quickstart_task import task
-from intfast.prompts import decode
 from intfast.study.analysis import pieces, spread
+from intfast.tokens import decode
 
 TEXTS = [
     "First, x = 1.\n\nThen y = 2.",

@@ -5,7 +5,6 @@ Each function gives token ids; the rest of a conversation is prompts.Style's.
 
 from __future__ import annotations
 
-from intfast import verdict
 from intfast.prompts import ChatStyle, Style
 from intfast.records import Problem
 
@@ -50,9 +49,9 @@ def reflect(style: Style, problem: Problem, attempt: str) -> list[int]:
         )
     return style.ask(
         _REFLECT.format(
-            problem=verdict.neutralise(style.question(problem)),
-            reference=verdict.neutralise(problem.reference),
-            attempt=verdict.neutralise(attempt),
+            problem=style.quote(style.question(problem)),
+            reference=style.quote(problem.reference),
+            attempt=style.quote(attempt),
         )
     )
 
@@ -69,5 +68,5 @@ def hint(style: Style, problem: Problem, beginning: str) -> list[int]:
         # The language has no hints. After a reference's beginning the model goes on in its own
         # dialect, and solves more than after the same words in the <tutor> or <rewrite> forms.
         return style.ask(f"<solve> {problem.problem} {beginning}")
-    question, beginning = style.question(problem), verdict.neutralise(beginning)
+    question, beginning = style.question(problem), style.quote(beginning)
     return style.ask(_HINT.format(problem=question, beginning=beginning))

@@ -14,10 +14,10 @@ from intfast.collect import Found
 from intfast.engine.protocol import derive_seed
 from intfast.intervene import REACHED_CONTINUATION, correct_counts
 from intfast.methods import guided
-from intfast.prompts import encode
 from intfast.records import Attempt, Continuation, Example, Guided, Intervention, Problem
 from intfast.run import Run
 from intfast.sample import Sampler
+from intfast.tokens import encode
 
 STAGES = {"intervention": "int"}
 """`sft.data` -> the name of the weights, where it is not the same."""
@@ -109,9 +109,12 @@ def build_examples(
 
 def _references(run: Run, found: Found) -> list[Example]:
     """The reference solution of each selected problem that has one."""
-    tokenizer, end = run.sampler.tokenizer, run.sampler.style.stop_ids[0]
+    tokenizer, style = run.sampler.tokenizer, run.sampler.style
+    end = style.stop_ids[0]
     return [
-        _example(run, problem, [*encode(tokenizer, problem.reference), end], "reference")
+        _example(
+            run, problem, [*encode(tokenizer, style.lead + problem.reference), end], "reference"
+        )
         for problem in found.selected
         if problem.reference
     ]

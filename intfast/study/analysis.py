@@ -22,12 +22,12 @@ from intfast.evaluate import Estimate
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.labels import label
 from intfast.methods import sft_data
-from intfast.prompts import decode, encode
 from intfast.records import Attempt, Example, Intervention, Problem
 from intfast.run import Run
 from intfast.study.read import TokenLogprobs, read_evaluations
 from intfast.study.summary import summarised
 from intfast.study.tables import Table, heads, interval
+from intfast.tokens import decode, encode
 
 CURVES = ("reward", "zero_advantage", "all_wrong", "all_right", "length", "truncated")
 CURVES += ("entropy_sampled", "entropy_mean", "sampled_tokens")
@@ -99,13 +99,13 @@ def sources(run: Run, found: Found) -> dict[str, list[Example]]:
     references = [problem for problem in found.selected if problem.reference]
     nothing, sampled = (lambda r: []), attrgetter("token_ids")
     prefix, step = attrgetter("prefix_ids"), attrgetter("intervention_ids")
-    tokenizer = run.sampler.tokenizer
+    tokenizer, lead = run.sampler.tokenizer, run.sampler.style.lead
     # kind: records, the answer before the measured tokens, the measured tokens
     kinds: dict[str, tuple[Sequence[Any], Any, Any]] = {
         "attempt, wrong": (attempts("wrong"), nothing, sampled),
         "attempt, right": (attempts("correct"), nothing, sampled),
-        "reference": (references, nothing, lambda r: encode(tokenizer, r.reference)),
-        "guided solution": (guided, nothing, lambda r: encode(tokenizer, r.guided)),
+        "reference": (references, nothing, lambda r: encode(tokenizer, lead + r.reference)),
+        "guided solution": (guided, nothing, lambda r: encode(tokenizer, lead + r.guided)),
         "prefix + intervention": (gate("kept"), nothing, target),
         "continuation, right": (right, lambda r: target(by_id[r.intervention_id]), sampled),
         "intervention, kept": (gate("kept", False), prefix, step),

@@ -16,7 +16,7 @@ from intfast.config import Config
 from intfast.safe_text import shown
 from intfast.state.command import outcome
 from intfast.state.files import write_atomic
-from intfast.state.runfolder import write_json
+from intfast.state.runfolder import PROMPT_TIME, write_json
 from intfast.study import arms, derive
 from intfast.study.read import read_json
 
@@ -237,7 +237,7 @@ def _run_arm(config: Config, source: Path, console: Console) -> None:
         _say(console, f"{folder} is done")
         return
     # The records that a run would draw itself.
-    names = ["evaluations.json", "golds.json"]
+    names = ["evaluations.json", "golds.json", PROMPT_TIME]
     names += ["attempts.jsonl"] if config.needs_attempts else []
     names += ["interventions.jsonl", "continuations.jsonl"] if config.needs_interventions else []
     derive.give(source, folder, names)

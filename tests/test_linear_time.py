@@ -1,0 +1,139 @@
+"""Texts of models and of data cost time in proportion to their length, whatever they hold.
+
+Every reader of such a text gets 200,000 characters of hostile shapes: what is optional repeated,
+what opens and never ends, what nearly fits. A pattern that goes back and tries again needs seconds
+to hours for them.
+"""
+
+import time
+from typing import ClassVar
+
+import pytest
+
+from benchmarks.quickstart_task import task
+from intfast import data, safe_text, sources, verdict
+from intfast.config import PromptConfig
+from intfast.grading import answers
+from intfast.leak import leaks
+from intfast.methods import guided
+from intfast.prompts import ChatStyle, CompactStyle, split_steps
+
+LENGTH = 200_000
+LIMIT_S = 0.2
+MARK = "abcdef12"
+OPEN, CLOSE = f"<location-{MARK}>", f"</location-{MARK}>"
+BEGIN, END = f"<intervention-{MARK}>", f"</intervention-{MARK}>"
+
+
+def fill(unit: str, head: str = "", tail: str = "") -> str:
+    """`head`, then `unit` as often as fits, then `tail`."""
+    return head + unit * ((LENGTH - len(head) - len(tail)) // len(unit)) + tail
+
+
+SHAPES = {
+    "line feeds": fill("\n"),
+    "spaces": fill(" "),
+    "spaces in words": fill(" ", "a", "b"),
+    "blank lines of spaces": fill(" \n\n"),
+    "zero-width spaces": fill("\u200b", "<", "a"),
+    "opening brackets": fill("<"),
+    "half a tag": fill("< a t t ", tail="x"),
+    "line feeds behind a tag": fill("\n", OPEN),
+    "spaces between tags": fill(" ", f"{OPEN}1{CLOSE}"),
+    "locations that open": fill(OPEN),
+    "blocks": fill(f"{OPEN}1{CLOSE}{BEGIN}x{END}"),
+    "blocks that never end": fill(f"{OPEN}1{CLOSE}{BEGIN}"),
+    "lines in a block": fill("a  \n \n", f"{OPEN}1{CLOSE}{BEGIN}", END),
+    "spaces in a block": fill(" ", f"{OPEN}1{CLOSE}{BEGIN}a", f"b{END}"),
+    "boxes that open": fill("\\boxed{"),
+    "boxes": fill("\\boxed{1}"),
+    "backslashes": fill("\\"),
+    "digits": fill("7"),
+    "groups of digits": fill("1,234"),
+    "answers": fill("the answer is ", tail="."),
+    "answer lines": fill("answer: "),
+    "fractions": fill("\\frac{1}{"),
+    "carets": fill("^{"),
+    "dollars": fill("$"),
+    "addresses": fill("://a"),
+    "assignments": fill("token="),
+    "names in a row": fill("password"),
+    "keys": fill("sk-"),
+    "stars": fill("*", "answer"),
+    "words": fill("a"),
+    "short words": fill("a "),
+    "words of the dialect": fill("a 7 ; "),
+    "equal rows": fill("d 4 4 ok "),
+    "emoji": fill("\U0001f600"),
+    "control tokens": fill("<|end|>"),
+    "half control tokens": fill("<|reserved_special_token_"),
+    "many control tokens": fill("<|reserved_special_token_77|>"),
+    "hash marks": fill("#"),
+    "parentheses": fill("("),
+}
+
+
+class Many:
+    """Names as many control tokens as Llama's or Mistral's tokenizers."""
+
+    all_special_tokens = tuple(f"<|reserved_special_token_{i}|>" for i in range(1000))
+    added_tokens_decoder: ClassVar = {}
+
+
+@pytest.fixture(scope="module")
+def readers(bpe):
+    """Name -> what reads a text."""
+    chat = ChatStyle(PromptConfig(), bpe)
+    compact = CompactStyle(PromptConfig(style="compact", separator=" ;"), task.build_tokenizer())
+    row = split_steps(fill("d a : 7 = d 4 ;")[: LENGTH // 4], " ;")
+    tokens = verdict.control_tokens(Many)
+    marked = ["a\n\n", "b"]
+    return {
+        "verdict.read": lambda text: verdict.read(text, MARK, 5, tokens),
+        "verdict.neutralise": verdict.neutralise,
+        "verdict.has_tags": verdict.has_tags,
+        "verdict.mark_of": verdict.mark_of,
+        "verdict.break_tokens": lambda text: verdict.break_tokens(text, tokens),
+        "prompts.split_steps": lambda text: split_steps(text, "\n\n"),
+        "prompts.split_steps, lines": lambda text: split_steps(text, "\n"),
+        "ChatStyle.read": lambda text: chat.read(text.replace(MARK, chat.mark(marked)), marked),
+        "ChatStyle.quote": chat.quote,
+        "CompactStyle.read": lambda text: compact.read(text, row),
+        "CompactStyle.split": compact.split,
+        "guided.beginning": lambda text: guided.beginning(text, 0.75),
+        "safe_text.shown": safe_text.shown,
+        "safe_text.hidden_characters": safe_text.hidden_characters,
+        "data.text_key": data.text_key.__wrapped__,
+        "data._text": data._text,
+        "data._answer": lambda text: data._answer(text, False),
+        "sources._decode": lambda text: _quietly(sources._decode, text.encode()),
+        "leak.leaks": lambda text: leaks(text, "12345"),
+        "leak.leaks, fraction": lambda text: leaks(text, "\\frac{3}{4}"),
+        "answers.last_boxed": answers.last_boxed,
+        "answers.all_boxed": answers.all_boxed,
+        "answers.extract": lambda text: answers.extract(text, "stated"),
+        "answers.normalise": answers.normalise,
+        "answers.number": answers.number,
+        "answers.compare_quickly": lambda text: answers.compare_quickly("12", text),
+        "answers.compare_quickly, gold": lambda text: answers.compare_quickly(text, "12"),
+    }
+
+
+def _quietly(call, *arguments):
+    try:
+        call(*arguments)
+    except ValueError:
+        return
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_reader_takes_linear_time(readers, shape):
+    text = SHAPES[shape]
+    assert 0.99 * LENGTH <= len(text) <= LENGTH
+    slow = {}
+    for name, read in readers.items():
+        start = time.process_time()
+        read(text)
+        if (seconds := time.process_time() - start) > LIMIT_S:
+            slow[name] = round(seconds, 2)
+    assert not slow
