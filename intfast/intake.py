@@ -5,7 +5,8 @@ What is dropped is counted and printed before anything is generated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 
@@ -24,15 +25,17 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
     """(training problems, test problems), with the report of each on the console."""
     settings = config.data
     assert settings.train is not None
-    problems, report = data.load_problems(
-        settings.train, purpose="train", columns=settings.columns, limit=settings.train_limit
-    )
+    with _named("data.train"):
+        problems, report = data.load_problems(
+            settings.train, purpose="train", columns=settings.columns, limit=settings.train_limit
+        )
     say_on(console, report)
     tests: list[Problem] = []
     if settings.test is not None:
-        tests, report = data.load_problems(
-            settings.test, purpose="test", columns=settings.columns, limit=settings.test_limit
-        )
+        with _named("data.test"):
+            tests, report = data.load_problems(
+                settings.test, purpose="test", columns=settings.columns, limit=settings.test_limit
+            )
         say_on(console, report)
         if shared := data.overlap(problems, tests):
             raise ValueError(
@@ -45,6 +48,16 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
             'and rl.problems = "selected"'
         )
     return problems, tests
+
+
+@contextmanager
+def _named(setting: str) -> Iterator[None]:
+    """What is wrong with a source says which setting named it."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f"{setting}: {error}") from error
 
 
 def gradable(problems: list[Problem], grader: Grader, say: Say) -> list[Problem]:
