@@ -112,7 +112,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     # Of the digits of a number, too, or of the depth of lists.
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+        raise ValueError(f"{path} is not valid TOML: {error}; correct it") from error
 
 
 def _override(tree: dict[str, Any], text: str) -> str | None:

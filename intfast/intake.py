@@ -5,13 +5,13 @@ What is dropped is counted and printed before anything is generated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from rich.console import Console
 
 from intfast import data
-from intfast.config import BatchConfig, Config, SamplingConfig
+from intfast.config import SAMPLED, BatchConfig, Config, SamplingConfig
 from intfast.grading.grader import Grader
 from intfast.records import Example, Problem
 from intfast.sample import fits
@@ -25,17 +25,15 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
     """(training problems, test problems), with the report of each on the console."""
     settings = config.data
     assert settings.train is not None
-    with _named("data.train"):
-        problems, report = data.load_problems(
-            settings.train, purpose="train", columns=settings.columns, limit=settings.train_limit
-        )
+    problems, report = data.load_problems(
+        settings.train, purpose="train", columns=settings.columns, limit=settings.train_limit
+    )
     say_on(console, report)
     tests: list[Problem] = []
     if settings.test is not None:
-        with _named("data.test"):
-            tests, report = data.load_problems(
-                settings.test, purpose="test", columns=settings.columns, limit=settings.test_limit
-            )
+        tests, report = data.load_problems(
+            settings.test, purpose="test", columns=settings.columns, limit=settings.test_limit
+        )
         say_on(console, report)
         if shared := data.overlap(problems, tests):
             raise ValueError(
@@ -48,16 +46,6 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
             'and rl.problems = "selected"'
         )
     return problems, tests
-
-
-@contextmanager
-def _named(setting: str) -> Iterator[None]:
-    """What is wrong with a source says which setting named it."""
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        raise kind(f"{setting}: {error}") from error
 
 
 def gradable(problems: list[Problem], grader: Grader, say: Say) -> list[Problem]:
@@ -87,9 +75,21 @@ def fitting(
     """The problems and tests whose prompts leave room to answer in the context."""
     problems, said = fitting_train(problems, prompt_of, context, config)
     tests, more = fitting_problems(tests, prompt_of, context, [config.evaluate.sampling])
-    for sentence in filter(None, (said, more)):
+    for sentence in filter(None, (said, more, bounded(context, config))):
         say(sentence)
     return problems, tests
+
+
+def bounded(context: int, config: Config) -> str:
+    """A sentence on the limits of completions that the context does not leave room for."""
+    drawn = {path: attrgetter(path)(config).max_new_tokens for path in SAMPLED.split()}
+    over = [f"{path}.max_new_tokens = {n:,}" for path, n in drawn.items() if n >= context]
+    if not over:
+        return ""
+    return (
+        f"answers are bounded by the context of {context:,} tokens, prompt included, not by "
+        f"{', '.join(over)}: lower these, or raise rollout.context as far as the model goes"
+    )
 
 
 def fitting_problems(

@@ -14,10 +14,9 @@ from intfast import checks, cli
 from intfast.config import Config
 from intfast.safe_text import shown
 from intfast.state.command import outcome, say
-from intfast.state.files import write_atomic
+from intfast.state.files import read_json, write_atomic
 from intfast.state.runfolder import write_json
 from intfast.study import arms, derive
-from intfast.study.read import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console
