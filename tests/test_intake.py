@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from intfast import intake
+from intfast import cli, intake
 from intfast.config import AttemptConfig, BatchConfig, Config, RlConfig, SamplingConfig, SftConfig
 from intfast.records import Example, Problem
 
@@ -66,3 +66,19 @@ def test_sequences_above_the_budget_are_counted_and_not_cut():
     alone = BatchConfig(max_tokens=1, too_long="alone")
     assert intake.fitting_examples(examples, alone) == (examples, "")
     assert intake.fitting_examples(examples, BatchConfig(max_tokens=10)) == (examples, "")
+
+
+def test_limits_that_the_context_does_not_reach_are_said():
+    config = cli.load(None, ["data.train=x", "sampling.max_new_tokens=100"])
+    said = []
+    intake.fitting(PROBLEMS, [], prompt_of, 201, config, said.append)
+    assert said == []
+    config = cli.load(
+        None,
+        ["data.train=x", "sampling.max_new_tokens=100", "attempts.sampling.max_new_tokens=5000"],
+    )
+    intake.fitting(PROBLEMS, [], prompt_of, 2048, config, said.append)
+    (sentence,) = said
+    assert sentence.startswith("answers are bounded by the context of 2,048 tokens")
+    assert "attempts.sampling.max_new_tokens = 5,000: lower" in sentence
+    assert "intervene" not in sentence
