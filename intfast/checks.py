@@ -1,26 +1,31 @@
 """What cannot work, or would have no effect: one message a fault, and nowhere else a rule.
 
 Every message says the setting, what is expected, what is there, and what to change. `cli.load` puts
-them behind the mistakes of a file; `check` is for a config that was built in Python.
+them behind the mistakes of a file; `check` is for a config that was built in Python, `check_paths`
+for one that is about to be used: what a stored one names may be gone.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import os
+import re
 from collections.abc import Callable, Iterator
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from intfast import sources
 from intfast.config import SAMPLED, Config
 
 Range = tuple[str, str, Callable[[Any], bool]]
 """Settings, what is expected of each, and whether a value is that; an absent one always is."""
 RANGES: tuple[Range, ...] = (
     (
-        "model.threads data.train_limit data.test_limit grade.workers rollout.max_rows "
+        "data.train_limit data.test_limit rollout.max_rows "
         "attempts.samples attempts.wrong_per_problem attempts.max_problems intervene.samples "
         "intervene.max_step_tokens intervene.wave intervene.min_correct batch.max_tokens "
         "sft.batch_size sft.samples sft.prefix_tokens rl.problems_per_step rl.minibatches "
@@ -35,8 +40,11 @@ RANGES: tuple[Range, ...] = (
         lambda x: x >= 0,
     ),
     ("rl.group_size rollout.context", "a whole number >= 2", lambda x: x >= 2),
+    ("model.threads grade.workers", "a whole number from 1 to 1024", lambda x: 1 <= x <= 1024),
+    # No timer of the system counts further.
+    ("watchdog_s", "a number >= 0; at most a thousand million", lambda x: 0 <= x <= 1e9),
     (
-        "watchdog_s model.memory_gib rl.policy.clip_high rl.policy.kl sft.optim.weight_decay "
+        "model.memory_gib rl.policy.clip_high rl.policy.kl sft.optim.weight_decay "
         "rl.optim.weight_decay sft.optim.max_grad_norm rl.optim.max_grad_norm",
         "a number >= 0",
         lambda x: 0 <= x < math.inf,
@@ -54,11 +62,16 @@ RANGES: tuple[Range, ...] = (
     ),
     ("intervene.futility rl.credit.process_weight", "0 < number < 1", lambda x: 0 < x < 1),
     ("rl.policy.entropy", "a finite number", math.isfinite),
-    ("rollout.cache_gib", '"auto" or a number > 0', lambda x: x == "auto" or x > 0),
+    ("rollout.cache_gib", '"auto" or a number > 0', lambda x: x == "auto" or 0 < x < math.inf),
     (
         "rl.hint",
         '"off", "shortest" or a share between 0 and 1',
         lambda x: isinstance(x, str) or 0 < x < 1,
+    ),
+    (
+        "run model.path data.train data.test",
+        "a path; ~ is the home folder, and nothing else begins with it (./~ does not)",
+        lambda x: not x.startswith("~"),
     ),
     ("prompt.separator", "a text; the paper's is a blank line", bool),
     (
@@ -74,8 +87,9 @@ RANGES: tuple[Range, ...] = (
     ("metrics.trackers", "each once", lambda x: len(set(x)) == len(x)),
 )
 SAMPLING: tuple[Range, ...] = (
-    ("temperature", "a number >= 0", lambda x: 0 <= x < math.inf),
-    ("top_p", "0 < top_p <= 1", lambda x: 0 < x <= 1),
+    # Below, logits divided by it leave fp32.
+    ("temperature", "a number >= 0; 0 or from 0.001", lambda x: x == 0 or 0.001 <= x < math.inf),
+    ("top_p", "0 < top_p <= 1; from 1e-9", lambda x: 1e-9 <= x <= 1),
     ("top_k", "a whole number >= 0", lambda x: x >= 0),
     ("max_new_tokens", "a whole number >= 1", lambda x: x >= 1),
 )
@@ -91,6 +105,48 @@ def check(config: Config) -> None:
         raise ValueError("\n  ".join(["the config cannot work:", *found]))
 
 
+def check_paths(config: Config) -> None:
+    """Raise one ValueError that names every setting whose path cannot be used, before any reading.
+
+    Names of the hub are not looked up.
+    """
+    found = []
+    for name, find in (
+        ("run", _run_folder),
+        ("data.train", sources.locate),
+        ("data.test", sources.locate),
+        ("model.path", model_folder),
+    ):
+        try:
+            if (path := attrgetter(name)(config)) is not None:
+                find(path)
+        except (OSError, ValueError) as error:
+            found.append(f"\n  {name}: " + str(error).replace("\n", "\n    "))
+    if found:
+        count = f"{len(found)} path" + ("s" if len(found) > 1 else "")
+        raise ValueError(f"{count} cannot be used{''.join(found)}")
+
+
+def _run_folder(path: str) -> None:
+    place = next(place for place in (Path(path), *Path(path).parents) if place.exists())
+    if not place.is_dir():
+        raise ValueError(f"expected a folder, {place} is a file; use another run=FOLDER")
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"{place} cannot be written; use another run=FOLDER")
+
+
+def model_folder(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError for what is neither a model folder nor like a name of the hub."""
+    folder = Path(path)
+    if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)):
+        raise ValueError(
+            f"model {str(path)!r}: expected a folder with config.json and *.safetensors, or a hub "
+            "id such as Qwen/Qwen3-0.6B; there is no such folder"
+        )
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: expected a model folder, found no config.json in it")
+
+
 def faults(config: Config) -> list[str]:
     """All that is wrong with a config whose values have the right types; empty when it is sound."""
     rules = [_ranges(config)]
@@ -99,6 +155,7 @@ def faults(config: Config) -> list[str]:
             _whole(config),
             _interventions(config),
             _rl(config),
+            _greedy(config),
             _objective(config),
             _unused(config),
         ]
@@ -124,7 +181,8 @@ def _ranges(config: Config) -> Rules:
         for name, expected, is_right in SAMPLING:
             value = attrgetter(f"{path}.{name}")(config)
             # A fault of the run's `[sampling]` is not repeated for every stage that starts from it.
-            if path == "sampling" or value != getattr(config.sampling, name):
+            base = getattr(config.sampling, name)
+            if path == "sampling" or (value is not base and value != base):
                 yield f"{path}.{name}", value is not None and is_right(value), expected
 
 
@@ -202,8 +260,6 @@ def _rl(config: Config) -> Rules:
     fits = not rl.steps or config.batch.too_long == "alone" or config.batch.max_tokens >= longest
     text = f"room for a prompt and rl.sampling.max_new_tokens = {longest}; raise it"
     yield "batch.max_tokens", fits, text
-    text = "a number > 0; greedy rollouts of a group are equal"
-    yield "rl.sampling.temperature", rl.sampling.temperature != 0, text
     text = '"constant" with rl.until_tokens; they leave the number of steps open'
     yield "rl.optim.schedule", not rl.until_tokens or rl.optim.schedule == "constant", text
     if rl.credit.process != "none":
@@ -216,6 +272,27 @@ def _rl(config: Config) -> Rules:
         yield "rl.hint", rl.hint == "off", text
         text = f'not "gspo" with {process}; "gspo" has one advantage a sequence, {process} many'
         yield "rl.policy.objective", rl.policy.objective != "gspo", text
+
+
+def _greedy(config: Config) -> Rules:
+    """Samples of one prompt are equal where only the likeliest token is drawn."""
+    intervenes = config.needs_interventions
+    for samples, sampling, is_drawn in (
+        ("attempts.samples", "attempts.sampling", config.needs_attempts),
+        ("intervene.samples", "intervene.sampling", intervenes),
+        ("intervene.continuations", "intervene.continuation", intervenes),
+        ("sft.samples", "intervene.sampling", config.sft.epochs and config.sft.data == "star"),
+        ("rl.group_size", "rl.sampling", True),
+        ("evaluate.samples", "evaluate.sampling", config.data.test is not None),
+    ):
+        number, found = attrgetter(samples, sampling)(config)
+        several = is_drawn and number > 1
+        text = (
+            f", as the {samples} = {number} of a prompt would be equal; draw one, or not greedily"
+        )
+        warm, wide = not several or found.temperature != 0, not several or found.top_k != 1
+        yield f"{sampling}.temperature", warm, "a number > 0" + text
+        yield f"{sampling}.top_k", wide, "0 or more than 1" + text
 
 
 def _objective(config: Config) -> Rules:

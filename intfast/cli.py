@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import functools
 import inspect
+import os
 import re
 import textwrap
 import tomllib
@@ -59,6 +60,8 @@ GONE = {
     "sft.held_out": "use analysis.held_out",
 }
 """Settings of older versions, with or without their first section -> what there is instead."""
+_NAMED = re.compile(r"(?:^  (?=[\w.]+:)|did you mean )([\w.]+)")
+"""The setting that an error is about, or the one that was meant."""
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -66,10 +69,16 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
 
     Raises ValueError with all mistakes at once; a missing file names its neighbours.
     """
-    tree = _read_toml(Path(path)) if path is not None else {}
+    tree = _read_toml(expanded(path)) if path is not None else {}
     errors = [error for text in overrides if (error := _override(tree, text))]
     config = _build(Config, None, tree, "", errors)
-    errors += [f"  {fault}" for fault in checks.faults(config)]
+    # A rule that reads a setting in whose place a default stands would name what nobody wrote.
+    unread = [name for error in errors for name in _NAMED.findall(error)]
+    errors += [
+        f"  {fault}"
+        for fault in checks.faults(config)
+        if not any(re.search(rf"\b{re.escape(name)}\b", fault) for name in unread)
+    ]
     errors += [
         f"  {path}: holds a secret, which would be stored in the run folder; remove it there and "
         "log in beforehand (hf auth login, or the environment variable HF_TOKEN)"
@@ -83,17 +92,27 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def expanded(path: str | Path) -> Path:
+    """A path of the command line, with ~ as the home folder."""
+    return Path(os.path.expanduser(path))
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     if str(path).startswith("-"):
         raise ValueError(_unknown_option(str(path)))
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path()
+        folders = [f for f in (path, path.parent) if f.is_dir() and any(f.glob("*.toml"))]
+        folder = folders[0] if folders else Path()
         near = ", ".join(sorted(str(p) for p in folder.glob("*.toml"))) or "none"
-        raise ValueError(f"no config file {path}; .toml files in {folder}: {near}")
+        what = f"{path} is a folder" if path.is_dir() else f"no config file {path}"
+        raise ValueError(f"{what}; .toml files in {folder}: {near}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    # Of the digits of a number, too, or of the depth of lists.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}; correct it") from error
 
 
 def _override(tree: dict[str, Any], text: str) -> str | None:
@@ -114,7 +133,7 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
         value = None
     elif kind is not str:
         # What is no TOML is left as text: it does not fit, which `_build` says.
-        with contextlib.suppress(tomllib.TOMLDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             value = tomllib.loads(f"x = {value}")["x"]
     node[leaf] = value
     return None
@@ -144,28 +163,41 @@ def _build(kind: type, base: Any, tree: Any, path: str, errors: list[str]) -> An
     for name, value in tree.items():
         dotted = f"{path}.{name}" if path else name
         if name not in types:
-            errors.append(f"  {dotted}: {_unknown(dotted, name, types)}")
+            # A section is no misspelt value.
+            known = [n for n in types if _is_struct(types[n]) or not isinstance(value, dict)]
+            errors.append(f"  {dotted}: {_unknown(dotted, name, known)}")
         elif _is_struct(types[name]):
             default = getattr(base, name) if base else _field_defaults(kind)[name]
             values[name] = _build(types[name], default, value, dotted, errors)
         else:
-            try:
-                values[name] = msgspec.convert(value, types[name])
-            except msgspec.ValidationError:
-                expected = _type_text(types[name])
+            numbers = value if isinstance(value, list) else [value]
+            # NaN is below nothing.
+            fits = all(abs(x) < 2**63 for x in numbers if isinstance(x, int | float))
+            with contextlib.suppress(msgspec.ValidationError):
+                values |= {name: msgspec.convert(value, types[name])} if fits else {}
+            if name not in values:
+                expected = _type_text(types[name]) + ("" if fits else ", finite and below 2**63")
                 errors.append(f"  {dotted}: expected {expected}, got {value!r}")
     return msgspec.structs.replace(base, **values) if base else kind(**values)
 
 
-def _unknown(dotted: str, name: str, types: dict[str, Any]) -> str:
+def _unknown(dotted: str, name: str, known: Iterable[str]) -> str:
     """Why there is no such setting: it is of an older version, misspelt, or of another section."""
     if found := GONE.get(dotted) or GONE.get(dotted.partition(".")[2]):
         return f"no longer a setting; {found}"
-    if near := difflib.get_close_matches(name, types, n=1):
-        return f"unknown setting; did you mean {dotted.removesuffix(name)}{near[0]}?"
-    if elsewhere := [path for path, *_ in walk() if path.rsplit(".", 1)[-1] == name]:
+    if near := _near(name, known):
+        return f"unknown setting; did you mean {dotted.removesuffix(name)}{near}?"
+    elsewhere = [path for path, *_ in walk() if path.rsplit(".", 1)[-1] == name.lower()]
+    if elsewhere:
         return f"unknown setting; did you mean {' or '.join(elsewhere[:3])}?"
-    return f"unknown setting; known here: {', '.join(types)}"
+    return f"unknown setting; known here: {', '.join(known)}"
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """The one of `known` of which a name is a misspelling, or ""."""
+    # Looser, "gradient" would be "grade"; capitals and hyphens are habits of other programs.
+    plain = name.lower().replace("-", "_")
+    return next(iter(difflib.get_close_matches(plain, known, n=1, cutoff=0.8)), "")
 
 
 # --- explain ---------------------------------------------------------------------------------
@@ -198,17 +230,26 @@ def settings() -> Iterator[tuple[str, str, Any, str]]:
     return walk(base=SimpleNamespace(**_field_defaults(Config)), tables=SAMPLED.split())
 
 
-def explain(may_change: Container[str] = ()) -> str:
+def explain(may_change: Container[str] = (), part: str = "") -> str:
     """The text behind `--help`: every setting with its type, default and meaning.
 
-    may_change: settings of which it is said that a continued run may change them
+    may_change  settings of which it is said that a continued run may change them
+    part        the section, or the name, of the settings that are explained; all where empty
+    Raises ValueError where no setting has that part.
     """
-    entries = []
+    entries, parts = [], {}
     for path, kind, default, text in settings():
+        parts |= dict.fromkeys([*path.split("."), path, path.rpartition(".")[0]])
+        if f".{part}." not in f".{path}." and part:
+            continue
         shown = ABSENT if default is None else _toml_value(default)
         text += " A continued run may change it." if path in may_change else ""
         lines = textwrap.wrap(text, 92, initial_indent="      ", subsequent_indent="      ")
         entries.append((path, "\n".join([f"  {path} = {shown}   ({kind})", *lines])))
+    if not entries:
+        near = _near(part, parts)
+        remedy = f"did you mean {near}?" if near else f"known: {', '.join(_field_types(Config))}"
+        raise ValueError(f"no setting or section {part}; {remedy}")
     return _in_sections(entries)
 
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from intfast import intervene, parity
 from intfast.config import Config
 from intfast.engine.protocol import derive_seed
@@ -274,10 +272,10 @@ def evaluation(run: Run, name: str, step: int | None = None) -> Evaluation | Non
     if not run.tests:
         return None
     key = name if step is None else f"{name}@{step}"
-    stored = run.folder.read_json("evaluations.json") or {}
+    stored = run.folder.read_json("evaluations.json", dict[str, Evaluation]) or {}
     # The weights of a finished stage do not change, nor does what was measured of them.
     if key in stored:
-        return msgspec.convert(stored[key], Evaluation)
+        return stored[key]
     if step is None:
         run.hold(name)
     config, seed = run.config.evaluate, run.config.seed

@@ -6,6 +6,7 @@ are in checks.py; cli.py loads and explains the tree.
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import msgspec
@@ -331,11 +332,12 @@ SAMPLED = (
 class Config(Settings):
     """A whole run: problems in, trained, evaluated and exported model out.
 
-    Every stage starts from `sampling`: the stages of a Config hold numbers and no None.
+    Every stage starts from `sampling`: the stages of a Config hold numbers and no None. Paths that
+    begin with ~ begin with the home folder.
     """
 
     run: str = "runs/int"
-    """The run folder. The same command continues an interrupted run."""
+    """The run folder (~ is yours, in every path). The same command continues an interrupted run."""
     seed: int = 0
     """Drives sampling and data order through named streams."""
     watchdog_s: float = 1800.0
@@ -360,6 +362,10 @@ class Config(Settings):
     metrics: MetricsConfig = MetricsConfig()
 
     def __post_init__(self) -> None:
+        data, model = self.data, self.model
+        for section, name in (self, "run"), (model, "path"), (data, "train"), (data, "test"):
+            if isinstance(path := getattr(section, name), str):
+                msgspec.structs.force_setattr(section, name, os.path.expanduser(path))
         for section, _, name in (path.partition(".") for path in SAMPLED.split()):
             stage = getattr(self, section)
             own = msgspec.structs.asdict(getattr(stage, name))

@@ -9,13 +9,14 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 
 from intfast import data, grading
-from intfast.config import BatchConfig, Config, SamplingConfig
+from intfast.config import SAMPLED, BatchConfig, Config, SamplingConfig
 from intfast.grading.answers import MATHEMATICS
 from intfast.grading.grader import Grader
 from intfast.records import Example, Problem, Record
@@ -189,9 +190,21 @@ def fitting(
     """The problems and tests whose prompts leave room to answer in the context."""
     problems, said = fitting_train(problems, prompt_of, context, config)
     tests, more = fitting_problems(tests, prompt_of, context, [config.evaluate.sampling])
-    for sentence in filter(None, (said, more)):
+    for sentence in filter(None, (said, more, bounded(context, config))):
         say(sentence)
     return problems, tests
+
+
+def bounded(context: int, config: Config) -> str:
+    """A sentence on the limits of completions that the context does not leave room for."""
+    drawn = {path: attrgetter(path)(config).max_new_tokens for path in SAMPLED.split()}
+    over = [f"{path}.max_new_tokens = {n:,}" for path, n in drawn.items() if n >= context]
+    if not over:
+        return ""
+    return (
+        f"answers are bounded by the context of {context:,} tokens, prompt included, not by "
+        f"{', '.join(over)}: lower these, or raise rollout.context as far as the model goes"
+    )
 
 
 def fitting_problems(

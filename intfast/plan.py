@@ -64,7 +64,8 @@ def show(config: Config, console: Console | None = None) -> None:
     console.print(memory_table(planned))
     for line in verdict(planned):
         say(f"  {line}")
-    say(f"\nRun folder {config.run}: {_progress(Path(config.run))}")
+    dollar = " (a $ in its name: no variable is filled in)" if "$" in config.run else ""
+    say(f"\nRun folder {config.run}{dollar}: {_progress(Path(config.run))}")
     say("Nothing was generated, trained or written.")
 
 

@@ -100,26 +100,38 @@ def open_source(source: str, purpose: str, faults: Faults) -> Source:
     Raises ValueError when the source cannot be found or does not say which rows are meant, and
     RuntimeError when `datasets` is missing or the hub does not answer.
     """
-    name, asked = source, ""
-    if "@" in source and not Path(source).expanduser().exists():
-        name, _, asked = source.rpartition("@")
-    path = Path(name).expanduser()
+    name, asked, path = locate(source)
     if path.is_file():
-        if asked:
-            raise ValueError(f"{path} is one file and has no splits; remove @{asked}")
         if path.suffix in _READERS:
             return Source("", "", _read_files([path], path.parent, faults))
-        if path.suffix not in KINDS:
-            raise ValueError(f"{path} is not a problem file; expected {', '.join(KINDS)}")
         return Source("", "", _by_datasets(path.name, "", purpose, path).rows)
     if path.is_dir():
         if shards := _json_shards(path):
             split, note = _choose(name, list(shards), asked, purpose)
             return Source(split, note, _read_files(shards[split], path, faults))
         return _by_datasets(name, asked, purpose, path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name) and path.suffix not in KINDS:
-        return _by_datasets(name, asked, purpose)
-    raise ValueError(_not_found(path))
+    return _by_datasets(name, asked, purpose)
+
+
+def locate(source: str) -> tuple[str, str, Path]:
+    """(name, the split that is asked for or "", path) of a source; nothing is read.
+
+    Raises ValueError for what is neither there nor like a name of the hub.
+    """
+    name, asked = source, ""
+    if "@" in source and not Path(source).expanduser().exists():
+        name, _, asked = source.rpartition("@")
+    path = Path(name).expanduser()
+    if path.is_file() and asked:
+        raise ValueError(f"{path} is one file and has no splits; remove @{asked}")
+    if path.is_file() and path.suffix not in KINDS:
+        raise ValueError(f"{path} is not a problem file; expected {', '.join(KINDS)}")
+    if path.is_dir() and not any(file.suffix in KINDS for file in path.rglob("*")):
+        raise ValueError(f"{path} holds no {', '.join(KINDS)}")
+    is_hub = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name) and path.suffix not in KINDS
+    if not path.exists() and not is_hub:
+        raise ValueError(_not_found(path))
+    return name, asked, path
 
 
 def _not_found(path: Path) -> str:

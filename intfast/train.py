@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from intfast import cli
+from intfast import checks, cli
 from intfast.config import MAY_CHANGE
-from intfast.state.command import outcome
+from intfast.state.command import outcome, say
 
 USAGE = """\
 usage: python -m intfast.train CONFIG.toml [key.sub=value ...] [--dry-run]
@@ -26,7 +26,7 @@ Exit codes: 0 done; 1 the environment (disk, memory, device); 2 something that y
 message says what); 124 no progress for watchdog_s; 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.
 
   --dry-run   check everything, print the plan, generate and train nothing
-  --help      this text
+  --help      this text; --help rl: a section or setting alone
 
 Settings (in the file under [section], or as key.sub=value; key.sub=absent unsets an optional one):
 """
@@ -34,17 +34,16 @@ Settings (in the file under [section], or as key.sub=value; key.sub=absent unset
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code that USAGE lists."""
-    if "--help" in arguments or "-h" in arguments:
-        print(USAGE + "\n" + cli.explain(MAY_CHANGE))
-        return 0
     dry_run = "--dry-run" in arguments
-    words = [word for word in arguments if word != "--dry-run"]
+    words = [word for word in arguments if word not in ("--dry-run", "--help", "-h")]
+    if len(words) + dry_run < len(arguments):
+        return _help([word for word in words if "=" not in word and not word.endswith(".toml")])
     if not words or "=" in words[0]:
-        print(USAGE.split("\n\n")[0] + "\n\n--help explains every setting.", file=sys.stderr)
-        return 2
+        return say(USAGE.split("\n\n")[0] + "\n\n--help explains every setting.", 2)
 
-    with outcome("the same command continues this run") as ended:
+    with outcome("the same command continues this run", goes_on=not dry_run) as ended:
         config = cli.load(words[0], words[1:])
+        checks.check_paths(config)
         if dry_run:
             from intfast import plan
 
@@ -58,6 +57,14 @@ def main(arguments: Sequence[str]) -> int:
             with open_run(config) as run:
                 finish.finish(run, pipeline.train(run))
     return ended.code
+
+
+def _help(parts: Sequence[str]) -> int:
+    try:
+        texts = [cli.explain(MAY_CHANGE, part) for part in parts]
+    except ValueError as error:
+        return say(f"error: {error}", 2)
+    return say("\n\n".join(texts) or USAGE + "\n" + cli.explain(MAY_CHANGE))
 
 
 if __name__ == "__main__":

@@ -114,6 +114,8 @@ def test_a_dry_run_prints_arms_and_bounds_and_writes_nothing(tmp_path, capsys):
     assert "rl (rows: rl)" in shown and "(attempts 1,320, rollouts 440)" in shown
     assert "sft.epochs = 0 (was 2)" not in shown and "sft.epochs = 0 (was 1)" in shown
     assert "2 runs x 2 seeds" in shown
+    # All arms read the same two files.
+    assert shown.count("fingerprint") == 2
     assert not (tmp_path / "run").exists()
 
 

@@ -1,12 +1,22 @@
 """Config files: strict, all mistakes at once, one source for defaults and help."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 from intfast import checks, cli
-from intfast.config import MAY_CHANGE, SAMPLED, Config, DataConfig, RlConfig, SamplingConfig
+from intfast.config import (
+    MAY_CHANGE,
+    SAMPLED,
+    Config,
+    DataConfig,
+    ModelConfig,
+    RlConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from intfast.train import main
 
 ROOT = Path(__file__).parents[1]
@@ -166,6 +176,178 @@ def test_every_number_has_a_range():
     assert numbers - ranged == {"seed", "rl.policy.dual_clip", "evaluate.ks"}
 
 
+NUMBERS = [path for path, kind, *_ in cli.walk() if "number" in kind]
+NO_NUMBERS = ["nan", "-nan", "inf", "-inf", "1e400", "true", '"1"', str(10**30), "9" * 5000]
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+def test_what_is_no_number_is_refused_by_name_and_alone(path):
+    for value in NO_NUMBERS:
+        inside = (
+            f"[{value}, 2]" if path in ("evaluate.ks", "rl.policy.correction_bounds") else value
+        )
+        lines = errors_of("data.test=t.jsonl", f"{path}={inside}")
+        assert len(lines) == 2 and lines[1].startswith(f"  {path}: expected "), lines
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sampling={temperature=nan}",
+        "rl.sampling={top_p=inf}",
+        "sampling.temperature=1e-9",
+        "sampling.top_p=1e-320",
+        "watchdog_s=1e12",
+        "model.threads=100000",
+    ],
+)
+def test_no_number_is_hidden_in_a_table_or_beyond_what_can_be_computed(override):
+    (line,) = errors_of(override)[1:]
+    assert line.startswith("  " + override.partition("=")[0])
+
+
+def test_python_may_not_smuggle_infinity_in_either():
+    config = Config(data=DataConfig(train="x.jsonl"), rollout=RolloutConfig(cache_gib=math.inf))
+    assert [fault[:18] for fault in checks.faults(config)] == ["rollout.cache_gib:"]
+    bad = SamplingConfig(temperature=math.nan, top_p=1.0, top_k=0, max_new_tokens=9)
+    config = Config(data=DataConfig(train="x.jsonl"), sampling=bad)
+    assert [fault[:21] for fault in checks.faults(config)] == ["sampling.temperature:"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "setting"),
+    [
+        (["attempts.sampling.temperature=0"], "attempts.sampling.temperature"),
+        (["intervene.sampling.temperature=-0.0"], "intervene.sampling.temperature"),
+        (["intervene.continuation.top_k=1"], "intervene.continuation.top_k"),
+        (["rl.sampling.temperature=0"], "rl.sampling.temperature"),
+        (["rl.sampling.top_k=1"], "rl.sampling.top_k"),
+        (["evaluate.sampling={temperature=0}"], "evaluate.sampling.temperature"),
+        (
+            ["sft.data=star", "rl.problems=selected", "intervene.sampling.temperature=0"],
+            "intervene.sampling.temperature",
+        ),
+    ],
+)
+def test_greedy_samples_of_one_prompt_would_be_equal(overrides, setting):
+    (line,) = errors_of("data.test=t.jsonl", *overrides)[1:]
+    assert line.startswith(f"  {setting}: expected ") and "would be equal" in line
+
+
+def test_one_greedy_sample_is_sound():
+    cli.load(
+        None,
+        [
+            *MINIMAL,
+            "data.test=t.jsonl",
+            "evaluate.samples=1",
+            "evaluate.ks=[1]",
+            "evaluate.sampling.temperature=0",
+        ],
+    )
+    # Nobody draws these.
+    cli.load(None, [*MINIMAL, "evaluate.sampling.temperature=0"])
+    cli.load(None, [*MINIMAL, "sft.data=reference", "rl.steps=0", "attempts.sampling.top_k=1"])
+
+
+# --- paths -------------------------------------------------------------------------------------
+
+
+def test_home_is_home_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    file = tmp_path / "c.toml"
+    file.write_text(
+        'run = "~/runs/x"\n[data]\ntrain = "~/a.jsonl"\ntest = "~"\n[model]\npath = "~/m"\n'
+    )
+    words = ["run=~/runs/x", "data.train=~/a.jsonl", "data.test=~", "model.path=~/m"]
+    for config in (cli.load(file), cli.load(None, words)):
+        assert config.run == "/home/someone/runs/x"
+        assert (config.data.train, config.data.test) == ("/home/someone/a.jsonl", "/home/someone")
+        assert config.model.path == "/home/someone/m"
+    assert Config(run="~/x").run == "/home/someone/x"
+    # Relative paths, names of the hub and tildes elsewhere stay as they are written.
+    config = cli.load(None, ["run=./~/x", "data.train=a/b:c@train", "data.test=x~.jsonl"])
+    assert (config.run, config.data.train) == ("./~/x", "a/b:c@train")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"error in the configuration\n.*data\.train"):
+        cli.load("~/c.toml", ["data.train=absent"])
+    assert cli.expanded("~/x") == tmp_path / "x"
+
+
+def test_the_home_of_nobody_is_refused():
+    (line,) = errors_of("run=~nobody_of_this_name/x")[1:]
+    assert line.startswith("  run: expected a path, got '~nobody_of_this_name/x'; ~ is the home")
+
+
+def test_a_run_folder_must_be_one(tmp_path):
+    (tmp_path / "file").touch()
+    for run, said in (
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "x", "is a file"),
+        (tmp_path / ("x" * 300), "too long"),
+    ):
+        config = Config(run=str(run), model=ModelConfig(path="a/b"))
+        with pytest.raises(ValueError, match=rf"^1 path cannot be used\n  run: .*{said}"):
+            checks.check_paths(config)
+    checks.check_paths(Config(run=str(tmp_path / "new" / "run")))
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("SFT", "sft"),
+        ("Rl", "rl"),
+        ("modle", "model"),
+        ("atempts", "attempts"),
+        ("prompts", "prompt"),
+        ("metric", "metrics"),
+        *(
+            (name, "")
+            for name in ("sweep", "gradient", "dataset", "policy_config", "runs", "seeds")
+        ),
+    ],
+)
+def test_a_foreign_section_gets_a_near_one_or_the_list(tmp_path, name, near):
+    file = tmp_path / "c.toml"
+    file.write_text(f'[{name}]\nx = 1\n[data]\ntrain = "x.jsonl"\n')
+    with pytest.raises(ValueError) as caught:
+        cli.load(file)
+    (line,) = str(caught.value).splitlines()[1:]
+    sections = "sampling, model, data, prompt, grade, rollout, attempts, intervene, batch, sft, rl"
+    remedy = f"did you mean {near}?" if near else f"known here: {sections}, parity, evaluate"
+    assert line.startswith(f"  {name}: unknown setting; {remedy}")
+
+
+def test_capitals_and_hyphens_are_spelling():
+    assert "did you mean rl.group_size?" in errors_of("rl.Group-Size=4")[1]
+    assert "did you mean watchdog_s?" in errors_of("Watchdog-S=4")[1]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rl=grpo",
+        "sampling=hot",
+        "sampling.max_new_tokens=many",
+        "sampling.max_new_token=9",
+        "evaluate=8",
+        "batch=4",
+        "batch.max_tokens=lots",
+        "data=x.jsonl",
+        "attempts.samples=few",
+    ],
+)
+def test_a_setting_that_was_not_read_brings_no_second_error(override):
+    """The default in its place breaks rules of the quickstart, which is not what was written."""
+    with pytest.raises(ValueError) as caught:
+        cli.load(ROOT / "configs" / "quickstart_short.toml", [override])
+    (line,) = str(caught.value).splitlines()[1:]
+    assert line.startswith(f"  {override.partition('=')[0]}: ")
+
+
 def test_one_wrong_sampling_is_one_fault():
     assert len(errors_of("sampling.top_p=2")) == 2
     assert errors_of("sampling.top_k=absent")[1].startswith("  sampling.top_k: expected")
@@ -207,10 +389,16 @@ def test_a_config_that_python_built_is_checked_by_type_and_by_rule():
 def test_missing_and_broken_files_name_the_remedy(tmp_path):
     with pytest.raises(ValueError, match=r"no config file .*quick\.toml.*quickstart\.toml"):
         cli.load(ROOT / "configs" / "quick.toml")
+    with pytest.raises(ValueError, match=r"configs is a folder; .*configs/quickstart\.toml"):
+        cli.load(ROOT / "configs")
+    # The folder of the quickstart's files has none itself.
+    with pytest.raises(ValueError, match=r"quickstart is a folder; .*configs/quickstart\.toml"):
+        cli.load(ROOT / "configs" / "quickstart")
     broken = tmp_path / "broken.toml"
-    broken.write_text("seed = = 1")
-    with pytest.raises(ValueError, match="not valid TOML"):
-        cli.load(broken)
+    for text in ("seed = = 1", "seed = " + "1" * 5000, "seed = " + "[" * 5000):
+        broken.write_text(text)
+        with pytest.raises(ValueError, match=r"broken\.toml is not valid TOML.*; correct it"):
+            cli.load(broken)
 
 
 def test_help_explains_every_setting():

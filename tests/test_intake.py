@@ -285,3 +285,19 @@ def test_a_dry_run_names_what_is_dropped_and_why(tmp_path, capsys, monkeypatch):
     assert train_main(line) == 0
     assert "1 of 3 gold answers were checked; the run checks the others" in capsys.readouterr().out
     assert not (tmp_path / "r").exists()
+
+
+def test_limits_that_the_context_does_not_reach_are_said():
+    config = cli.load(None, ["data.train=x", "sampling.max_new_tokens=100"])
+    said = []
+    intake.fitting(PROBLEMS, [], prompt_of, 201, config, said.append)
+    assert said == []
+    config = cli.load(
+        None,
+        ["data.train=x", "sampling.max_new_tokens=100", "attempts.sampling.max_new_tokens=5000"],
+    )
+    intake.fitting(PROBLEMS, [], prompt_of, 2048, config, said.append)
+    (sentence,) = said
+    assert sentence.startswith("answers are bounded by the context of 2,048 tokens")
+    assert "attempts.sampling.max_new_tokens = 5,000: lower" in sentence
+    assert "intervene" not in sentence

@@ -169,3 +169,18 @@ def test_atomic_write_replaces_whole_files(tmp_path):
     write_atomic(path, b'{"a": 2}')
     assert json.loads(path.read_bytes()) == {"a": 2}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_torn_json_file_of_a_run_is_named(tmp_path):
+    with RunFolder(cli.load(None, ["data.train=x", f"run={tmp_path / 'run'}"])) as folder:
+        folder.write_json("manifest.json", {"engine": "native", "starts": [{"time": "now"}]})
+        data = (folder.path / "manifest.json").read_bytes()
+        for size in range(data.rindex(b"}")):
+            (folder.path / "manifest.json").write_bytes(data[:size])
+            with pytest.raises(
+                ValueError, match=r"manifest\.json is damaged.*delete it and repeat"
+            ):
+                folder.read_json("manifest.json")
+        (folder.path / "manifest.json").write_bytes(data)
+        assert folder.read_json("manifest.json")["engine"] == "native"
+        assert folder.read_json("absent.json") is None

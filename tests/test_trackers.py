@@ -87,6 +87,15 @@ def test_rows_go_to_every_tracker_and_are_all_sent_at_the_end(run, monkeypatch):
     assert made[2].about[2] == made[0].about[2]  # a continued run
 
 
+@pytest.mark.parametrize("content", [b"", b"0123456789a", b"0123456789a\xff", b"0123456789AB"])
+def test_a_damaged_identity_is_not_sent_to_anybody(run, monkeypatch, tmp_path, content):
+    monkeypatch.setitem(trackers.OPENERS, "wandb", Fake)
+    run("wandb")
+    (tmp_path / "run" / "tracker_id").write_bytes(content)
+    with pytest.raises(ValueError, match=r"tracker_id is damaged; delete it"):
+        run("wandb")
+
+
 @pytest.mark.parametrize("where", ["open", "log", "close"])
 @pytest.mark.parametrize("error", [ConnectionError("no route"), SystemExit(3), KeyError("x")])
 def test_a_tracker_that_fails_is_named_once_and_dropped(run, monkeypatch, where, error):

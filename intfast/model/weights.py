@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
+from intfast import checks
 from intfast.model import folder as model_folder
 from intfast.model.decoder import Architecture, Decoder
 from intfast.model.folder import INDEX, SINGLE
@@ -56,14 +56,10 @@ def slices(config: Architecture) -> dict[str, Rows]:
 
 def resolve(path: str | os.PathLike[str]) -> Path:
     """A local folder for a folder or a hub id ("Qwen/Qwen3-0.6B"), downloading the latter."""
-    folder = Path(path)
+    folder = Path(path).expanduser()
+    checks.model_folder(folder)
     if folder.is_dir():
         return folder
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)):
-        raise ValueError(
-            f"model {str(path)!r}: expected a folder with config.json and *.safetensors, or a hub "
-            "id such as Qwen/Qwen3-0.6B; there is no such folder"
-        )
     from huggingface_hub import snapshot_download
 
     # No pickles and no code: weights come from safetensors, the model from intfast.model.decoder.

@@ -13,7 +13,9 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 PIECE = 1 << 24
 """Bytes hashed and written at once."""
@@ -76,6 +78,22 @@ def write_atomic(path: Path, data: bytes) -> None:
     with failures_named(path):
         os.rename(aside, path)
         sync(path.parent)
+
+
+def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
+    """The value in a JSON file that a run wrote, of this type; None where there is no file.
+
+    Raises ValueError where it is not whole, with what to do.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged, or of another version ({error}); restore it, or delete it and "
+            "repeat the command that writes it"
+        ) from error
 
 
 def make_folder(path: Path) -> None:

@@ -2,7 +2,8 @@
 
 SIGTERM, SIGHUP and the first Ctrl-C only set the flag. `check()`, called between decode steps,
 grading waits, chunks and training steps, raises `Stopped`; training stages save what they finished
-as it passes. A second Ctrl-C has the system's default action: the process ends at once.
+as it passes. A second Ctrl-C has the system's default action: the process ends at once; so does any
+of them before the first sign of life, when there is nothing to save.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -27,6 +28,7 @@ class Stopped(BaseException):
 
 class _State:
     requested: int | None = None
+    is_early = False
     phase = "start"
     alive = started = time.monotonic()
 
@@ -34,6 +36,7 @@ class _State:
 def beat() -> None:
     """Progress was made: feeds the watchdog."""
     _State.alive = time.monotonic()
+    _State.is_early = False
 
 
 def check() -> None:
@@ -66,30 +69,43 @@ def seconds_up() -> float:
 
 
 @contextmanager
-def handling() -> Iterator[None]:
+def handling(is_early: bool = False) -> Iterator[None]:
     """Turn the signals into requests while inside; for the command line, from its main thread.
 
     A signal that the parent process told us to ignore (nohup) stays ignored.
+    is_early  end the process at once until the first sign of life
     """
-    _State.requested = None
-    _State.started = time.monotonic()
     before = {n: signal.getsignal(n) for n in SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, _request)
+    take_over(is_early)
     try:
         yield
     finally:
+        _State.is_early = False
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def take_over(is_early: bool) -> None:
+    """As `handling`, without an end."""
+    _State.requested, _State.is_early = None, is_early
+    _State.started = time.monotonic()
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _request)
+
+
 def _request(number: int, _frame: object) -> None:
+    name = signal.Signals(number).name
+    if _State.is_early:
+        # Modules are being imported: an exception would be taken for their failure.
+        with suppress(OSError):
+            os.write(2, f"stopped by {name}; repeat the command\n".encode())
+        os._exit(128 + number)
     # Repeated SIGTERMs come from schedulers and must not cut the saving short.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if _State.requested is None:
         _State.requested = number
-        name = signal.Signals(number).name
         # Not through the console: this may interrupt its own printing.
-        os.write(2, f"\n{name}: stopping after this step; Ctrl-C leaves at once\n".encode())
+        with suppress(OSError):
+            os.write(2, f"\n{name}: stopping after this step; Ctrl-C leaves at once\n".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -23,9 +24,10 @@ PLAIN_WIDTH = 120
 
 
 def make_console() -> Console:
-    """A console as wide as its terminal, or wide enough for the tables in a log file."""
+    """A console as wide as its terminal, or COLUMNS, or wide enough for the tables in a log."""
     console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+    is_told = console.is_terminal or "COLUMNS" in os.environ
+    return console if is_told else Console(width=PLAIN_WIDTH)
 
 
 def say(console: Console, text: object) -> None:

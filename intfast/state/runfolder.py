@@ -108,10 +108,9 @@ class RunFolder:
         """Write a JSON file of the run, atomically."""
         write_json(self.path / name, value)
 
-    def read_json(self, name: str) -> Any:
-        """The content of a JSON file of the run, or None where it does not exist."""
-        path = self.path / name
-        return msgspec.json.decode(path.read_bytes()) if path.exists() else None
+    def read_json(self, name: str, kind: Any = dict[str, Any]) -> Any:
+        """The content of a JSON file of the run, see files.read_json."""
+        return files.read_json(self.path / name, kind)
 
     def _keep_config(self, config: Config) -> bool:
         """Store the resolved config, or compare with the stored one; whether one was there."""

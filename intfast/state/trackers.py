@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import math
 import queue
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +100,10 @@ def attached(config: Config, folder: RunFolder, metrics: Metrics) -> Iterator[No
     identity = folder.path / "tracker_id"
     if names and not identity.exists():
         write_atomic(identity, uuid.uuid4().hex[:12].encode())
-    about = (folder.path, config, identity.read_text()) if names else ()
+    known = identity.read_bytes() if names else b"0" * 12
+    if not re.fullmatch(rb"[0-9a-f]{12}", known):
+        raise ValueError(f"{identity} is damaged; delete it: trackers then begin a new run")
+    about = (folder.path, config, known.decode())
     feeds = [Feed(name, partial(OPENERS[name], *about), metrics.say) for name in names]
     metrics.listeners += [feed.put for feed in feeds]
     try:

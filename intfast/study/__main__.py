@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from intfast.state.command import say
+
 COMMANDS = {
     "report": "run folders -> one HTML page",
     "compare": "several arms from one config, in one table",
@@ -20,9 +22,7 @@ def main(arguments: Sequence[str]) -> int:
         return importlib.import_module(f"intfast.study.{arguments[0]}").main(arguments[1:])
     rows = "".join(f"\n  {name:8} {what}" for name, what in COMMANDS.items())
     usage = f"usage: python -m intfast.study COMMAND ...\n{rows}\n\nCOMMAND --help explains one."
-    asked = bool({"--help", "-h"} & set(arguments))
-    print(usage, file=sys.stdout if asked else sys.stderr)
-    return 0 if asked else 2
+    return say(usage, 0 if {"--help", "-h"} & set(arguments) else 2)
 
 
 if __name__ == "__main__":

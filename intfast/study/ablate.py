@@ -5,13 +5,12 @@ python -m intfast.study ablate RUN [key.sub=value ...]
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from intfast import cli
-from intfast.state.command import outcome
+from intfast.state.command import outcome, say
 from intfast.state.runfolder import PROMPT_TIME, write_json
 from intfast.study import derive
 from intfast.study.read import read_evaluations
@@ -105,11 +104,9 @@ def _check_settings(words: Sequence[str]) -> None:
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code, as `intfast.train` does."""
     if "--help" in arguments or "-h" in arguments:
-        print(USAGE)
-        return 0
+        return say(USAGE)
     if not arguments or "=" in arguments[0]:
-        print(USAGE, file=sys.stderr)
-        return 2
-    with outcome("the same command continues") as ended:
-        ablate(Path(arguments[0]), arguments[1:])
+        return say(USAGE, 2)
+    with outcome("the same command continues", goes_on=True) as ended:
+        ablate(cli.expanded(arguments[0]), arguments[1:])
     return ended.code

@@ -5,20 +5,18 @@ python -m intfast.compare CONFIG.toml [arms=rl,int_rl] [seeds=0,1,2] [key.sub=va
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from intfast import cli
+from intfast import checks, cli
 from intfast.config import Config
 from intfast.safe_text import shown
-from intfast.state.command import outcome
-from intfast.state.files import write_atomic
+from intfast.state.command import outcome, say
+from intfast.state.files import read_json, write_atomic
 from intfast.state.runfolder import PROMPT_TIME, write_json
 from intfast.study import arms, derive
-from intfast.study.read import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -261,7 +259,9 @@ def show(plan: Plan, console: Console) -> None:
     configs = {name: plan.config(name, seed) for name in arms.runs(plan.names)}
     base = plan.config("base", seed)
     weights.check(weights.resolve(base.model.path))
-    num = max((len(intake.load(config, console)[0]) for config in configs.values()), default=0)
+    # All arms read the same data; one that needs references says where there are none.
+    reader = next((config for config in configs.values() if config.needs_references), base)
+    num = len(intake.load(reader, console)[0])
     for name, config in configs.items():
         rows = [row for row in plan.names if arms.run_of(row, plan.names) == name]
         _say(console, f"\n{name} (rows: {', '.join(rows)})")
@@ -284,16 +284,16 @@ def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code, as `intfast.train` does."""
     if "--help" in arguments or "-h" in arguments:
         rows = (f"  {name:15} {arm.label}" for name, arm in arms.ARMS.items())
-        print(USAGE + "\n".join(rows))
-        return 0
+        return say(USAGE + "\n".join(rows))
+    dry_run = "--dry-run" in arguments
     words = [word for word in arguments if word != "--dry-run"]
     if not words or "=" in words[0]:
-        print(USAGE.split("\n\n")[0] + "\n\n--help explains more.", file=sys.stderr)
-        return 2
+        return say(USAGE.split("\n\n")[0] + "\n\n--help explains more.", 2)
 
-    with outcome("the same command continues this comparison") as ended:
+    with outcome("the same command continues this comparison", goes_on=not dry_run) as ended:
         plan = read_plan(words)
+        checks.check_paths(plan.config("base", plan.seeds[0]))
         from intfast.state.metrics import make_console
 
-        (show if "--dry-run" in arguments else run)(plan, make_console())
+        (show if dry_run else run)(plan, make_console())
     return ended.code

@@ -15,10 +15,11 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from intfast import cli
+from intfast.state.files import read_json
 from intfast.study import arms, compare_table
 from intfast.study.charts import Line, Point, bar, chart, dotted, legend, percent
 from intfast.study.page_data import Section, origin, toml
-from intfast.study.read import read_figures, read_json, read_rows
+from intfast.study.read import read_figures, read_rows
 from intfast.study.results import PASS, TOLD_APART, counted, sampling
 from intfast.study.sections import code_table, figures_of, versions
 from intfast.study.tables import Cell, Table, element, fold, heads, note, reading

@@ -15,10 +15,11 @@ import msgspec
 
 from intfast import cli
 from intfast.evaluate import Estimate, Evaluation, ProblemCounts, pass_at_k
+from intfast.state.files import read_json
 from intfast.study import arms
 from intfast.study.charts import dot, whisker
 from intfast.study.paired import bootstrap_seeds
-from intfast.study.read import read_evaluations, read_json, read_rows
+from intfast.study.read import read_evaluations, read_rows
 from intfast.study.tables import Cell, Column, Table, element, heads, interval, reading, short
 
 COLLECTION = ("attempts", "verify", "continue", "guided")

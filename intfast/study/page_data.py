@@ -18,7 +18,8 @@ from intfast.config import Config
 from intfast.evaluate import Evaluation
 from intfast.labels import LABELS, Weights, in_order
 from intfast.records import Attempt, Continuation, Intervention
-from intfast.study.read import read_evaluations, read_figures, read_json, read_rows
+from intfast.state.files import read_json
+from intfast.study.read import read_evaluations, read_figures, read_rows
 from intfast.study.tables import element
 
 SHOWS = {

@@ -9,6 +9,7 @@ import msgspec
 
 from intfast.evaluate import Estimate, Evaluation
 from intfast.records import Problem, Record
+from intfast.state.files import read_json
 
 
 class TokenLogprobs(Record):
@@ -76,15 +77,9 @@ def read_problems(path: Path, finished: bool = False) -> dict[str, Problem]:
     return found
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where it does not exist."""
-    return msgspec.json.decode(path.read_bytes()) if path.is_file() else None
-
-
 def read_evaluations(folder: Path) -> dict[str, Evaluation]:
     """The evaluations of a run so far, by key."""
-    stored = read_json(folder / "evaluations.json") or {}
-    return {key: msgspec.convert(value, Evaluation) for key, value in stored.items()}
+    return read_json(folder / "evaluations.json", dict[str, Evaluation]) or {}
 
 
 def read_figures(path: Path) -> Any:

@@ -112,14 +112,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m intfast.study regrade", description=main.__doc__
     )
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--problems", type=Path, help="default: problems.jsonl beside FILE")
+    parser.add_argument("file", type=cli.expanded)
+    parser.add_argument("--problems", type=cli.expanded, help="default: problems.jsonl beside FILE")
     parser.add_argument("--mode", help='default: as in config.toml beside FILE, else "boxed"')
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout-s", type=float, default=10.0)
-    options = parser.parse_args(arguments)
-
     with outcome("nothing was graded") as ended:
+        options = parser.parse_args(arguments)
         config = options.file.with_name("config.toml")
         mode = options.mode or (cli.load(config).grade.mode if config.is_file() else "boxed")
         with Grader(mode, options.workers, options.timeout_s) as grader:

@@ -21,10 +21,10 @@ import msgspec
 from markupsafe import Markup
 
 import intfast
-from intfast import intervene
+from intfast import cli, intervene
 from intfast.labels import STARTS
 from intfast.safe_text import shown
-from intfast.state.command import outcome
+from intfast.state.command import outcome, say
 from intfast.state.files import write_atomic
 from intfast.study import compare_page, results, sections
 from intfast.study.browser import browse
@@ -121,8 +121,7 @@ def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code, as `intfast.train` does."""
     words = list(arguments)
     if not words or "--help" in words or "-h" in words:
-        print(USAGE)
-        return 0 if words else 2
+        return say(USAGE, 0 if words else 2)
 
     with outcome("nothing was written") as ended:
         name = ""
@@ -135,7 +134,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(f"unknown option {unknown[0]}; see --help")
         if not words:
             raise ValueError("expected at least one run folder, got none")
-        runs = [Path(word) for word in words]
+        runs = [cli.expanded(word) for word in words]
         usual = (runs[0] if len(runs) == 1 else Path()) / "report.html"
-        print(shown(f"wrote {write(runs, Path(name) if name else usual)}"))
+        print(shown(f"wrote {write(runs, cli.expanded(name) if name else usual)}"))
     return ended.code

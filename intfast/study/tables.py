@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import rich.table
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
 from intfast.evaluate import Estimate
@@ -61,16 +63,9 @@ class Table(NamedTuple):
     style: str = ""
     """A class of the page."""
 
-    def rich(self) -> rich.table.Table:
+    def rich(self) -> _Fitted:
         """For the console."""
-        columns, rows = self._of("text")
-        table = rich.table.Table(title=self.title, title_justify="left", caption_justify="left")
-        table.caption = self.caption or None
-        for column in columns:
-            table.add_column(column.name, justify="right" if column.kind == "num" else "left")
-        for row in rows:
-            table.add_row(*(Text(shown(cell)) for cell in row))
-        return table
+        return _Fitted(self)
 
     def markdown(self) -> list[str]:
         """Lines of a Markdown file, without the title."""
@@ -87,6 +82,55 @@ class Table(NamedTuple):
     def _of(self, place: str) -> tuple[list[Column], list[list[str]]]:
         kept = [i for i, column in enumerate(self.columns) if column.only in ("", place)]
         return [self.columns[i] for i in kept], [[row[i] for i in kept] for row in self.rows]
+
+
+class _Fitted(NamedTuple):
+    """A table for a console of any width, which cuts no number: where it is too narrow, intervals
+    go below their values, then columns below others, behind the first one again."""
+
+    table: Table
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[rich.table.Table]:
+        columns, rows = self.table._of("text")
+        # The text of each column, its heading first.
+        texts = [[c.name, *(shown(row[i]) for row in rows)] for i, c in enumerate(columns)]
+        room = options.max_width - 1
+        if sum(map(_need, columns, texts)) > room:
+            texts = [[text.replace(" [", "\n[") for text in column] for column in texts]
+        needs = list(map(_need, columns, texts))
+        stacks = [[0]]
+        for place, need in list(enumerate(needs))[1:]:
+            if len(stacks[-1]) > 1 and sum(needs[i] for i in stacks[-1]) + need > room:
+                stacks.append([0])
+            stacks[-1].append(place)
+        for stack in stacks:
+            part = rich.table.Table(title_justify="left", caption_justify="left")
+            part.title = self.table.title if stack is stacks[0] else None
+            part.caption = self.table.caption or None if stack is stacks[-1] else None
+            left = room - sum(needs[i] for i in stack)
+            for i in stack:
+                width = max(
+                    _FRAME + cell_len(line) for text in texts[i] for line in text.split("\n")
+                )
+                width = min(width, needs[i] + max(0, left))
+                left -= width - needs[i]
+                side = "right" if columns[i].kind == "num" else "left"
+                part.add_column(texts[i][0], justify=side, width=width - _FRAME, overflow="fold")
+            for cells in zip(*(texts[i][1:] for i in stack), strict=True):
+                part.add_row(*map(Text, cells))
+            yield part
+
+
+_FRAME = 3
+"""Characters around a cell."""
+
+
+def _need(column: Column, texts: list[str]) -> int:
+    """Characters below which a column would be cut: in its lines of figures, in words of texts."""
+    head, *cells = texts
+    lines = (text.split("\n") if column.kind == "num" else text.split() for text in cells)
+    pieces = [*head.split(), *(piece for line in lines for piece in line)]
+    return _FRAME + max(map(cell_len, pieces), default=0)
 
 
 # --- cells -------------------------------------------------------------------------------------
