@@ -120,8 +120,6 @@ def graders():
         "answers.last_boxed": answers.last_boxed,
         "answers.all_boxed": answers.all_boxed,
         "answers.extract": lambda text: answers.extract(text, "stated"),
-        "answers.normalise": answers.normalise,
-        "answers.number": answers.number,
         "answers.compare_quickly": lambda text: answers.compare_quickly("12", text),
         "answers.compare_quickly, gold": lambda text: answers.compare_quickly(text, "12"),
     }
