@@ -119,6 +119,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     path = weights.resolve(config.model.path)
     weights.check(path)
     tokenizer = load_tokenizer(path)
+    # Tomorrow's prompts are today's, also of a template that writes the date.
     started = prompt_time(Path(config.run))
     style = style_of(config.prompt, tokenizer, started)
     # Before the engine starts: it tests its bits with this number of threads.
