@@ -38,8 +38,8 @@ class ModelConfig(Settings):
     """Storage of the weights; the optimizer always keeps fp32 masters."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" is CUDA where torch sees it, else the CPU; the choice is printed."""
-    kernels: Literal["torch", "liger"] = "torch"
-    """Norms, rotary embedding and SwiGLU: plain torch, or Liger's Triton kernels on CUDA."""
+    kernels: Literal["torch", "liger", "fused"] = "torch"
+    """Norms, rotary embedding, SwiGLU: plain torch; on CUDA Liger's, or our own fused kernels."""
     activation_checkpointing: bool = False
     """Recompute activations in backward: about a third more time, much less memory."""
     threads: int | None = None

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from tiny import FAMILIES, LLAMA3_ROPE, YARN_ROPE, config_dict, hf_model
 from torch.autograd import gradcheck
 
-from intfast.model.decoder import Architecture, Decoder, PackedAttention, _Normalise, _Rotate
+from intfast.kernels.norm_rope import HeadNorms
+from intfast.model.decoder import Architecture, Decoder, PackedAttention
+from intfast.model.layer_ops import TORCH
 from intfast.model.weights import slices
 
 LENGTHS = [5, 1, 33, 50, 7, 48]
@@ -325,16 +327,23 @@ def test_gradients_of_the_elementwise_operations():
     def random(*shape, seed):
         return torch.randn(shape, generator=generator(seed), dtype=torch.float64).requires_grad_()
 
-    x = random(5, 3, 6, seed=0)
-    assert gradcheck(lambda x, w: _Normalise.apply(x[:, 1:], w, 1e-5), (x, random(6, seed=1)))
+    x, weight = random(5, 4, 6, seed=0), random(6, seed=1)
     angle = torch.arange(5.0, dtype=torch.float64)[:, None, None] * torch.tensor([1, 0.3, 0.1] * 2)
     cos, sin = 1.5 * angle.cos(), 1.5 * angle.sin()
-    assert gradcheck(lambda x: _Rotate.apply(x, cos, sin), (x,))
+    assert gradcheck(
+        lambda x, w: TORCH.norm_rope(x, 1, cos, sin, HeadNorms(w, w, 1e-5)), (x, weight)
+    )
+    assert gradcheck(lambda x: TORCH.norm_rope(x, 1, cos, sin, None), (x,))
+    flat = x.detach().flatten(1)[:, :6].requires_grad_()
+    assert gradcheck(lambda x, w: TORCH.add_rms_norm(x, x, w, 1e-5), (flat, weight))
 
 
 def test_kernels_must_be_known():
-    with pytest.raises(ValueError, match="kernels: expected 'torch' or 'liger', got 'cuda'"):
+    with pytest.raises(ValueError, match=r"kernels: expected one of .*'fused'.*, got 'cuda'"):
         Decoder(Architecture.from_hf(config_dict("qwen3")), kernels="cuda")
+    wide = Architecture.from_hf(config_dict("qwen3") | {"hidden_size": 16_384})
+    with pytest.raises(ValueError, match=r"expected 'torch' or 'liger', got 'fused'.*8192"):
+        Decoder(wide, kernels="fused", device="meta")
     if importlib.util.find_spec("liger_kernel") is None:
         with pytest.raises(RuntimeError, match="install it or choose 'torch'"):
             Decoder(Architecture.from_hf(config_dict("qwen3")), kernels="liger")
@@ -342,7 +351,7 @@ def test_kernels_must_be_known():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kernels", ["torch", "liger"])
+@pytest.mark.parametrize("kernels", ["torch", "liger", "fused"])
 @pytest.mark.parametrize("case", ["llama", "mistral-window", "qwen3"])
 def test_bf16_on_cuda_is_as_accurate_as_on_the_cpu(case, kernels):
     if kernels == "liger":

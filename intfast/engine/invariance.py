@@ -166,7 +166,7 @@ def _layer(decoder: Decoder, shapes: Shapes, made: torch.Generator) -> bool:
         position = position_T[rows]
         step = cache.Step(kept, position, int(position.max()), shapes)
         rope = decoder._rope(position, dtype)
-        return decoder.model.norm(decoder.model.layers[0](x_TD[rows], rope, step, None))
+        return decoder.model.norm(decoder.model.layers[0](x_TD[rows], rope, step, None))[1]
 
     whole = run(torch.arange(num_rows))
     return all(

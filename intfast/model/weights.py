@@ -11,13 +11,14 @@ import os
 import re
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from intfast.model import folder as model_folder
 from intfast.model.decoder import Architecture, Decoder
+from intfast.model.layer_ops import Kernels
 from intfast.state import files, interrupt, tensorfile
 
 SINGLE = "model.safetensors"
@@ -91,7 +92,7 @@ def load(
     path: str | os.PathLike[str],
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    kernels: Literal["torch", "liger"] = "torch",
+    kernels: Kernels = "torch",
 ) -> tuple[Decoder, dict[str, Any]]:
     """The decoder of a Hugging Face folder or hub id, and the content of its config.json.
 
