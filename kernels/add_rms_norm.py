@@ -47,7 +47,7 @@ def _add_and_normalise(
     if ADD:
         delta = tl.load(delta_ptr + row * stride_delta + cols, mask=inside, other=0.0)
         # What is normalised is the stream as others read it: rounded.
-        x = (x.to(tl.float32) + delta.to(tl.float32)).to(stream_ptr.dtype.element_ty)
+        x = (x.to(tl.float32) + delta.to(tl.float32)).to(x.dtype)
         tl.store(stream_ptr + row * D + cols, x, mask=inside)
     x = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, 0) / D + eps)

@@ -34,10 +34,11 @@ class HeadNorms(NamedTuple):
 
 @jit
 def _turn(
-    x_at,
+    x_ptr,
     weight_ptr,
-    out_at,
-    num_heads,
+    out_ptr,
+    first,
+    last,
     stride_x,
     cos,
     sin,
@@ -47,17 +48,17 @@ def _turn(
     BLOCK_K: tl.constexpr,
     NORM: tl.constexpr,
 ):
-    """One token's heads of one kind."""
+    """One token's heads first..last, which are of one kind."""
     HALF: tl.constexpr = SIZE // 2
     low_at = tl.arange(0, BLOCK_K)
     in_half = low_at < HALF
     if NORM:
         weight_low = tl.load(weight_ptr + low_at, mask=in_half, other=0.0).to(tl.float32)
         weight_high = tl.load(weight_ptr + low_at + HALF, mask=in_half, other=0.0).to(tl.float32)
-    for start in range(0, num_heads, BLOCK_H):
+    for start in range(first, last, BLOCK_H):
         head = (start + tl.arange(0, BLOCK_H)).to(tl.int64)
-        inside = (head < num_heads)[:, None] & in_half[None, :]
-        at = x_at + head[:, None] * stride_x + low_at[None, :]
+        inside = (head < last)[:, None] & in_half[None, :]
+        at = x_ptr + head[:, None] * stride_x + low_at[None, :]
         low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         high = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
         if NORM:
@@ -65,8 +66,8 @@ def _turn(
             scale = tl.rsqrt(square / SIZE + eps)[:, None]
             low = low * scale * weight_low[None, :]
             high = high * scale * weight_high[None, :]
-        to = out_at + head[:, None] * SIZE + low_at[None, :]
-        dtype = out_at.dtype.element_ty
+        to = out_ptr + head[:, None] * SIZE + low_at[None, :]
+        dtype = out_ptr.dtype.element_ty
         tl.store(to, (low * cos[None, :] - high * sin[None, :]).to(dtype), mask=inside)
         tl.store(to + HALF, (high * cos[None, :] + low * sin[None, :]).to(dtype), mask=inside)
 
@@ -97,24 +98,26 @@ def _forward_of_a_token(
     in_half = low_at < SIZE // 2
     cos = tl.load(cos_ptr + row * stride_cos + low_at, mask=in_half, other=0.0).to(tl.float32)
     sin = tl.load(sin_ptr + row * stride_sin + low_at, mask=in_half, other=0.0).to(tl.float32)
-    first_key = tl.cast(H, tl.int64)
-    x_at = qkv_ptr + row * stride_token
-    out_at = out_ptr + row * ((H + J) * SIZE)
+    x_ptr = qkv_ptr + row * stride_token
+    out_ptr += row * ((H + J) * SIZE)
     _turn(
-        x_at, query_weight_ptr, out_at, H, stride_head, cos, sin, eps, SIZE, BLOCK_H, BLOCK_K, NORM
-    )
-    x_at += first_key * stride_head
-    out_at += first_key * SIZE
-    _turn(x_at, key_weight_ptr, out_at, J, stride_head, cos, sin, eps, SIZE, BLOCK_H, BLOCK_K, NORM)
+        x_ptr, query_weight_ptr, out_ptr, 0, H, stride_head, cos, sin, eps,
+        SIZE, BLOCK_H, BLOCK_K, NORM,
+    )  # fmt: skip
+    _turn(
+        x_ptr, key_weight_ptr, out_ptr, H, H + J, stride_head, cos, sin, eps,
+        SIZE, BLOCK_H, BLOCK_K, NORM,
+    )  # fmt: skip
 
 
 @jit
 def _turn_back(
-    grad_at,
-    x_at,
+    grad_ptr,
+    x_ptr,
     weight_ptr,
-    out_at,
-    num_heads,
+    out_ptr,
+    first,
+    last,
     stride_grad,
     stride_x,
     cos,
@@ -126,7 +129,7 @@ def _turn_back(
     BLOCK_K: tl.constexpr,
     NORM: tl.constexpr,
 ):
-    """One token's gradient of some heads; returns the gradient of both halves of the weight."""
+    """One token's gradient of heads first..last; returns that of both halves of their weight."""
     HALF: tl.constexpr = SIZE // 2
     low_at = tl.arange(0, BLOCK_K)
     in_half = low_at < HALF
@@ -135,17 +138,17 @@ def _turn_back(
     if NORM:
         weight_low = tl.load(weight_ptr + low_at, mask=in_half, other=0.0).to(tl.float32)
         weight_high = tl.load(weight_ptr + low_at + HALF, mask=in_half, other=0.0).to(tl.float32)
-    for start in range(0, num_heads, BLOCK_H):
+    for start in range(first, last, BLOCK_H):
         head = (start + tl.arange(0, BLOCK_H)).to(tl.int64)
-        used = head < tl.where(live, num_heads, 0)
+        used = head < tl.where(live, last, 0)
         inside = used[:, None] & in_half[None, :]
-        at = grad_at + head[:, None] * stride_grad + low_at[None, :]
+        at = grad_ptr + (head - first)[:, None] * stride_grad + low_at[None, :]
         turned_low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         turned_high = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
         low = turned_low * cos[None, :] + turned_high * sin[None, :]
         high = turned_high * cos[None, :] - turned_low * sin[None, :]
         if NORM:
-            at = x_at + head[:, None] * stride_x + low_at[None, :]
+            at = x_ptr + head[:, None] * stride_x + low_at[None, :]
             x_low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
             x_high = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
             square = tl.sum(x_low * x_low, 1) + tl.sum(x_high * x_high, 1)
@@ -157,9 +160,9 @@ def _turn_back(
             low, high = low * weight_low[None, :], high * weight_high[None, :]
             along = ((tl.sum(low * x_low, 1) + tl.sum(high * x_high, 1)) / SIZE)[:, None]
             low, high = (low - x_low * along) * scale, (high - x_high * along) * scale
-        to = out_at + head[:, None] * SIZE + low_at[None, :]
-        tl.store(to, low.to(out_at.dtype.element_ty), mask=inside)
-        tl.store(to + HALF, high.to(out_at.dtype.element_ty), mask=inside)
+        to = out_ptr + head[:, None] * SIZE + low_at[None, :]
+        tl.store(to, low.to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(to + HALF, high.to(out_ptr.dtype.element_ty), mask=inside)
     return dweight_low, dweight_high
 
 
@@ -203,36 +206,33 @@ def _gradients_of_tokens(
     query_high = tl.zeros((BLOCK_K,), tl.float32)
     key_low = tl.zeros((BLOCK_K,), tl.float32)
     key_high = tl.zeros((BLOCK_K,), tl.float32)
-    first_key = tl.cast(H, tl.int64)
     for step in range(0, rows_each):
         row = program * rows_each + step
         live = row < T
         mask = low_at < tl.where(live, HALF, 0)
         cos = tl.load(cos_ptr + row * stride_cos + low_at, mask=mask, other=0.0).to(tl.float32)
         sin = tl.load(sin_ptr + row * stride_sin + low_at, mask=mask, other=0.0).to(tl.float32)
-        x_at = qkv_ptr + row * stride_token
-        out_at = dqkv_ptr + row * ((H + 2 * J) * SIZE)
+        x_ptr = qkv_ptr + row * stride_token
+        out_ptr = dqkv_ptr + row * ((H + 2 * J) * SIZE)
         low, high = _turn_back(
-            dquery_ptr + row * stride_dquery, x_at, query_weight_ptr, out_at, H,
+            dquery_ptr + row * stride_dquery, x_ptr, query_weight_ptr, out_ptr, 0, H,
             stride_dquery_head, stride_head, cos, sin, live, eps, SIZE, BLOCK_H, BLOCK_K, NORM,
         )  # fmt: skip
         query_low += low
         query_high += high
-        x_at += first_key * stride_head
-        out_at += first_key * SIZE
         low, high = _turn_back(
-            dkey_ptr + row * stride_dkey, x_at, key_weight_ptr, out_at, J,
+            dkey_ptr + row * stride_dkey, x_ptr, key_weight_ptr, out_ptr, H, H + J,
             stride_dkey_head, stride_head, cos, sin, live, eps, SIZE, BLOCK_H, BLOCK_K, NORM,
         )  # fmt: skip
         key_low += low
         key_high += high
-        out_at += J * SIZE
+        # Values pass unchanged.
         for start in range(0, J, BLOCK_H):
             head = (start + tl.arange(0, BLOCK_H)).to(tl.int64)
             inside = (head < tl.where(live, J, 0))[:, None] & in_half[None, :]
             at = dvalue_ptr + row * stride_dvalue + head[:, None] * stride_dvalue_head
             at += low_at[None, :]
-            to = out_at + head[:, None] * SIZE + low_at[None, :]
+            to = out_ptr + (head + H + J)[:, None] * SIZE + low_at[None, :]
             tl.store(to, tl.load(at, mask=inside, other=0.0), mask=inside)
             tl.store(to + HALF, tl.load(at + HALF, mask=inside, other=0.0), mask=inside)
     if NORM:

@@ -41,7 +41,8 @@ def _gate_gradient(
     up = tl.load(at + width, mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(dout_ptr + row * stride_dout + cols, mask=inside, other=0.0).to(tl.float32)
     share = tl.sigmoid(gate)
-    dup = grad * gate * share
+    # In this order: grad * gate may leave fp32 where the share is zero.
+    dup = grad * (gate * share)
     dgate = grad * up * share * (1.0 + gate * (1.0 - share))
     to = dgate_up_ptr + row * (2 * width) + cols
     tl.store(to, dgate.to(dgate_up_ptr.dtype.element_ty), mask=inside)
