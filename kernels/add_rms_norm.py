@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .head.plan import NAMESPACE, expect
-from .launch import Path, jit, power_of_two, programs, takes_triton, tl, unit_stride
+from .launch import Path, generates, jit, power_of_two, programs, takes_triton, tl, unit_stride
 
 MAX_WIDTH = 8192
 """Of the Triton path: a row is held in registers."""
@@ -206,7 +206,7 @@ class _Normalise(torch.autograd.Function):
 def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The plain path's norm of the last axis, of any number of axes."""
     # One call instead of three: a decode step of a small model is mostly calls.
-    if torch.is_inference_mode_enabled():
+    if generates():
         return F.rms_norm(x, weight.shape, None, eps) * weight
     return _Normalise.apply(x, weight, eps)
 

@@ -40,6 +40,11 @@ def takes_triton(path: Path, tensor: Tensor, dtypes: tuple[torch.dtype, ...] = F
     return True
 
 
+def generates() -> bool:
+    """Whether inference mode is on, where few calls count; not while torch.compile traces."""
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+
+
 def programs(num_rows: int, device: torch.device, each: int) -> int:
     """How many programs share the rows of a kernel that sums over them: `each` per multiprocessor.
 

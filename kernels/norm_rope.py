@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .add_rms_norm import normalise
 from .head.plan import NAMESPACE, expect
-from .launch import Path, jit, power_of_two, programs, takes_triton, tl, unit_stride
+from .launch import Path, generates, jit, power_of_two, programs, takes_triton, tl, unit_stride
 
 
 class HeadNorms(NamedTuple):
@@ -334,8 +334,10 @@ class _NormRope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dquery: Tensor, dkey: Tensor, dvalue: Tensor):
-        dqkv, dweights = _backward(dquery, dkey, dvalue, *ctx.saved_tensors, ctx.eps)
-        dweights = dweights.unbind() if ctx.saved_tensors[0] is not None else (None, None)
+        # Read once: under checkpointing a second look would compute the forward again.
+        held = ctx.saved_tensors
+        dqkv, dweights = _backward(dquery, dkey, dvalue, *held, ctx.eps)
+        dweights = (None, None) if held[0] is None else dweights.unbind()
         return dqkv, None, None, None, *dweights, None
 
 
@@ -367,7 +369,7 @@ def _plain(
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads = (qkv_TNK.shape[1] - 2 * num_kv, num_kv)
     query, key, value = qkv_TNK.split((*heads, num_kv), 1)
-    if torch.is_inference_mode_enabled():
+    if generates():
         # Queries and keys together: half the calls of a decode step.
         both = qkv_TNK[:, :-num_kv]
         if norms is not None:
