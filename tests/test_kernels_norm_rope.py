@@ -200,6 +200,27 @@ def test_large_and_small_numbers(path, scale):
         assert ((parts(got).double() - parts(truth)).abs() <= allowed).all()
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_an_eps_of_zero_leaves_the_sums_over_tokens_finite(path):
+    """What a block of heads or a last program reads past the end is zero: no scale may see it."""
+    shape = SHAPES[0]
+    given = leaves(shape, torch.float32)
+    cos, sin = angles(shape[0], shape[3], torch.float32)
+
+    def run(function, **kwargs):
+        def call_it(qkv, *weights):
+            norms = HeadNorms(*weights, 0.0)
+            return function(qkv, shape[2], cos.to(qkv), sin.to(qkv), norms, **kwargs)
+
+        return call_it
+
+    _, grads = outcome(run(norm_rope, path=path), *given)
+    _, true_grads = outcome(run(definition.norm_rope), *given, dtype=torch.float64)
+    for got, truth in zip(grads, true_grads, strict=True):
+        bound = bounds.of_sum(sum(shape), 8 * float(truth.abs().max()))
+        assert (got.double() - truth).abs().max() <= bound
+
+
 def test_generation_makes_the_same_with_fewer_calls():
     """Queries and keys together; the bits are those of training."""
     for norms in (True, False):
