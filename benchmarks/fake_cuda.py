@@ -11,12 +11,9 @@ the Python of the CUDA path and its traffic, not its numbers and not its time.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
@@ -29,7 +26,8 @@ from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from intfast.kernels.head.plan import HAS_TRITON, NAMESPACE
+from benchmarks import fake_twins as twins
+from intfast.kernels.head.plan import HAS_TRITON
 
 ROOT = Path(__file__).parents[1]
 CUDA = torch.device("cuda", 0)
@@ -132,7 +130,8 @@ class FakeCuda:
             "get_device_properties": CARD, "max_memory_allocated": 0, "memory_allocated": 0,
             "mem_get_info": (78 * 10**9, CARD.total_memory), "reset_peak_memory_stats": None,
             "is_current_stream_capturing": False, "is_bf16_supported": True,
-            "get_rng_state_all": [], "set_rng_state_all": None,
+            "get_rng_state_all": [], "set_rng_state_all": None, "_exchange_device": 0,
+            "_maybe_exchange_device": 0,
         }  # fmt: skip
         made = [
             (cuda, name, lambda *_, value=value, **__: value) for name, value in answers.items()
@@ -162,7 +161,7 @@ class FakeCuda:
         flat = tree_flatten((args, kwargs))[0]
         fakes = [x for x in flat if isinstance(x, FakeTensor)]
         if not fakes:
-            return func(*args, **kwargs)
+            return self._made_here(func, args, kwargs)
         name = func._schema.name.split("::")[1]
         self._check_devices(func, name, args, flat)
         if name in READS:
@@ -178,7 +177,7 @@ class FakeCuda:
             kwargs |= {"device": self.data, "pin_memory": None}
         # Data is data: whether a gradient is wanted was settled above this.
         with torch.inference_mode(False), torch.no_grad():
-            out = _twin(func, name, args, kwargs)
+            out = twins.run(func, args, kwargs)
         if self.counting:
             self._count(func, name, args, kwargs, out)
         # What was changed in place is the tensor that it was.
@@ -190,6 +189,15 @@ class FakeCuda:
             return known[id(x)] if id(x) in known else FakeTensor(x, self)
 
         return tree_map(wrapped, out)
+
+    def _made_here(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """An operator without a tensor of the device, which may make one."""
+        device = kwargs.get("device")
+        if device is None or device.type != "cuda":
+            return func(*args, **kwargs)
+        if any(isinstance(x, Tensor) for x in args):
+            self.wait("copy from the host")
+        return FakeTensor(func(*args, **kwargs | {"device": self.data}), self)
 
     def _triton(self, *args: Any, **kwargs: Any) -> None:
         """A Triton kernel that no operator hides, as Liger's: counted, and never computed."""
@@ -263,8 +271,10 @@ class _Functions(TorchFunctionMode):
         if name == "numpy" and isinstance(first, FakeTensor):
             raise TypeError("can't convert cuda:0 device type tensor to numpy; use .cpu() first")
         device = kwargs.get("device")
-        if device is None or torch.device(device).type != "cuda":
+        if device is None:
             return func(*args, **kwargs)
+        if torch.device(device).type != "cuda":
+            return func(*tree_map(_data, args), **kwargs)
         if name in ("tensor", "as_tensor"):
             watch.wait("copy from the host")
         made = func(*args, **kwargs | {"device": "cpu" if first is None else watch.data})
@@ -313,96 +323,3 @@ def _data(x: Any) -> Any:
 def _bytes(value: Any) -> int:
     tensors = (x for x in tree_flatten(value)[0] if isinstance(x, Tensor))
     return sum(x.numel() * x.element_size() for x in tensors)
-
-
-# --- twins of what only CUDA computes ----------------------------------------------------------
-
-
-def _twin(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-    """The result of an operator on the data."""
-    if func.namespace == NAMESPACE:
-        return func(*map(_plain_path, args), **kwargs)
-    if name in TWINS and (name != "mm" or func._overloadname == "dtype"):
-        return TWINS[name](_named(func, args, kwargs))
-    return func(*args, **kwargs)
-
-
-def _plain_path(argument: Any) -> Any:
-    """A path or a head's recipe that asks for Triton, as one that asks for torch."""
-    if argument == "triton":
-        return "plain"
-    path, *rest = argument.split(" ") if isinstance(argument, str) else [""]
-    return " ".join(("plain", *rest[:3], "")) if path in ("odds", "rows") else argument
-
-
-def _named(func: Any, args: Any, kwargs: dict[str, Any]) -> SimpleNamespace:
-    names = [argument.name for argument in func._schema.arguments]
-    return SimpleNamespace(**dict(zip(names, args, strict=False)), **kwargs)
-
-
-def _mm(call: SimpleNamespace) -> Tensor:
-    left, right = call.self, call.mat2
-    assert call.out_dtype == torch.float32 and left.dtype in (torch.bfloat16, torch.float16)
-    return left.float() @ right.float()
-
-
-def _varlen(call: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor]:
-    query, key = call.query, call.key
-    _check_flash(call)
-    out = torch.empty_like(query)
-    lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32)
-    for rows, (q, k, v), seen in _sequences(call):
-        scores = (q @ k.transpose(1, 2)).masked_fill(~seen, -math.inf)
-        lse[:, rows] = scores.logsumexp(-1)
-        out[rows] = (scores.softmax(-1) @ v).transpose(0, 1).to(query.dtype)
-    assert query.shape[1] % key.shape[1] == 0
-    return out, lse, torch.zeros(2, dtype=torch.uint64, device=query.device)
-
-
-def _varlen_backward(call: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor]:
-    _check_flash(call)
-    groups = call.key.shape[1]
-    grads = tuple(torch.empty_like(x) for x in (call.query, call.key, call.value))
-    scale = call.query.shape[-1] ** -0.5
-    for rows, (q, k, v), seen in _sequences(call):
-        grad = call.grad_out[rows].transpose(0, 1).float()
-        prob = (q @ k.transpose(1, 2)).masked_fill(~seen, -math.inf).softmax(-1)
-        along = grad @ v.transpose(1, 2)
-        scores = prob * (along - (along * prob).sum(-1, keepdim=True))
-        of_heads = (scores @ k * scale, scores.transpose(1, 2) @ q, prob.transpose(1, 2) @ grad)
-        for out, found in zip(grads, of_heads, strict=True):
-            if out is not grads[0]:
-                found = found.unflatten(0, (groups, -1)).sum(1)
-            out[rows] = found.transpose(0, 1).to(out.dtype)
-    return grads
-
-
-def _sequences(call: SimpleNamespace):
-    """(rows, scaled query with keys and values of all heads in fp32, what is seen) of each."""
-    if call.query.is_meta:
-        return
-    starts = call.cu_seq_q.tolist()
-    heads, width = call.query.shape[1:]
-    left = call.window_size[0] if call.window_size else -1
-    for start, end in pairwise(starts):
-        rows, length = slice(start, end), end - start
-        q, k, v = (x[rows].transpose(0, 1).float() for x in (call.query, call.key, call.value))
-        k, v = (x.repeat_interleave(heads // len(x), 0) for x in (k, v))
-        seen = torch.ones(length, length, dtype=torch.bool).tril()
-        yield rows, (q * width**-0.5, k, v), seen.triu(-left) if left >= 0 else seen
-
-
-def _check_flash(call: SimpleNamespace) -> None:
-    for x in (call.query, call.key, call.value):
-        assert x.dtype in (torch.bfloat16, torch.float16), x.dtype
-        assert x.stride(-1) == 1, x.stride()
-        assert x.shape[-1] % 8 == 0 and x.shape[-1] <= 256, f"head size {x.shape[-1]}"
-    assert call.cu_seq_q.dtype == torch.int32 and call.cu_seq_q.is_contiguous()
-    assert call.is_causal or call.window_size[1] == 0
-
-
-TWINS: dict[str, Callable[[SimpleNamespace], Any]] = {
-    "mm": _mm,
-    "_varlen_attn": _varlen,
-    "_varlen_attn_backward": _varlen_backward,
-}
