@@ -33,8 +33,9 @@ ROOT = Path(__file__).parents[1]
 CUDA = torch.device("cuda", 0)
 CARD = SimpleNamespace(name="Fake H100", total_memory=80 * 10**9, multi_processor_count=132)
 
-# The host looks at what the device made.
-READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"}
+# Why the host waits: for a number, or for how long a result is.
+READS = dict.fromkeys(("_local_scalar_dense", "is_nonzero", "equal"), "look")
+READS |= dict.fromkeys(("nonzero", "masked_select", "_unique2"), "unknown length")
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # They launch nothing, as the views do that a schema tells.
 NO_LAUNCH = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
@@ -164,14 +165,8 @@ class FakeCuda:
             return self._made_here(func, args, kwargs)
         name = func._schema.name.split("::")[1]
         self._check_devices(func, name, args, flat)
-        if name in READS:
-            self.wait(name)
-        if name in INDEXED and any(
-            isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1] or ()
-        ):
-            self.wait("boolean index")
-        if name == "repeat_interleave" and kwargs.get("output_size") is None:
-            self.wait("repeat_interleave without output_size")
+        if name in READS or self._has_unknown_length(func, name, args, kwargs):
+            self.wait(READS.get(name, "unknown length"))
         args, kwargs = tree_map(_data, (args, kwargs))
         if "device" in kwargs:
             kwargs |= {"device": self.data, "pin_memory": None}
@@ -189,6 +184,13 @@ class FakeCuda:
             return known[id(x)] if id(x) in known else FakeTensor(x, self)
 
         return tree_map(wrapped, out)
+
+    def _has_unknown_length(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+        if name in INDEXED:
+            return any(isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1])
+        is_repeat = name == "repeat_interleave" and kwargs.get("output_size") is None
+        # Repeats in a tensor are known to the device alone.
+        return is_repeat and func._overloadname in ("Tensor", "self_Tensor")
 
     def _made_here(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """An operator without a tensor of the device, which may make one."""
@@ -266,7 +268,7 @@ class _Functions(TorchFunctionMode):
         if name in ("to", "cuda", "cpu") and isinstance(first, Tensor):
             return self._move(func, name, args, kwargs)
         if name == "tolist" and isinstance(first, FakeTensor):
-            watch.wait("tolist")
+            watch.wait("look")
             return first.data_of_it.tolist()
         if name == "numpy" and isinstance(first, FakeTensor):
             raise TypeError("can't convert cuda:0 device type tensor to numpy; use .cpu() first")
