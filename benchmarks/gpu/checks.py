@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.group import Group, architecture, filled, relative
+from intfast.config import PolicyConfig
 from intfast.engine import cache
 from intfast.engine.native import NativeEngine
 from intfast.engine.protocol import Request, Sampling
-from intfast.kernels.head.plan import Head, plan_for
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import linear_objective
 from intfast.kernels.objectives import CrossEntropy, Streams
+from intfast.loss import head_plans
 from intfast.model.decoder import Architecture, PackedAttention
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -36,7 +37,7 @@ def odds(group: Group) -> None:
             target = torch.randint(vocabulary, (rows,), generator=made, device=device)
             hidden = 2 * torch.randn(rows, width, generator=made, device=device) / width**0.5
             leaves = [x.to(BF16).requires_grad_() for x in (hidden, weight)]
-            said.append(plan_for(rows, weight, Head(entropy="none", **path)).describe())
+            said.append(head_plans(leaves[1], rows, PolicyConfig(), 1.0)["sft"] + ":")
             found = [_head(*leaves, target, path) for _ in range(2)]
             with torch.no_grad():
                 entropy = linear_logprob(*leaves, target, entropy="value", **path)[1]

@@ -128,14 +128,19 @@ def relative(found: Tensor, exact: Tensor) -> float:
     return float((found.double().cpu() - exact).norm() / exact.norm().clamp(min=1e-30))
 
 
-def main(arguments: list[str]) -> int:
-    """Run one group; the exit status is 1 when a check failed."""
+def groups() -> dict[str, Callable[[Group], None]]:
+    """All groups by name."""
+    # Here, as both import this file.
     from benchmarks.gpu import checks, figures
 
+    return {**checks.GROUPS, **figures.GROUPS}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one group; the exit status is 1 when a check failed."""
     name, words = arguments[0], dict(word.split("=", 1) for word in arguments[1:])
     group = Group(name, words.pop("device", "cuda"), Path(words.pop("out", "gpu-out")), words)
-    run = {**checks.GROUPS, **figures.GROUPS}[name]
-    run(group)
+    groups()[name](group)
     group.store()
     print(f"GROUP {name}: {len(group.failed)} failed {group.failed}")
     return 1 if group.failed else 0

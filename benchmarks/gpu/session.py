@@ -14,14 +14,18 @@ import sys
 import tarfile
 import time
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LEAST_SECONDS = 15
 """With less left a step is not begun."""
-KEPT_LINES = ("CHECK", "FIGURE", "GROUP")
-"""How the lines of a step's output begin that the summary repeats."""
+KEPT_LINES = re.compile(
+    r"CHECK|FIGURE|GROUP|  gate:|.*( hot | cold |times as fast|tokens per second| passed| failed)"
+    r"|.*(loss head on|engine native|engine vllm)"
+)
+"""The lines of a step's output that the summary repeats."""
+MOST_LINES = 60
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Step:
     limit: float
     """Seconds after which it is killed, with all that it started."""
     command: list[str]
-    environment: dict[str, str] = field(default_factory=dict)
+    paths: tuple[Path, ...] = ()
+    """Folders to import from, behind all others."""
 
 
 @dataclass
@@ -59,7 +64,7 @@ class Session:
         self.out, self.work = out.resolve(), work.resolve()
         self.site, self.vllm = self.work / "site", self.work / "vllm"
         self.environment: dict[str, str] = {}
-        """Of every step from now on, beside `common`."""
+        """More variables, of every step from now on."""
         self.notes: list[str] = []
         self.results: list[tuple[str, str, list[str]]] = []
         """(name, status, lines for the summary) of each step; the status is "ok" or why not."""
@@ -115,7 +120,7 @@ class Session:
             process = subprocess.Popen(
                 step.command,
                 cwd=ROOT,
-                env=self._common() | self.environment | step.environment,
+                env=self._common(step) | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -124,8 +129,8 @@ class Session:
         now = time.monotonic()
         return Running(step, process, log, now, now + limit)
 
-    def _common(self) -> dict[str, str]:
-        paths = [str(ROOT), str(self.site), str(self.vllm), os.environ.get("PYTHONPATH", "")]
+    def _common(self, step: Step) -> dict[str, str]:
+        paths = [str(ROOT), str(self.site), *map(str, step.paths), os.environ.get("PYTHONPATH", "")]
         return os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "PYTHONUNBUFFERED": "1",
@@ -157,7 +162,7 @@ class Session:
         took = max(0.0, (ended if code is not None else time.monotonic()) - running.begin)
         status = {0: "ok", None: "TIME LIMIT"}.get(code, f"exit {code}")
         lines = running.log.read_text(errors="replace").splitlines()
-        kept = [line[:600] for line in lines if line.startswith(KEPT_LINES)]
+        kept = [line[:400] for line in lines if KEPT_LINES.match(line)][:MOST_LINES]
         kept += [] if status == "ok" else [f"| {line[:300]}" for line in lines[-14:]]
         self.results.append((step.name, status, kept))
         with (self.out / "log.txt").open("a") as log:

@@ -9,13 +9,8 @@ import sys
 from benchmarks.gpu.session import ROOT, Session, Step, python, said
 
 WHEELS, PACK = ROOT / "wheels", ROOT / "vllm"
-RUNGS: dict[str, dict[str, str]] = {
-    "as shipped": {},
-    "no warp specialisation": {"INTFAST_HEAD": "no-specialisation"},
-    "no TMA": {"INTFAST_HEAD": "no-tma"},
-    "rows path": {"INTFAST_HEAD": "rows"},
-}
-"""The ladder of the loss head: the environment of each rung, the youngest path first."""
+SWITCH, RUNGS = "INTFAST_HEAD", ("odds", "odds-no-ws", "odds-no-tma", "rows", "plain")
+"""Where the loss head starts on its ladder, from the youngest path down."""
 VLLM = [
     "--dtype", "bfloat16", "--shape", "0.6b", "--prompt", "512", "--new", "128",
     "--context", "4096", "--cache-gib", "8", "--warmup", "1",
@@ -50,20 +45,21 @@ def run(session: Session, part: str, device: str, names: list[str]) -> None:
 
 
 def climb(session: Session, make: Steps) -> None:
-    """Find the first rung on which the loss head is right; every later step stands on it."""
+    """Find the first rung from which the loss head is right; every later step starts there.
+
+    A rung that does not compile is left by the head itself. This is for one that hangs or is wrong:
+    it costs its own limit, and not that of every step.
+    """
     kept = session.work / "rung.txt"
-    rungs = [kept.read_text()] if kept.exists() else list(RUNGS)
+    rungs = [kept.read_text()] if kept.exists() else RUNGS
     for rung in rungs:
-        session.environment |= RUNGS[rung]
-        limit = 75 if rung == "as shipped" else 45
-        # A hang costs its limit once, and not that of every later step.
-        if session.run(make.check("odds", limit, name=f"loss head, {rung}")):
+        session.environment[SWITCH] = rung
+        if session.run(make.check("odds", 75 if rung == RUNGS[0] else 45, name=f"head_{rung}")):
             kept.write_text(rung)
-            return session.note(f"LOSS HEAD RUNS: {rung}")
+            return session.note(f"LOSS HEAD STARTS AT: {rung}")
     # The fault lies elsewhere, so nothing is changed.
-    for name in RUNGS[rungs[-1]]:
-        session.environment.pop(name)
-    session.note("THE LOSS HEAD IS WRONG ON EVERY RUNG: goes on as shipped")
+    del session.environment[SWITCH]
+    session.note("LOSS HEAD: wrong on every rung; goes on as shipped")
 
 
 def _look_around(session: Session) -> None:
@@ -108,12 +104,15 @@ class Steps:
         where = (f"run={folder}", f"model.device={self.device}", f"rollout.engine={engine}")
         small = SMALL_RUN if self.is_cpu else []
         module = ("-m", "intfast.train", f"configs/{config}.toml")
-        return Step(f"train_{name}", limit, python(*module, *where, *words, *small))
+        paths = (self.session.vllm,) if engine == "vllm" else ()
+        return Step(f"train_{name}", limit, python(*module, *where, *words, *small), paths)
 
     def bench(self, name: str, benchmark: str, limit: float, *words: str) -> Step:
         """A benchmark, whose rows come back."""
         words = (*words, "--device", self.device, "--results", str(self.session.out))
-        return Step(name, limit, python("-m", "benchmarks", benchmark, *words))
+        # A packed vLLM may bring other versions of packages, which concern nobody else.
+        paths = (self.session.vllm,) if benchmark == "vllm" else ()
+        return Step(name, limit, python("-m", "benchmarks", benchmark, *words), paths)
 
     def gpu_tests(self, limit: float) -> Step:
         """The kernel tests of a GPU; conftest.py serves other tests and imports transformers."""
