@@ -58,7 +58,7 @@ TYPES = {
             "gate_up_ptr",
             "dout_ptr",
             "dgate_up_ptr",
-            "qkv_ptr",
+            "both_ptr",
             "cos_ptr",
             "sin_ptr",
             "query_weight_ptr",
@@ -69,7 +69,7 @@ TYPES = {
             "dqkv_ptr",
         ],
         "*bf16",
-    ),
+    ),  # fmt: skip
     "scale": "fp32",
     "softcap": "fp32",
     "eps": "fp32",

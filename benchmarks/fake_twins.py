@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import layer_twins
 from intfast.kernels.head.plan import NAMESPACE
 
 
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The result of an operator on tensors of the CPU or of "meta"."""
     name = func._schema.name.split("::")[1]
-    if func.namespace == NAMESPACE:
-        return func(*map(_plain_path, args), **kwargs)
     if name in TWINS and (name != "mm" or func._overloadname == "dtype"):
         return TWINS[name](_named(func, args, kwargs))
+    if func.namespace == NAMESPACE:
+        return func(*map(_plain_path, args), **kwargs)
     return func(*args, **kwargs)
 
 
@@ -107,4 +108,5 @@ TWINS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "mm": _mm,
     "_varlen_attn": _varlen,
     "_varlen_attn_backward": _varlen_backward,
+    **layer_twins.TWINS,
 }

@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each of the kernels that are installed."""
     rows = []
-    for kernels in ("torch", "liger"):
+    for kernels in ("torch", "liger", "fused"):
         if kernels == "liger" and importlib.util.find_spec("liger_kernel") is None:
             print("  liger: not installed")
             continue

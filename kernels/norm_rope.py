@@ -74,7 +74,7 @@ def _turn(
 
 @jit
 def _forward_of_a_token(
-    qkv_ptr,
+    both_ptr,
     cos_ptr,
     sin_ptr,
     query_weight_ptr,
@@ -94,11 +94,10 @@ def _forward_of_a_token(
 ):
     row = tl.program_id(0).to(tl.int64)
     low_at = tl.arange(0, BLOCK_K)
-    # Both halves of a head turn by the same angles: the first half of the tables is read.
     in_half = low_at < SIZE // 2
     cos = tl.load(cos_ptr + row * stride_cos + low_at, mask=in_half, other=0.0).to(tl.float32)
     sin = tl.load(sin_ptr + row * stride_sin + low_at, mask=in_half, other=0.0).to(tl.float32)
-    x_ptr = qkv_ptr + row * stride_token
+    x_ptr = both_ptr + row * stride_token
     out_ptr += row * ((H + J) * SIZE)
     _turn(
         x_ptr, query_weight_ptr, out_ptr, 0, H, stride_head, cos, sin, eps,
@@ -171,7 +170,7 @@ def _gradients_of_tokens(
     dquery_ptr,
     dkey_ptr,
     dvalue_ptr,
-    qkv_ptr,
+    both_ptr,
     cos_ptr,
     sin_ptr,
     query_weight_ptr,
@@ -212,7 +211,7 @@ def _gradients_of_tokens(
         mask = low_at < tl.where(live, HALF, 0)
         cos = tl.load(cos_ptr + row * stride_cos + low_at, mask=mask, other=0.0).to(tl.float32)
         sin = tl.load(sin_ptr + row * stride_sin + low_at, mask=mask, other=0.0).to(tl.float32)
-        x_ptr = qkv_ptr + row * stride_token
+        x_ptr = both_ptr + row * stride_token
         out_ptr = dqkv_ptr + row * ((H + 2 * J) * SIZE)
         low, high = _turn_back(
             dquery_ptr + row * stride_dquery, x_ptr, query_weight_ptr, out_ptr, 0, H,
@@ -252,33 +251,33 @@ def _blocks(size: int, norm: bool) -> dict[str, int | bool]:
     }  # fmt: skip
 
 
+# both_TNK are queries and keys without the values; the angles are those of half a head.
 @torch.library.custom_op(f"{NAMESPACE}::norm_rope", mutates_args=())
 def _forward(
-    qkv_TNK: Tensor,
+    both_TNK: Tensor,
     num_kv: int,
-    cos_T1K: Tensor,
-    sin_T1K: Tensor,
+    cos_TK: Tensor,
+    sin_TK: Tensor,
     query_K: Tensor | None,
     key_K: Tensor | None,
     eps: float,
 ) -> Tensor:
-    qkv_TNK, cos_T1K, sin_T1K = map(unit_stride, (qkv_TNK, cos_T1K, sin_T1K))
-    out_TNK = _forward_fake(qkv_TNK, num_kv, cos_T1K, sin_T1K, query_K, key_K, eps)
+    both_TNK, cos_TK, sin_TK = map(unit_stride, (both_TNK, cos_TK, sin_TK))
+    out_TNK = both_TNK.new_empty(both_TNK.shape)
     num_rows, num_heads, size = out_TNK.shape
     if num_rows:
         norm = query_K is not None
-        weights = (query_K.contiguous(), key_K.contiguous()) if norm else (qkv_TNK, qkv_TNK)
+        weights = (query_K.contiguous(), key_K.contiguous()) if norm else (both_TNK, both_TNK)
         _forward_of_a_token[(num_rows,)](
-            qkv_TNK, cos_T1K, sin_T1K, *weights, out_TNK, num_heads - num_kv, num_kv,
-            *qkv_TNK.stride()[:2], cos_T1K.stride(0), sin_T1K.stride(0), eps, **_blocks(size, norm),
+            both_TNK, cos_TK, sin_TK, *weights, out_TNK, num_heads - num_kv, num_kv,
+            *both_TNK.stride()[:2], cos_TK.stride(0), sin_TK.stride(0), eps, **_blocks(size, norm),
         )  # fmt: skip
     return out_TNK
 
 
 @_forward.register_fake
-def _forward_fake(qkv_TNK, num_kv, cos_T1K, sin_T1K, query_K, key_K, eps):
-    num_rows, num_heads, size = qkv_TNK.shape
-    return qkv_TNK.new_empty(num_rows, num_heads - num_kv, size)
+def _forward_fake(both_TNK, num_kv, cos_TK, sin_TK, query_K, key_K, eps):
+    return both_TNK.new_empty(both_TNK.shape)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::norm_rope_gradient", mutates_args=())
@@ -286,17 +285,17 @@ def _backward(
     dquery_THK: Tensor,
     dkey_TJK: Tensor,
     dvalue_TJK: Tensor,
-    qkv_TNK: Tensor | None,
-    cos_T1K: Tensor,
-    sin_T1K: Tensor,
+    both_TNK: Tensor | None,
+    cos_TK: Tensor,
+    sin_TK: Tensor,
     query_K: Tensor | None,
     key_K: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     norm = query_K is not None
     grads = [unit_stride(x) for x in (dquery_THK, dkey_TJK, dvalue_TJK)]
-    qkv_TNK = unit_stride(qkv_TNK) if norm else grads[0]
-    cos_T1K, sin_T1K = unit_stride(cos_T1K), unit_stride(sin_T1K)
+    both_TNK = unit_stride(both_TNK) if norm else grads[0]
+    cos_TK, sin_TK = unit_stride(cos_TK), unit_stride(sin_TK)
     num_rows, num_queries, size = dquery_THK.shape
     num_kv = dkey_TJK.shape[1]
     dqkv_TNK = dquery_THK.new_empty(num_rows, num_queries + 2 * num_kv, size)
@@ -304,20 +303,18 @@ def _backward(
     shape = (count, 2, size) if norm else (0, 2, size)
     partial_P2K = dquery_THK.new_empty(shape, dtype=torch.float32)
     if num_rows:
-        weights = (query_K.contiguous(), key_K.contiguous()) if norm else (qkv_TNK, qkv_TNK)
+        weights = (query_K.contiguous(), key_K.contiguous()) if norm else (both_TNK, both_TNK)
         _gradients_of_tokens[(count,)](
-            *grads, qkv_TNK, cos_T1K, sin_T1K, *weights, dqkv_TNK, partial_P2K, num_rows,
+            *grads, both_TNK, cos_TK, sin_TK, *weights, dqkv_TNK, partial_P2K, num_rows,
             num_queries, num_kv, -(-num_rows // count),
-            *(stride for grad in grads for stride in grad.stride()[:2]), *qkv_TNK.stride()[:2],
-            cos_T1K.stride(0), sin_T1K.stride(0), eps, **_blocks(size, norm),
+            *(stride for grad in grads for stride in grad.stride()[:2]), *both_TNK.stride()[:2],
+            cos_TK.stride(0), sin_TK.stride(0), eps, **_blocks(size, norm),
         )  # fmt: skip
     return dqkv_TNK, partial_P2K.sum(0).to(dquery_THK.dtype)
 
 
 @_backward.register_fake
-def _backward_fake(
-    dquery_THK, dkey_TJK, dvalue_TJK, qkv_TNK, cos_T1K, sin_T1K, query_K, key_K, eps
-):
+def _backward_fake(dquery_THK, dkey_TJK, dvalue_TJK, both_TNK, cos_TK, sin_TK, query_K, key_K, eps):
     num_rows, num_queries, size = dquery_THK.shape
     num_heads = num_queries + 2 * dkey_TJK.shape[1]
     return dquery_THK.new_empty(num_rows, num_heads, size), dquery_THK.new_empty(2, size)
@@ -326,9 +323,12 @@ def _backward_fake(
 class _NormRope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv, num_kv, cos, sin, query_K, key_K, eps: float):
-        out = _forward(qkv, num_kv, cos, sin, query_K, key_K, eps)
+        # What is read, and no more: half of the angles, which are the same for both halves.
+        cos, sin = (x[:, 0, : x.shape[2] // 2] for x in (cos, sin))
+        both = qkv[:, :-num_kv]
+        out = _forward(both, num_kv, cos, sin, query_K, key_K, eps)
         # Without norms the gradient is a rotation back: the projection need not be kept.
-        ctx.save_for_backward(None if query_K is None else qkv, cos, sin, query_K, key_K)
+        ctx.save_for_backward(None if query_K is None else both, cos, sin, query_K, key_K)
         ctx.eps = eps
         return out[:, :-num_kv], out[:, -num_kv:], qkv[:, -num_kv:]
 

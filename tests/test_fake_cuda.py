@@ -36,6 +36,7 @@ CASES = {
         "rl.policy.objective=reinforce", "rl.policy.correction=mask",
     ],
     "fp32": ["model.dtype=float32"],
+    "fused kernels, checkpointing": ["model.kernels=fused", "model.activation_checkpointing=true"],
 }  # fmt: skip
 # The short form of the quickstart with less of everything, every stage of it.
 QUICKSTART = [
@@ -245,3 +246,18 @@ def test_the_traffic_of_a_layer():
     wide = traffic.traffic("torch", tokens, hidden_size=5120, intermediate_size=2 * width)
     assert wide.forward_launches == found.forward_launches
     assert 1.5 < wide.bytes / found.bytes < 2
+
+
+def test_the_fused_kernels_move_a_fifth_of_the_bytes():
+    tokens, width, hidden, query, key = 512, 9728, 2560, 4096, 1024
+    found = traffic.traffic("fused", tokens)
+    assert found.bytes <= 0.4e6 and found.bytes < 0.2 * traffic.traffic("torch", tokens).bytes
+    # In numbers of two bytes: norms with and without a sum before them and the sum after the layer;
+    # heads with the angles of half a head, twice; the gate.
+    forward = (4 + 2 + 3) * hidden + 2 * (query + key) + 128 + 3 * width
+    # The gradients of values are copied into the projection's.
+    backward = 2 * 4 * hidden + 3 * (query + key) + 2 * key + 128 + 5 * width
+    # Weights and the scales of the norms come on top.
+    assert 2 * forward <= found.forward_bytes <= 2 * forward + 60
+    assert 2 * backward <= found.backward_bytes <= 2 * backward + 100
+    assert (found.forward_launches, found.backward_launches) == (5, 4)

@@ -13,6 +13,7 @@ from tiny import FAMILIES, config_dict
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import fake_twins
 from intfast.kernels import add_rms_norm, norm_rope, swiglu
 from intfast.kernels.norm_rope import HeadNorms
 from intfast.model.decoder import Architecture, Decoder, Layer, PackedAttention, RMSNorm
@@ -28,19 +29,36 @@ COS, SIN = (torch.linspace(-1, 1, T * K // 2).view(T, 1, -1).repeat(1, 1, 2) for
 NORMS = HeadNorms(normal(3, K), normal(4, K), 1e-6)
 
 
-def test_operators_keep_their_schemas():
-    x, weight, qkv = normal(1, T, D), normal(2, D), normal(5, T, H + 2 * J, K)
+def operator_calls():
+    """(operator, arguments) of each of the six, in each of its forms."""
+    x, weight, both = normal(1, T, D), normal(2, D), normal(5, T, H + 2 * J, K)[:, : H + J]
+    angles = COS[:, 0, : K // 2], SIN[:, 0, : K // 2]
     scale = normal(6, T).abs()
     for delta in (None, normal(7, T, D)):
-        torch.library.opcheck(add_rms_norm._forward, (x, delta, weight, 1e-6))
-        torch.library.opcheck(add_rms_norm._backward, (x, delta, normal(8, T, D), scale, weight))
+        yield add_rms_norm._forward, (x, delta, weight, 1e-6)
+        yield add_rms_norm._backward, (x, delta, normal(8, T, D), scale, weight)
     grads = normal(7, T, H, K), normal(8, T, J, K), normal(9, T, J, K)
     for norms in ((*NORMS[:2], 1e-6), (None, None, 0.0)):
-        torch.library.opcheck(norm_rope._forward, (qkv, J, COS, SIN, *norms))
-        kept = None if norms[0] is None else qkv
-        torch.library.opcheck(norm_rope._backward, (*grads, kept, COS, SIN, *norms))
-    torch.library.opcheck(swiglu._forward, (normal(1, T, 2 * D),))
-    torch.library.opcheck(swiglu._backward, (normal(2, T, D), normal(1, T, 2 * D)))
+        yield norm_rope._forward, (both, J, *angles, *norms)
+        kept = None if norms[0] is None else both
+        yield norm_rope._backward, (*grads, kept, *angles, *norms)
+    yield swiglu._forward, (normal(1, T, 2 * D),)
+    yield swiglu._backward, (normal(2, T, D), normal(1, T, 2 * D))
+
+
+def test_operators_keep_their_schemas():
+    for operator, arguments in operator_calls():
+        torch.library.opcheck(operator, arguments)
+
+
+def test_their_twins_on_the_fake_device_compute_the_same():
+    for operator, arguments in operator_calls():
+        results = operator(*arguments), fake_twins.run(operator._opoverload, arguments, {})
+        got, want = (x if isinstance(x, tuple) else (x,) for x in results)
+        for x, y in zip(got, want, strict=True):
+            # The weights' gradients of heads without norms are nothing.
+            if x.shape != (2, K) or arguments[-2] is not None:
+                torch.testing.assert_close(x, y)
 
 
 def step(ops, x, delta, weight, qkv, query_K, key_K):
