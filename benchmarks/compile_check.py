@@ -32,7 +32,7 @@ from triton.compiler import ASTSource
 from intfast.kernels import add_rms_norm, group_advantages, norm_rope, swiglu
 from intfast.kernels.head import odds, rows
 from intfast.kernels.head.autotune import candidates
-from intfast.kernels.head.tiles import ODDS_TILES, SHARED_LIMIT_BYTES, Tile
+from intfast.kernels.head.tiles import FALLBACK_TILES, ODDS_TILES, SHARED_LIMIT_BYTES, Tile
 
 TENSOR_CORE = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
@@ -97,7 +97,8 @@ def cases(arch: int) -> list[Case]:
     """Every configuration that `kernels/` can launch on `arch`."""
     found = []
     for kind, own in ODDS_TILES[arch].items():
-        for tile in candidates(arch, kind):
+        lower = (tiles[kind] for tiles in FALLBACK_TILES[arch])
+        for tile in dict.fromkeys([*candidates(arch, kind), *lower]):
             for store in (True, False):
                 found.append(_matmul(kind, tile, store, tile == own))
     finish = {"BLOCK_C": 32, "BLOCK_P": 32, "STORE": True, "ENTROPY": True, "SOFTCAP": True}

@@ -38,8 +38,9 @@ class ModelConfig(Settings):
     """Storage of the weights; the optimizer always keeps fp32 masters."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" is CUDA where torch sees it, else the CPU; the choice is printed."""
-    kernels: Literal["torch", "liger", "fused"] = "torch"
-    """Norms, rotary embedding, SwiGLU: plain torch; on CUDA Liger's, or our own fused kernels."""
+    kernels: Literal["auto", "torch", "liger", "fused"] = "auto"
+    """Norms, rotary embedding, SwiGLU: "torch", or on CUDA "liger"'s kernels or our "fused" ones;
+    "auto" is Liger's on CUDA where it is installed; the choice is printed."""
     activation_checkpointing: bool = False
     """Recompute activations in backward: about a third more time, much less memory."""
     threads: int | None = None

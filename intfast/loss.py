@@ -18,7 +18,8 @@ from torch import Tensor
 
 from intfast.batch import Batch
 from intfast.config import PolicyConfig
-from intfast.kernels.head.plan import Head, plan_for
+from intfast.kernels.head.ladder import plan_for
+from intfast.kernels.head.plan import Head
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import ObjectiveOutput, linear_objective
 from intfast.kernels.objectives import (

@@ -2,8 +2,8 @@
 
 A weight update that did not reach the engine, a stale cache, a wrong temperature or position leave
 no error behind: rewards only grow more slowly. Here the log-probs that came with sampled tokens are
-compared with those of the forward that the losses differentiate; the run stops when they differ by
-more than THRESHOLDS in the mean.
+compared with those of the forward that the losses differentiate; above WARNING in the mean the
+run says so, above THRESHOLDS it stops.
 """
 
 from __future__ import annotations
@@ -24,8 +24,13 @@ from intfast.update import logprobs
 
 Pair = tuple[Sequence[int], Completion]
 """(prompt ids, what the engine drew after them)."""
-THRESHOLDS = {"float32": 1e-4, "bfloat16": 0.03}
-"""Allowed mean of |trainer - engine| of a token's log-prob, in nat, by the dtype of the weights."""
+THRESHOLDS = {"float32": 1e-4, "bfloat16": 0.05}
+"""Allowed mean of |trainer - engine| of a token's log-prob, in nat, by the dtype of the weights.
+
+Sound bfloat16 pairs of vLLM and a trainer were reported up to 0.03 (standard deviation of a token
+0.05). A check sees 256 tokens, whose mean scatters by 0.003: six of that lie between the two."""
+WARNING = 0.03
+"""Above this mean a run that goes on says so."""
 NUM_PROMPTS = 4
 NUM_SAMPLES = 2
 NUM_TOKENS = 32
@@ -145,6 +150,12 @@ def check_parity(run: Run, where: str, pairs: Sequence[Pair]) -> dict[str, float
             f"the engine drew: mean |difference| {values['mean']:.2e} nat (p99 "
             f"{values['p99']:.2e}, max {values['max']:.2e}, signed mean {values['signed']:+.2e}), "
             f"allowed are {allowed:g} in {config.model.dtype}.\n{CAUSES}"
+        )
+    if values["mean"] > WARNING:
+        run.metrics.say(
+            f"parity of {where}: mean |difference| {values['mean']:.3f} nat is more than the "
+            f"{WARNING:g} of rounding in {config.model.dtype}; the run stops above {allowed:g}. "
+            'model.dtype = "float32" tells rounding from a fault'
         )
     run.checked_version = engine.policy_version
     return values

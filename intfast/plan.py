@@ -15,13 +15,13 @@ from intfast import cli, intake
 from intfast.config import Config
 from intfast.engine import memory
 from intfast.engine.cache import bytes_per_slot
+from intfast.engine.device import pick_device
 from intfast.engine.memory import GIB
 from intfast.engine.protocol import pick_engine
 from intfast.methods import guided
 from intfast.model import weights
 from intfast.model.folder import load_tokenizer
 from intfast.prompts import decode, style_of
-from intfast.run import pick_device
 from intfast.state import metrics, trackers
 
 

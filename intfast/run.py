@@ -15,6 +15,7 @@ from rich.console import Console
 import intfast
 from intfast import checks, data, intake, loss
 from intfast.config import Config
+from intfast.engine.device import pick_device
 from intfast.engine.protocol import Choice
 from intfast.engine.start import prompt_reuse, start
 from intfast.grading.grader import Grader
@@ -111,10 +112,11 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     opened, console = time.perf_counter(), console or make_console()
     checks.check(config)
     trackers.require(config.metrics.trackers)
+    device = pick_device(config)
     # Inputs first: a wrong path is told before gigabytes are loaded.
     problems, tests = intake.load(config, console)
     interrupt.check()
-    path, device = weights.resolve(config.model.path), pick_device(config)
+    path = weights.resolve(config.model.path)
     weights.check(path)
     tokenizer = load_tokenizer(path)
     style = style_of(config.prompt, tokenizer)
@@ -168,24 +170,13 @@ def _announce(run: Run, about: dict[str, Any]) -> None:
     say(
         f"{about['num_parameters']:,} parameters, {run.config.model.dtype} on {about['device']}, "
         f"{about['threads']} threads, engine {about['engine']} ({about['engine_reason']}), "
-        f"{about['bits']}, run folder {folder.path}" + (" (continues)" if folder.resumed else "")
+        f"kernels {about['kernels']} ({about['kernels_reason']}), {about['bits']}, "
+        f"run folder {folder.path}" + (" (continues)" if folder.resumed else "")
     )
     if folder.changed:
         rows = ", ".join(f"{k} = {b!r} (was {a!r})" for k, (a, b) in folder.changed.items())
         run.metrics.aside("settings", 0, {"changed": folder.changed})
         say(f"continues with {rows}")
-
-
-def pick_device(config: Config) -> torch.device:
-    """The device of the model. Raises RuntimeError when CUDA is asked for and absent."""
-    name = config.model.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(
-            'model.device = "cuda", but torch sees no CUDA device; use model.device=cpu'
-        )
-    return torch.device(name)
 
 
 def manifest(run: Run, choice: Choice) -> dict[str, Any]:
@@ -199,6 +190,8 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         ),
         "engine": choice.name,
         "engine_reason": choice.reason,
+        "kernels": choice.kernels,
+        "kernels_reason": choice.kernels_reason,
         "bits": choice.bits,
         "bits_hold": choice.bits_hold,
         "seed": config.seed,

@@ -61,16 +61,15 @@ def fuse_causal_lm(model: nn.Module) -> nn.Module:
     """Give a transformers causal LM a forward that makes its loss without logits; returns it.
 
     Without labels the forward is the old one. With labels it returns the loss alone (logits None),
-    so evaluation that reads logits needs `prediction_loss_only=True`.
+    so evaluation that reads logits needs `prediction_loss_only=True`. The model's own logits and
+    loss are compared with ours on a few tokens, once, here.
 
-    raises  ValueError where the head has a bias or the model scales its logits
+    raises  ValueError where they differ or the head has a bias
     """
-    config, head = model.config, model.get_output_embeddings()
-    scales = [getattr(config, name, None) for name in ("logit_scale", "logits_scaling")]
-    if getattr(head, "bias", None) is not None or any(scale not in (None, 1.0) for scale in scales):
-        raise ValueError(
-            "fuse_causal_lm: expected a head without bias and logit scale; do not fuse"
-        )
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise ValueError("fuse_causal_lm: expected a head without bias; do not fuse")
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    _expect_same_loss(model, softcap)
     stock_forward = model.forward
 
     @functools.wraps(stock_forward)
@@ -85,7 +84,6 @@ def fuse_causal_lm(model: nn.Module) -> nn.Module:
         output = model.base_model(*args, **{**kwargs, "use_cache": False})
         # Looked up per call: wrappers may have replaced it.
         weight_VD = model.get_output_embeddings().weight
-        softcap = getattr(config, "final_logit_softcapping", None)
         loss = _labelled_loss(output.last_hidden_state, weight_VD, shift_labels, softcap=softcap)
         if num_items_in_batch is None:
             num_items_in_batch = (shift_labels != IGNORE).sum()
@@ -93,6 +91,51 @@ def fuse_causal_lm(model: nn.Module) -> nn.Module:
 
     model.forward = forward
     return model
+
+
+@torch.no_grad()
+def _expect_same_loss(model: nn.Module, softcap: float | None) -> None:
+    """ValueError unless the model's loss is the cross-entropy of its head on its hidden states."""
+    weight_VD = model.get_output_embeddings().weight
+    if weight_VD.is_meta:
+        raise ValueError("fuse_causal_lm: expected weights, got a model on 'meta'; load them first")
+    ids_BL = torch.arange(16, device=weight_VD.device).view(2, 8) % len(weight_VD)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        own = model(input_ids=ids_BL, labels=ids_BL)
+        output = model.base_model(input_ids=ids_BL, use_cache=False)
+        logit_BLV = output.last_hidden_state @ weight_VD.T
+    except (AttributeError, TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"fuse_causal_lm: {type(model).__name__} does not give hidden states and a loss for "
+            f"input_ids and labels alone ({type(error).__name__}: {error}); do not fuse"
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    if softcap:
+        logit_BLV = softcap * torch.tanh(logit_BLV / softcap)
+    size = own.logits.float().norm()
+    apart = ((own.logits.float() - logit_BLV.float()).norm() / size).item()
+    # Two products of the same factors: of TF32 in fp32, and of a rounding of each logit.
+    allowed = 2e-3 if weight_VD.dtype == torch.float32 else 2e-2
+    if not apart <= allowed:
+        raise ValueError(
+            f"fuse_causal_lm: expected logits that are hidden states times the head, got a "
+            f"difference of {apart:.1%} in {type(model).__name__}: it scales its logits, or "
+            "changes its hidden states, after the base model (logit_scale, logits_scaling, "
+            "lm_head_multiplier); do not fuse"
+        )
+    found = nn.functional.cross_entropy(
+        own.logits[:, :-1].float().flatten(0, 1), ids_BL[:, 1:].flatten()
+    )
+    if not abs(own.loss.item() - found.item()) <= 1e-5 * max(1.0, found.item()):
+        raise ValueError(
+            f"fuse_causal_lm: expected a loss of {found.item():.5f}, the cross-entropy of its "
+            f"logits, got {own.loss.item():.5f} from {type(model).__name__}: it adds to it, as a "
+            "router loss does (output_router_logits=False switches that off); do not fuse"
+        )
 
 
 def _labelled_loss(hidden_BLD: Tensor, weight_VD: Tensor, label_BL: Tensor, **options) -> Tensor:
@@ -166,9 +209,11 @@ def _check_trl(trainer: Any) -> None:
     sequence = trainer.importance_sampling_level == "sequence"
     blockers = {
         f"loss_type={trainer.loss_type!r}": trainer.loss_type in ("sapo", "vespo"),
-        "cispo, delta or the corrected KL at sequence level": sequence
-        and (trainer.loss_type == "cispo" or trainer.args.delta is not None
-             or (trainer.beta != 0 and trainer.args.use_bias_correction_kl)),
+        "loss_type='cispo' at sequence level": sequence and trainer.loss_type == "cispo",
+        f"delta={trainer.args.delta} at sequence level": sequence
+        and trainer.args.delta is not None,
+        f"use_bias_correction_kl=True with beta={trainer.beta} at sequence level": sequence
+        and trainer.beta != 0 and trainer.args.use_bias_correction_kl,
         "off_policy_mask_threshold": trainer.off_policy_mask_threshold is not None,
         "top_entropy_quantile": trainer.top_entropy_quantile < 1,
         "an entropy bonus": trainer._entropy_bonus_enabled,

@@ -2,11 +2,12 @@
 
     advantage = (reward - baseline of its group) / (scale + eps)
 
-One program per group reads the group's rewards three times (they are in cache), writes the
+One program per group reads the group's rewards four times (they are in cache), writes the
 advantages of its samples and then those of its samples' tokens; the counts are integer atomic
 adds, which give the same sum in every order. Unscored samples (NaN) leave the baseline, the scale
 and the loss. A group whose scored rewards are all equal gets exactly 0: rounding in its mean,
-divided by eps, would be noise of order one. Known limit: the kernel sums in fp32.
+divided by eps, would be noise of order one. The kernel sums in fp32, but only what is left of the
+rewards above the lowest of their group.
 """
 
 from __future__ import annotations
@@ -27,10 +28,9 @@ _SCALES = {"none": 0, "group": 1, "group-population": 2, "batch": 3}
 
 @jit
 def _moments(reward_ptr, start, end, BLOCK: tl.constexpr):
-    """(count, mean, sum of squared deviations, min, max) of the scored rewards of a range."""
+    """(count, mean less min, sum of squared deviations, min, max) of a range's scored rewards."""
     # 0-dim tensors, so that an empty group has them too
     count = tl.full((), 0.0, tl.float32)
-    total = tl.full((), 0.0, tl.float32)
     low = tl.full((), float("inf"), tl.float32)
     high = tl.full((), float("-inf"), tl.float32)
     for at in range(start, end, BLOCK):
@@ -38,16 +38,21 @@ def _moments(reward_ptr, start, end, BLOCK: tl.constexpr):
         reward = tl.load(reward_ptr + samples, mask=samples < end, other=float("nan"))
         scored = reward == reward
         count += tl.sum(scored.to(tl.float32), 0)
-        total += tl.sum(tl.where(scored, reward, 0.0), 0)
         low = tl.minimum(low, tl.min(tl.where(scored, reward, float("inf")), 0))
         high = tl.maximum(high, tl.max(tl.where(scored, reward, float("-inf")), 0))
+    # From the lowest: rewards that lie close together differ exactly, wherever they lie.
+    total = tl.full((), 0.0, tl.float32)
+    for at in range(start, end, BLOCK):
+        samples = at + tl.arange(0, BLOCK)
+        reward = tl.load(reward_ptr + samples, mask=samples < end, other=float("nan"))
+        total += tl.sum(tl.where(reward == reward, reward - low, 0.0), 0)
     mean = total / tl.maximum(count, 1.0)
-    # A second pass: the sum of squares less the squared mean would cancel.
+    # A pass of its own: the sum of squares less the squared mean would cancel.
     squares = tl.full((), 0.0, tl.float32)
     for at in range(start, end, BLOCK):
         samples = at + tl.arange(0, BLOCK)
         reward = tl.load(reward_ptr + samples, mask=samples < end, other=float("nan"))
-        centred = tl.where(reward == reward, reward - mean, 0.0)
+        centred = tl.where(reward == reward, (reward - low) - mean, 0.0)
         squares += tl.sum(centred * centred, 0)
     return count, mean, squares, low, high
 
@@ -94,7 +99,7 @@ def _advantages_of_a_group(
     for at in range(start, end, BLOCK_N):
         samples = at + tl.arange(0, BLOCK_N)
         reward = tl.load(reward_ptr + samples, mask=samples < end, other=float("nan"))
-        advantage = tl.where(reward == reward, (reward - mean) * factor, 0.0)
+        advantage = tl.where(reward == reward, (reward - low - mean) * factor, 0.0)
         tl.store(advantage_ptr + samples, advantage, mask=samples < end)
     flat = low == high
     tl.atomic_add(count_ptr, (flat & (low > right_above)).to(tl.int64))
@@ -106,7 +111,7 @@ def _advantages_of_a_group(
         for sample in range(start, end):
             reward = tl.load(reward_ptr + sample)
             scored = reward == reward
-            advantage = tl.where(scored, (reward - mean) * factor, 0.0)
+            advantage = tl.where(scored, (reward - low - mean) * factor, 0.0)
             first = tl.maximum(tl.load(token_offset_ptr + sample), 0)
             last = tl.minimum(tl.load(token_offset_ptr + sample + 1), T)
             for token in range(first, last, BLOCK_T):

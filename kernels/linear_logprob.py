@@ -14,7 +14,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from .head import chunks
+from .head import chunks, ladder
 from .head.plan import HeadOptions, head_of
 
 
@@ -71,7 +71,7 @@ def linear_logprob(
     accuracy    tests/test_kernels_linear_logprob.py
     """
     settings = head_of(options)
-    plan, *need = chunks.plan_call(hidden_TD, weight_VD, target_T, settings)
+    plan, *need = ladder.plan_call(hidden_TD, weight_VD, target_T, settings)
     if not any(need):
         inputs = chunks.gather(hidden_TD, weight_VD, target_T, settings.rows_R, plan)
         logprob_R, entropy_R = chunks.statistics(inputs)

@@ -10,12 +10,13 @@ With more chunks the statistics of all rows are made first and each chunk's logi
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
-from .head import chunks
+from .head import chunks, ladder
 from .head.plan import IGNORE, Head, HeadOptions, expect, head_of, readable
 from .objectives import Objective, Streams, Terms
 
@@ -134,7 +135,10 @@ def _check_streams(streams: Streams, hidden_TD: Tensor) -> None:
     for name, stream in zip(streams._fields, streams, strict=True):
         if stream is None:
             continue
-        dtype = torch.int64 if name == "sequence_T" else stream.dtype
+        # Not wider than log-probs are: the derivatives would be, and fit no gradient.
+        wide = torch.promote_types(hidden_TD.dtype, torch.float32)
+        fits = torch.promote_types(stream.dtype, wide) == wide
+        dtype = torch.int64 if name == "sequence_T" else stream.dtype if fits else wide
         expect(f"streams.{name}", stream, hidden_TD.shape[:1], dtype, hidden_TD.device)
         if stream.requires_grad:
             raise ValueError(f"streams.{name}: expected a constant, got requires_grad; detach it")
@@ -146,7 +150,7 @@ def _resolve(head_options: Head, objective: Objective) -> Head:
         entropy = "value" if head_options.entropy == "gradient" else head_options.entropy
     else:
         entropy = "gradient"
-    return Head(**{**vars(head_options), "entropy": entropy})
+    return dataclasses.replace(head_options, entropy=entropy)
 
 
 def linear_objective(
@@ -173,8 +177,8 @@ def linear_objective(
                 in main-gradient mode (on CUDA a device-side assertion)
     """
     settings = _resolve(head_of(options), objective)
+    plan, *need = ladder.plan_call(hidden_TD, weight_VD, target_T, settings)
     _check_streams(streams, hidden_TD)
-    plan, *need = chunks.plan_call(hidden_TD, weight_VD, target_T, settings)
     rows_R = settings.rows_R
     target_T = torch.where(streams.weight_T == 0, IGNORE, target_T)
     if any(need):

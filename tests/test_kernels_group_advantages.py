@@ -105,6 +105,32 @@ def test_large_offsets_in_rewards_do_not_cancel(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("baseline", ["mean", "leave-one-out"])
+@pytest.mark.parametrize("scale", ["group", "group-population", "batch", "none"])
+@pytest.mark.parametrize(
+    "base,spread", [(1.0, 1e-6), (1e6, 1e4), (-3e4, 0.01), (0.0, 1e-20), (1e-3, 1e3), (0.7, 1e-7)]
+)
+def test_rewards_close_together_keep_their_differences(path, baseline, scale, base, spread):
+    """1 + k 1e-6, and 1e6 +- 1e4: from sums of the rewards themselves, 6 % of an advantage."""
+    made = np.random.default_rng(0)
+    steps = made.integers(0, 20, 41)
+    steps[[0, 1]] = 0, 19
+    # The rewards as they are in fp32: what the roundings took away is not asked for.
+    rewards = (base + spread * steps).astype(np.float32).astype(np.float64)
+    rewards[7] = NAN
+    offsets = [0, 9, 41]
+    eps = 1e-12 * spread
+    got = group_advantages(
+        torch.tensor(rewards, dtype=torch.float32, device=DEVICE),
+        torch.tensor(offsets, device=DEVICE), baseline=baseline, scale=scale, eps=eps, path=path,
+    ).advantage_N.cpu().double()  # fmt: skip
+    want = golden(rewards, offsets, baseline, scale, eps)
+    # Differences of a group from its lowest reward: a few sums of 32 of them.
+    bound = bounds.of_sum(41, 2 * np.abs(want).max())
+    np.testing.assert_allclose(got, want, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_a_group_is_of_one_kind(path):
     # all right, all wrong, active although every reward is above the bound, no reward at all
     rewards = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.6, 1.0, NAN, NAN], device=DEVICE)

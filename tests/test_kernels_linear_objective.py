@@ -8,7 +8,7 @@ from objective_cases import OBJECTIVES, plain, streams_for
 from intfast.kernels import truth as definition
 from intfast.kernels.head.plan import IGNORE, Head, plan_head
 from intfast.kernels.linear_objective import linear_objective
-from intfast.kernels.objectives import PolicyClip, SequenceClip, Streams
+from intfast.kernels.objectives import EntropyBonus, PolicyClip, SequenceClip, Streams, Sum
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -87,4 +87,26 @@ def test_a_missing_stream_is_named():
     with pytest.raises(ValueError, match=r"streams\.advantage_T"):
         linear_objective(
             hidden, weight, target, PolicyClip(), Streams(torch.ones(8, device=DEVICE))
+        )
+
+
+@pytest.mark.parametrize("objective", [PolicyClip(), Sum((PolicyClip(), EntropyBonus(0.1)))])
+def test_a_stream_wider_than_the_log_probs_is_refused_by_name(objective):
+    hidden, weight, target = inputs(8, 8, 9)
+    ones = torch.ones(8, device=DEVICE)
+    for name in ("weight_T", "advantage_T", "old_T"):
+        values = {"weight_T": ones, "advantage_T": ones, "old_T": -ones}
+        values[name] = values[name].double()
+        message = rf"streams\.{name}: expected \(8,\) torch.float32.*got \(8,\) torch.float64"
+        with pytest.raises(ValueError, match=message):
+            linear_objective(hidden, weight, target, objective, Streams(**values))
+    narrow = Streams(ones.bfloat16(), ones.half(), -ones.bfloat16())
+    assert linear_objective(hidden, weight, target, objective, narrow).loss.dtype == torch.float32
+
+
+def test_hidden_states_with_a_batch_axis_are_blamed_for_it():
+    hidden, weight, target = inputs(8, 8, 9)
+    with pytest.raises(ValueError, match=r"expected hidden \(T, D\).*got \(2, 4, 8\).*flatten"):
+        linear_objective(
+            hidden.view(2, 4, 8), weight, target, PolicyClip(), Streams(torch.ones(8).to(DEVICE))
         )

@@ -83,8 +83,12 @@ def test_4b_by_hand():
     assert memory.layer_numbers(qwen3("4B")) == 69_632
     # The loss head: 1.25 GB of logits, the head's gradient in fp32 and bf16, hidden states.
     head = 1_250_000_000 + 151_936 * 2560 * 6 + 2 * 20_480 * 2560 * 2
-    assert head > (69_632 + 2 * 9728) * 20_480 * 2
-    assert bytes_of(made, "micro-batch").training == 36 * 2560 * 20_480 * 2 + head
+    # The query's norm, in fp32: four times 4,096 numbers a token, more than attention's 12 bytes.
+    norm = 4 * 4096 * 4
+    assert norm > 12 * 4096 > 2 * 9728 * 2
+    top = (69_632 * 2 + norm) * 20_480
+    assert top > head > norm * 20_480
+    assert bytes_of(made, "micro-batch").training == 36 * 2560 * 20_480 * 2 + top
     plain = paper("model.activation_checkpointing=false", "rollout.cache_gib=30")
     made = Plan(plain, qwen3("4B"), H200)
     assert bytes_of(made, "micro-batch").training == 36 * 69_632 * 20_480 * 2 + head
@@ -100,6 +104,30 @@ def test_what_settings_add():
     assert peak("rl.policy.kl=0.1") == tuple(x + weights for x in plain)
     assert peak("rollout.engine=vllm_copy", engine="vllm") == tuple(x + weights for x in vllm)
     assert peak("rollout.sleep=true") == (plain[0] - 8 * GIB, plain[1])
+
+
+def test_what_cuda_adds_inside_a_layer():
+    """Without a norm of queries attention's backward is what counts; fp32 expands the heads."""
+    llama = Architecture.from_hf(
+        config_dict(
+            "llama", hidden_size=1024, intermediate_size=2048, num_attention_heads=32,
+            num_key_value_heads=8, head_dim=128, num_hidden_layers=2,
+        )
+    )  # fmt: skip
+
+    def micro_batch(kind, dtype):
+        words = [f"model.dtype={dtype}", "model.activation_checkpointing=false"]
+        made = Plan(paper(*words, "batch.max_tokens=32768"), llama, H200._replace(kind=kind))
+        return made.micro_batch() / 32_768
+
+    layer = memory.layer_numbers(llama)
+    # dO and dQ, and dK and dV of 32 heads, in bf16; the sum of dQ in fp32.
+    assert micro_batch("cuda", "bfloat16") == 2 * layer * 2 + (4 * 2 + 4) * 4096
+    # Four fp32 temporaries of a norm over 1,024 numbers.
+    assert micro_batch("cpu", "bfloat16") == 2 * layer * 2 + 4 * 4 * 1024
+    # 24 more heads of keys and of values in each of the two layers.
+    more = micro_batch("cuda", "float32") - micro_batch("cpu", "float32")
+    assert more == 2 * 2 * 24 * 128 * 4 + (4 * 4 + 4) * 4096 - 2 * 2048 * 4
 
 
 # --- measured -----------------------------------------------------------------------------------

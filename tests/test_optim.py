@@ -155,6 +155,30 @@ def test_micro_batches_equal_one_batch(monkeypatch, dtype):
     bounds.assert_same_update(ours, theirs, before, 12)
 
 
+@pytest.mark.parametrize("numbers", [1, 1_000, 8_000_000, 40_000_000])
+def test_the_norm_of_many_numbers_is_exact(numbers):
+    """A CPU's fp32 sum of the squares, as torch's get_total_norm makes it, is off by 3e-3."""
+    made = torch.Generator().manual_seed(0)
+    # Of very different sizes, as gradients are.
+    grads = [torch.randn(numbers, generator=made) * scale for scale in (1e-3, 1.0)]
+    grads[1][numbers // 2 :] *= 1e-2
+    squares = [float(part.double().square().sum()) for g in grads for part in g.split(1 << 20)]
+    exact = math.sqrt(math.fsum(squares))
+    found = optim.total_norm([grads[0].view(1, -1), grads[1]])
+    assert found.dtype == torch.float64
+    assert found.item() == pytest.approx(exact, rel=bounds.worst(optim.BLOCK, 1.0) / 8)
+    if numbers > optim.BLOCK:
+        assert found.item() == pytest.approx(exact, rel=1e-7)
+
+
+def test_the_norm_of_nothing_finite_and_of_other_types():
+    for bad in (math.nan, math.inf):
+        found = optim.total_norm([torch.ones(300), torch.tensor([1.0, bad])])
+        assert not math.isfinite(found.item())
+    wide = torch.full((3, 100), 1 / 3, dtype=torch.float64)
+    assert optim.total_norm([wide]).item() == pytest.approx(math.sqrt(300) / 3, rel=1e-14)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_clipping_is_by_the_global_norm(dtype):
     parameters = [nn.Parameter(torch.zeros(n, dtype=dtype)) for n in (2, 3)]

@@ -262,6 +262,30 @@ def test_the_threshold_decides(run_of, monkeypatch):
         run_with(run_of, monkeypatch, NativeEngine, run="strict")
 
 
+@pytest.mark.parametrize("off,outcome", [(0.02, "silent"), (0.04, "said"), (0.06, "stopped")])
+def test_a_spread_that_was_seen_of_sound_pairs_is_said_and_goes_on(
+    run_of, monkeypatch, capsys, off, outcome
+):
+    """vLLM beside a bfloat16 trainer: up to 0.03 nat reported, which a fixed 0.03 would stop."""
+
+    def spread(completion):
+        signs = [(-1) ** n for n in range(len(completion.logprobs))]
+        found = [x + off * sign for x, sign in zip(completion.logprobs, signs, strict=True)]
+        return change(completion, logprobs=found)
+
+    said = []
+    monkeypatch.setattr("intfast.state.metrics.Metrics.say", lambda self, text: said.append(text))
+    options = "model.dtype=bfloat16", "rl.steps=1"
+    if outcome == "stopped":
+        with pytest.raises(RuntimeError, match=r"allowed are 0\.05 in bfloat16"):
+            run_with(run_of, monkeypatch, altered(spread), *options)
+        return
+    run_with(run_of, monkeypatch, altered(spread), *options)
+    warned = [text for text in said if "parity of" in text]
+    assert bool(warned) == (outcome == "said")
+    assert all("the run stops above 0.05" in text for text in warned)
+
+
 def test_statistics_against_numbers_by_hand():
     trainer = torch.tensor([-1.0, -2.0, -3.0, -4.0])
     values = parity.compare(trainer, trainer - torch.tensor([0.1, -0.3, 0.0, 0.2]))

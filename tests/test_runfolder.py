@@ -1,6 +1,8 @@
 """The run folder: torn lines, one writer, one config; checkpoints: complete or passed over."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 from intfast import cli
 from intfast.records import Problem
 from intfast.state import checkpoint
-from intfast.state.files import write_atomic
+from intfast.state.files import make_folder, write_atomic
 from intfast.state.runfolder import Journal, RunFolder
 
 ROWS = [Problem(id=str(n), problem=f"p{n} é", answer="1") for n in range(3)]
@@ -33,6 +35,23 @@ def test_every_torn_tail_leaves_the_whole_lines(tmp_path):
         assert journal.records == ROWS[: data[:size].count(b"\n")]
         journal.append(ROWS[len(journal.records) :])
         assert path.read_bytes() == data
+
+
+def test_two_runs_may_make_the_same_folders_at_once(tmp_path, monkeypatch):
+    """The other one makes each folder between this one's look and its call."""
+    own, seen = os.mkdir, []
+
+    def late(path, *arguments, **options):
+        seen.append(path)
+        own(path)
+        return own(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "mkdir", late)
+    make_folder(tmp_path / "runs" / "one")
+    assert [Path(path).name for path in seen] == ["runs", "one"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RuntimeError, match=r"cannot write .*file"):
+        make_folder(tmp_path / "file" / "run")
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intfast.model import fixed
+from intfast.model.attention import under_a_mask
 from intfast.model.decoder import Architecture, PackedAttention
 from intfast.model.fixed import BLOCK, Shapes
 
@@ -123,9 +124,10 @@ class Step:
 
     def _fused(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         # bf16 scores would cost 1e-2 nat: this kernel keeps them in fp32.
-        return F.scaled_dot_product_attention(
-            query[:, None], key[:, None], value[:, None], mask[:, None]
-        )
+        with under_a_mask():
+            return F.scaled_dot_product_attention(
+                query[:, None], key[:, None], value[:, None], mask[:, None]
+            )
 
     def _mask(self, window: int | None) -> Tensor:
         """(B * J, 1, L): 0 for the slots that a row sees, -inf for the others."""

@@ -140,11 +140,26 @@ class Plan:
         the loss head, or the gradients inside one layer and, with checkpointing, that layer again.
         """
         a, tokens = self.architecture, self.config.batch.max_tokens
-        layer, top = layer_numbers(a), 2 * a.intermediate_size
+        layer, top = layer_numbers(a) * self.width, self._layer_gradients()
+        if self.target.kind == "cuda" and self.width == 4:
+            # Padded attention keeps keys and values of every query head; see model/attention.py.
+            layer += 2 * (a.num_heads - a.num_kv_heads) * a.head_dim * self.width
         kept = a.num_layers * layer
         if self.config.model.activation_checkpointing:
-            kept, top = a.num_layers * a.hidden_size, top + layer
-        return kept * tokens * self.width + max(top * tokens * self.width, self._loss_head())
+            kept, top = a.num_layers * a.hidden_size * self.width, top + layer
+        return kept * tokens + max(top * tokens, self._loss_head())
+
+    def _layer_gradients(self) -> int:
+        """Bytes a token of gradients inside one layer: of feed-forward, attention or a norm."""
+        a, width = self.architecture, self.width
+        query = a.num_heads * a.head_dim
+        parts = [2 * a.intermediate_size * width]
+        # Incoming gradient, normalised input, their product and the outgoing one, in fp32.
+        parts.append(max(a.hidden_size, query if a.qk_norm else 0) * 4 * (4 if width < 4 else 2))
+        if self.target.kind == "cuda":
+            # In and out, those of keys and values for every query head, the query's sum in fp32.
+            parts.append(query * (4 * width + 4))
+        return max(parts)
 
     def _loss_head(self) -> int:
         """A chunk of logits, and the gradients of head and hidden states; all rows carry loss."""

@@ -113,6 +113,9 @@ class Choice(NamedTuple):
     bits: str = "vLLM's batching decides a sample's last bits"
     """Whether a sample's bits depend on its batch, in words."""
     bits_hold: bool = False
+    kernels: str = "torch"
+    """Those of the decoder's layers, and why: see `device.pick_kernels`."""
+    kernels_reason: str = ""
 
 
 def pick_engine(wanted: str, device: str) -> Choice:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from intfast.config import Config
 from intfast.engine import memory
+from intfast.engine.device import pick_kernels
 from intfast.engine.native import NativeEngine
 from intfast.engine.protocol import Choice, Engine, pick_engine
 from intfast.model import weights
@@ -22,7 +24,10 @@ def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, 
     weights are loaded.
     """
     rollout = config.rollout
+    kernels = pick_kernels(config.model.kernels, device.type)
+    config = replace(config, model=replace(config.model, kernels=kernels.name))
     choice = pick_engine(rollout.engine, device.type)
+    choice = choice._replace(kernels=kernels.name, kernels_reason=kernels.reason)
     architecture = weights.check(folder)
     longest = architecture.max_positions
     if (rollout.context or 0) > longest:

@@ -6,13 +6,15 @@ S sequences of a block, L their padded length, P padded rows; other shapes as in
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cuda as backends
 from torch.nn.attention.varlen import varlen_attn
 
 # Grouped heads always worked; torch 2.12 began to ask for a word.
@@ -29,6 +31,28 @@ class Attend(Protocol):
 
         window: how many tokens a token sees, itself included; None for all before it
         """
+
+
+@contextmanager
+def under_a_mask() -> Iterator[None]:
+    """Attention without cuDNN, which torch prefers on Hopper and which masks must not reach.
+
+    It plans anew for every shape, so for each 16 slots of a decode step, and has given NaN
+    gradients and failed plans under masks. vLLM switches it off for the whole process.
+    """
+    before = backends.cudnn_sdp_enabled()
+    backends.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        backends.enable_cudnn_sdp(before)
+
+
+def is_packable(query_THK: Tensor) -> bool:
+    """Whether CUDA's variable-length kernel takes these heads."""
+    size = query_THK.shape[-1]
+    narrow = query_THK.dtype in (torch.bfloat16, torch.float16)
+    return query_THK.is_cuda and narrow and size % 8 == 0 and size <= 256
 
 
 class _Reorder(torch.autograd.Function):
@@ -58,7 +82,7 @@ class _Padding(NamedTuple):
 class PackedAttention:
     """Causal attention within each of the packed sequences, which never see each other.
 
-    16-bit tensors on CUDA go to the variable-length kernel. Otherwise sequences are padded on the
+    What `is_packable` goes to CUDA's variable-length kernel. Otherwise sequences are padded on the
     right inside attention only: padding comes after every real query, which is causal.
     """
 
@@ -83,7 +107,7 @@ class PackedAttention:
                 f"attention: lengths sum to {self.num_tokens}, got {len(query_THK)} tokens"
             )
         qkv = (query_THK, key_TJK, value_TJK)
-        if query_THK.is_cuda and query_THK.dtype in (torch.bfloat16, torch.float16):
+        if is_packable(query_THK):
             left = -1 if window is None else window - 1
             starts, longest = self._starts, self.longest
             return varlen_attn(
@@ -130,10 +154,15 @@ class PackedAttention:
         self, query: Tensor, key: Tensor, value: Tensor, size: tuple[int, int], window: int | None
     ) -> Tensor:
         q, k, v = (x.unflatten(0, size).transpose(1, 2) for x in (query, key, value))
+        grouped = not q.is_cuda
+        if not grouped:
+            # No kernel takes grouped heads in fp32, and without one all scores are held at once.
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         mask = None if window is None or window >= size[1] else self._mask(size[1], window)
-        out_SHLK = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
+        with under_a_mask():
+            out_SHLK = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+            )
         return out_SHLK.transpose(1, 2).flatten(0, 1)
 
     def _mask(self, length: int, window: int) -> Tensor:

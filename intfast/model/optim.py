@@ -7,7 +7,7 @@ fp32; an fp32 parameter is its own master. The storage that the engine reads nev
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ BETAS = (0.9, 0.999)
 """Decays of the two moments."""
 EPS = 1e-8
 """Added to the root of the second moment."""
+BLOCK = 256
+"""Squares of a gradient that fp32 adds up."""
 MAX_SKIPPED = 5
 """Steps in a row with a non-finite loss or gradient after which the run stops."""
 
@@ -133,8 +135,7 @@ class Optimizer:
         if not grads:
             raise ValueError("step: expected gradients, got none; call backward before step")
         lr = learning_rate(self.num_steps, self.total_steps, self.config)
-        norm = nn.utils.get_total_norm(grads)
-        grad_norm = norm.item()
+        grad_norm = total_norm(grads).item()
         self.num_steps += 1
         if not (math.isfinite(grad_norm) and math.isfinite(loss)):
             cause = self._skip(loss, grad_norm, diagnose)
@@ -235,6 +236,20 @@ class Optimizer:
         self.num_skipped = counters["num_skipped"]
         self._skipped_in_a_row = counters["skipped_in_a_row"]
         self._write_parameters()
+
+
+def total_norm(grads: Sequence[Tensor]) -> Tensor:
+    """The norm of all numbers of all tensors together, 0-dim fp64.
+
+    A CPU's fp32 sum of 40 million squares is off by 3e-3. Here fp32 holds those of BLOCK numbers,
+    and their sums are added in fp64: as fast, without a wide copy of the gradients.
+    """
+    parts = []
+    for flat in (grad.flatten() for grad in grads):
+        whole = len(flat) // BLOCK * BLOCK
+        parts.append(torch.linalg.vector_norm(flat[:whole].view(-1, BLOCK), dim=1))
+        parts.append(torch.linalg.vector_norm(flat[whole:])[None])
+    return torch.linalg.vector_norm(torch.cat(parts).double())
 
 
 def _trainable(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:

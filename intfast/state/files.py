@@ -83,7 +83,8 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         make_folder(path.parent)
         with failures_named(path):
-            os.mkdir(path)
+            # Another run that starts at once may have been faster.
+            path.mkdir(exist_ok=True)
             sync(path.parent)
 
 

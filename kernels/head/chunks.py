@@ -18,11 +18,9 @@ from . import plain
 from .plan import (
     IGNORE,
     NAMESPACE,
-    Head,
     HeadPlan,
     accumulate,
     padded_columns,
-    plan_head,
     product,
     read_recipe,
     readable,
@@ -136,16 +134,6 @@ class Gradients:
     def returned_weight(self) -> Tensor | None:
         """The weight's gradient for autograd: None in main-gradient mode or for a frozen head."""
         return self.weight_VD.to(self.inputs.weight_VD.dtype) if self.fresh else None
-
-
-def plan_call(
-    hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, head: Head
-) -> tuple[HeadPlan, bool, bool]:
-    """(plan, gradient of hidden wanted, gradient of weight wanted)."""
-    plan = plan_head(hidden_TD, weight_VD, target_T, head)
-    enabled = torch.is_grad_enabled()
-    need_weight = weight_VD.requires_grad or head.main_grad_VD is not None
-    return plan, enabled and hidden_TD.requires_grad, enabled and need_weight
 
 
 def _rows(inputs: Inputs, start: int, end: int) -> tuple[Tensor, Tensor]:

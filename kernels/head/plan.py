@@ -1,8 +1,8 @@
 """What the ops share before anything is launched: options, checks, and the plan of a call.
 
-Every choice is made here from shapes, types and the device, once, and can be printed
-(`HeadPlan.describe`). Nothing is chosen by timing or by catching an exception; a caller who has
-measured a better tile gives it through the option `tile`.
+Every choice is made from shapes, types and the device, once, and can be printed
+(`HeadPlan.describe`); on CUDA `ladder.py` tries it first. Nothing is chosen by timing; a caller who
+has measured a better tile gives it through the option `tile`.
 """
 
 from __future__ import annotations
@@ -96,6 +96,8 @@ class HeadPlan:
     entropy: Entropy
     tile: Tile | None
     chunk_rows: int = 1
+    note: str = ""
+    """Why it is not the first choice for this device, where it is not."""
 
     def chunks(self, num_rows: int) -> list[tuple[int, int]]:
         """(start, end) of each chunk of rows."""
@@ -108,13 +110,14 @@ class HeadPlan:
 
         Example: "odds 1.0 0.0 none 128 256 64 4 3 1 1".
         """
-        tile = "" if self.tile is None else " ".join(str(int(v)) for v in vars(self.tile).values())
+        tile = "" if self.tile is None else self.tile.words
         return f"{self.path} {self.temperature!r} {self.softcap!r} {self.entropy} {tile}"
 
     def describe(self) -> str:
         """One line for the run's records."""
         tile = "" if self.tile is None else f", {self.tile}"
-        return f"{self.path}, at most {self.chunk_rows} rows at once, entropy {self.entropy}{tile}"
+        text = f"{self.path}, at most {self.chunk_rows} rows at once, entropy {self.entropy}{tile}"
+        return f"{text} ({self.note})" if self.note else text
 
 
 @functools.lru_cache(maxsize=64)

@@ -21,6 +21,13 @@ class Tile:
     tma: bool
     warp_specialize: bool
 
+    @property
+    def words(self) -> str:
+        """A number per field, as in a plan's recipe."""
+        # One by one: torch.compile of 2.11 does not trace vars() or fields() of a dataclass.
+        sizes = f"{self.block_c} {self.block_v} {self.block_d} {self.num_warps} {self.num_stages}"
+        return f"{sizes} {int(self.tma)} {int(self.warp_specialize)}"
+
 
 # Nothing here was ever timed: no kernel has run on a GPU yet. `python -m benchmarks.compile_check`
 # compiled them, and these are the largest tiles without spills on Triton 3.6 and 3.9. Reducing the
@@ -41,6 +48,23 @@ ODDS_TILES = {
         "entropy": Tile(128, 128, 64, 8, 4, tma=True, warp_specialize=False),
         "softcap": Tile(128, 64, 64, 8, 4, tma=True, warp_specialize=False),
     },
+}
+# Where those fail (ladder.py): without warp specialisation, then without TMA. They compile too.
+_NO_TMA = ODDS_TILES[80]
+FALLBACK_TILES = {
+    80: (_NO_TMA, _NO_TMA),
+    90: (
+        {
+            "logprob": Tile(128, 256, 64, 8, 3, tma=True, warp_specialize=False),
+            "entropy": Tile(128, 128, 64, 8, 3, tma=True, warp_specialize=False),
+            "softcap": Tile(128, 128, 64, 8, 3, tma=True, warp_specialize=False),
+        },
+        _NO_TMA,
+    ),
+    100: (
+        ODDS_TILES[100] | {"logprob": Tile(128, 128, 64, 8, 4, tma=True, warp_specialize=False)},
+        _NO_TMA,
+    ),
 }
 # What one thread block may use, CUDA C++ programming guide, table of compute capabilities.
 SHARED_LIMIT_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
