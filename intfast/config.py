@@ -41,8 +41,9 @@ class ModelConfig(Settings):
     kernels: Literal["auto", "torch", "liger", "fused"] = "auto"
     """Norms, rotary embedding, SwiGLU: "torch", or on CUDA "liger"'s kernels or our "fused" ones;
     "auto" is Liger's on CUDA where it is installed; the choice is printed."""
-    activation_checkpointing: bool = False
-    """Recompute activations in backward: about a third more time, much less memory."""
+    activation_checkpointing: bool | Literal["selective"] = False
+    """Recompute activations in backward: about a third more time, much less memory. "selective"
+    keeps matrix products and attention: little more time, about half the memory of none."""
     threads: int | None = None
     """CPU threads of torch; absent: torch's own choice."""
     memory_gib: float | None = None

@@ -37,6 +37,9 @@ CASES = {
     ],
     "fp32": ["model.dtype=float32"],
     "fused kernels, checkpointing": ["model.kernels=fused", "model.activation_checkpointing=true"],
+    "selective checkpointing": [
+        "model.activation_checkpointing=selective", "model.kernels=fused",
+    ],
 }  # fmt: skip
 # The short form of the quickstart with less of everything, every stage of it.
 QUICKSTART = [

@@ -160,10 +160,11 @@ def test_a_decoder_is_as_accurate_with_the_kernels(family, dtype):
         assert ours[name].shape == truth.shape and ours[name].dtype == dtype
 
 
-def test_activation_checkpointing_gives_the_same_bits():
+@pytest.mark.parametrize("how", [True, "selective"])
+def test_activation_checkpointing_gives_the_same_bits(how):
     decoder = decoder_of("qwen3")
     without = passes(decoder, TRITON)
-    decoder.activation_checkpointing = True
+    decoder.activation_checkpointing = how
     for name, value in passes(decoder, TRITON).items():
         assert torch.equal(value, without[name]), name
 

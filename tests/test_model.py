@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import FAMILIES, LLAMA3_ROPE, YARN_ROPE, config_dict, hf_model
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from intfast.kernels.norm_rope import HeadNorms
 from intfast.model.decoder import Architecture, Decoder, PackedAttention
@@ -321,6 +323,47 @@ def test_activation_checkpointing_keeps_less_and_changes_nothing():
     (kept, grads), (kept_less, grads_again) = results
     assert kept_less < kept / 4
     assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+
+
+class Seen(TorchDispatchMode):
+    """How often each operator ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names[func._schema.name.split("::")[1]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [24, 24]], ids=["padded", "equal"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_selective_checkpointing_computes_no_product_and_no_attention_again(family, lengths):
+    """And gives the bits of full checkpointing, of which each layer's four products are known."""
+    decoder = decoder_of(hf_model(family))
+    token_T, position_T = packed(lengths)
+    grads, again = {}, {}
+    for how in (False, True, "selective"):
+        decoder.activation_checkpointing = how
+        decoder.zero_grad()
+        with Seen() as forward:
+            hidden_TD = decoder(token_T, position_T, PackedAttention(lengths))
+        with Seen() as backward:
+            hidden_TD.backward(torch.ones_like(hidden_TD))
+        names = forward.names
+        product = [name for name in ("mm", "addmm") if names[name]]
+        attention = next(name for name in names if name.startswith("_scaled_dot_product"))
+        grads[how] = [p.grad for p in decoder.parameters() if p.grad is not None]
+        again[how] = [sum(backward.names[n] for n in product), backward.names[attention]]
+        count = names[attention]
+    for how in (True, "selective"):
+        assert all(torch.equal(a, b) for a, b in zip(grads[how], grads[False], strict=True))
+    layers = decoder.config.num_layers
+    # The gradients of a product are two; full checkpointing makes three of the four again.
+    assert again[False] == [8 * layers, 0]
+    assert again[True] == [11 * layers, count]
+    assert again["selective"] == [8 * layers, 0]
 
 
 def test_gradients_of_the_elementwise_operations():

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from intfast.kernels.norm_rope import HeadNorms
-from intfast.model import fixed
+from intfast.model import checkpointing, fixed
 from intfast.model.architecture import ARCHITECTURES, Architecture
 from intfast.model.attention import Attend, PackedAttention
 from intfast.model.layer_ops import Kernels, LayerOps, layer_ops
@@ -95,8 +94,8 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """A decoder-only transformer up to its final norm, and its output head.
 
-    Parameters are uninitialised: `intfast.model.weights.load` builds and fills a decoder. With
-    `activation_checkpointing = True` each layer is computed again in the backward pass.
+    Parameters are uninitialised: `intfast.model.weights.load` builds and fills a decoder.
+    `activation_checkpointing` says what of each layer is computed again in the backward pass.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class Decoder(nn.Module):
         ops = layer_ops(kernels, config.hidden_size)
         factory = {"dtype": dtype, "device": device}
         self.config = config
-        self.activation_checkpointing = False
+        self.activation_checkpointing: checkpointing.Checkpointing = False
         self.model = nn.Module()
         self.model.embed_tokens = nn.Module()
         # Uninitialised: the weights are loaded, or vLLM's own tensors take their place.
@@ -150,11 +149,7 @@ class Decoder(nn.Module):
         for i, layer in enumerate(self.model.layers):
             # Only the last layer may drop rows: those before it give keys and values to all.
             keep_C = rows_C if i == self.config.num_layers - 1 else None
-            # The unit is a layer: its input is kept, the rest computed again backward.
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rope, attend, keep_C, use_reentrant=False)
-            else:
-                x = layer(x, rope, attend, keep_C)
+            x = checkpointing.run(layer, self.activation_checkpointing, x, rope, attend, keep_C)
         return self.model.norm(x)[1]
 
     def _rope(self, position_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
