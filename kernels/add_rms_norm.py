@@ -15,11 +15,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from . import layer_plain
 from .head.plan import NAMESPACE, expect
-from .launch import Path, generates, jit, power_of_two, programs, takes_triton, tl, unit_stride
+from .launch import Path, jit, power_of_two, programs, takes_triton, tl, unit_stride
 
 MAX_WIDTH = 8192
 """Of the Triton path: a row is held in registers."""
@@ -177,40 +177,6 @@ class _AddRmsNorm(torch.autograd.Function):
         return dx, dx if ctx.added else None, dweight, None
 
 
-class _Normalise(torch.autograd.Function):
-    """RMSNorm with half the passes over memory that autograd makes of the formula."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        # fp32 inside, whatever the weights are: squares of bfloat16 lose the small ones.
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-        scale = square.div_(x.shape[-1]).add_(eps).rsqrt_()
-        normal = (wide * scale).to(x.dtype)
-        # The normalised input gives the gradient back; the input itself need not be kept.
-        ctx.save_for_backward(normal, scale, weight)
-        return normal * weight
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        normal, scale, weight = ctx.saved_tensors
-        grad, normal, wide = (x.to(scale.dtype) for x in (grad, normal, weight))
-        product = grad * normal
-        # The mean over a row of grad * weight * normal: the part along x, which has no effect.
-        along = (product @ wide).div_(len(wide)).unsqueeze_(-1)
-        grad_x = torch.mul(grad, wide).addcmul_(normal, along, value=-1).mul_(scale)
-        grad_weight = product.flatten(0, -2).sum(0)
-        return grad_x.to(weight.dtype), grad_weight.to(weight.dtype), None
-
-
-def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The plain path's norm of the last axis, of any number of axes."""
-    # One call instead of three: a decode step of a small model is mostly calls.
-    if generates():
-        return F.rms_norm(x, weight.shape, None, eps) * weight
-    return _Normalise.apply(x, weight, eps)
-
-
 def add_rms_norm(
     x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float, *, path: Path = "auto"
 ) -> tuple[Tensor, Tensor]:
@@ -225,8 +191,7 @@ def add_rms_norm(
     raises           ValueError on a shape, dtype, device, width or name that does not fit
     """
     if not takes_triton(path, x_TD):
-        stream_TD = x_TD if delta_TD is None else x_TD + delta_TD
-        return stream_TD, normalise(stream_TD, weight_D, eps)
+        return layer_plain.add_rms_norm(x_TD, delta_TD, weight_D, eps)
     if x_TD.ndim != 2 or x_TD.shape[1] > MAX_WIDTH:
         raise ValueError(
             f"x: expected (T, D) with D up to {MAX_WIDTH}, got {tuple(x_TD.shape)}; flatten the "

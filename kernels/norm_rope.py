@@ -16,12 +16,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .add_rms_norm import normalise
+from . import layer_plain
 from .head.plan import NAMESPACE, expect
-from .launch import Path, generates, jit, power_of_two, programs, takes_triton, tl, unit_stride
+from .launch import Path, jit, power_of_two, programs, takes_triton, tl, unit_stride
 
 
 class HeadNorms(NamedTuple):
@@ -341,47 +340,6 @@ class _NormRope(torch.autograd.Function):
         return dqkv, None, None, None, *dweights, None
 
 
-class _Rotate(torch.autograd.Function):
-    """Rotary embedding of (T, heads, K); the gradient is the rotation by the opposite angle."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
-        ctx.save_for_backward(cos_T1K, sin_T1K)
-        return _rotated(x, cos_T1K, sin_T1K, 1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _rotated(grad, *ctx.saved_tensors, -1), None, None
-
-
-def _rotated(x: Tensor, cos_T1K: Tensor, sin_T1K: Tensor, sign: int) -> Tensor:
-    # Half by half, in place: a concatenation of the rotated halves would copy everything again.
-    out = x * cos_T1K
-    # Both halves of a head turn by the same angles.
-    sin = sin_T1K.chunk(2, -1)[0]
-    for half, other, direction in zip(out.chunk(2, -1), x.chunk(2, -1)[::-1], (-1, 1), strict=True):
-        half.addcmul_(other, sin, value=sign * direction)
-    return out
-
-
-def _plain(
-    qkv_TNK: Tensor, num_kv: int, cos_T1K: Tensor, sin_T1K: Tensor, norms: HeadNorms | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    heads = (qkv_TNK.shape[1] - 2 * num_kv, num_kv)
-    query, key, value = qkv_TNK.split((*heads, num_kv), 1)
-    if generates():
-        # Queries and keys together: half the calls of a decode step.
-        both = qkv_TNK[:, :-num_kv]
-        if norms is not None:
-            pairs = zip(norms[:2], heads, strict=True)
-            weight = torch.cat([weight_K.expand(num, -1) for weight_K, num in pairs])
-            both = F.rms_norm(both, weight.shape[1:], None, norms.eps) * weight
-        return *_rotated(both, cos_T1K, sin_T1K, 1).split(heads, 1), value
-    if norms is not None:
-        query, key = (normalise(x, w, norms.eps) for x, w in ((query, norms[0]), (key, norms[1])))
-    return _Rotate.apply(query, cos_T1K, sin_T1K), _Rotate.apply(key, cos_T1K, sin_T1K), value
-
-
 def norm_rope(
     qkv_TNK: Tensor,
     num_kv: int,
@@ -404,7 +362,7 @@ def norm_rope(
     raises           ValueError on a shape, dtype, device or name that does not fit
     """
     if not takes_triton(path, qkv_TNK):
-        return _plain(qkv_TNK, num_kv, cos_T1K, sin_T1K, norms)
+        return layer_plain.norm_rope(qkv_TNK, num_kv, cos_T1K, sin_T1K, norms)
     if qkv_TNK.ndim != 3 or not 0 < 2 * num_kv < qkv_TNK.shape[1] or qkv_TNK.shape[2] % 2:
         raise ValueError(
             f"qkv: expected (T, H + 2 J, K) with J = num_kv = {num_kv} and K even, got "

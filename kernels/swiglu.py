@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from . import layer_plain
 from .head.plan import NAMESPACE
 from .launch import Path, jit, power_of_two, takes_triton, tl, unit_stride
 
@@ -112,5 +112,4 @@ def swiglu(gate_up_TE: Tensor, *, path: Path = "auto") -> Tensor:
         )
     if takes_triton(path, gate_up_TE):
         return _Swiglu.apply(gate_up_TE)
-    gate_TI, up_TI = gate_up_TE.chunk(2, -1)
-    return F.silu(gate_TI) * up_TI
+    return layer_plain.swiglu(gate_up_TE)

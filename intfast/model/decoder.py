@@ -81,12 +81,14 @@ class Layer(nn.Module):
         # One product for queries, keys and values: its rows are vLLM's, in its order.
         qkv_TNK = attn.qkv_proj(normed_TD).unflatten(1, (-1, self.head_dim))
         q_norm, k_norm = attn.q_norm, attn.k_norm
+        # Looked up in each call: vLLM's tensors may have taken the place of the weights.
         norms = q_norm and HeadNorms(q_norm.weight, k_norm.weight, q_norm.eps)
         qkv = self.ops.norm_rope(qkv_TNK, self.num_kv, *rope, norms)
         out = attend(self.layer, *qkv, self.window).flatten(1)
         # Keys and values were needed of every token; what comes now, only of the rows asked for.
         if keep_C is not None:
             out, x_TD = out[keep_C], x_TD[keep_C]
+        # The sum and its norm are one pass over memory where the kernels have one.
         x, normed = self.post_attention_layernorm(x_TD, attn.o_proj(out))
         return x + mlp.down_proj(self.ops.swiglu(mlp.gate_up_proj(normed)))
 
@@ -149,6 +151,7 @@ class Decoder(nn.Module):
         for i, layer in enumerate(self.model.layers):
             # Only the last layer may drop rows: those before it give keys and values to all.
             keep_C = rows_C if i == self.config.num_layers - 1 else None
+            # The unit of activation checkpointing is a layer.
             x = checkpointing.run(layer, self.activation_checkpointing, x, rope, attend, keep_C)
         return self.model.norm(x)[1]
 
