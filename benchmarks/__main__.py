@@ -22,6 +22,7 @@ from benchmarks import (
     kernels,
     process_credit,
     quickstart,
+    traffic,
     training_step,
     tuned_compare,
     vllm,
@@ -31,7 +32,7 @@ from benchmarks import (
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
     engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
-    process_credit, gates, kernels, accuracy,
+    process_credit, gates, kernels, accuracy, traffic,
 )  # fmt: skip
 
 

@@ -40,11 +40,12 @@ class ModelConfig(Settings):
     """Storage of the weights; the optimizer always keeps fp32 masters."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" is CUDA where torch sees it, else the CPU; the choice is printed."""
-    kernels: Literal["auto", "torch", "liger"] = "auto"
-    """Norms, rotary embedding and SwiGLU: "torch", or "liger"'s Triton kernels on CUDA; "auto" is
-    Liger's on CUDA where it is installed; the choice is printed."""
-    activation_checkpointing: bool = False
-    """Recompute activations in backward: about a third more time, much less memory."""
+    kernels: Literal["auto", "torch", "liger", "fused"] = "auto"
+    """Norms, rotary embedding, SwiGLU: "torch", or on CUDA "liger"'s kernels or our "fused" ones;
+    "auto" is Liger's on CUDA where it is installed; the choice is printed."""
+    activation_checkpointing: bool | Literal["selective"] = False
+    """Recompute activations in backward: about a third more time, much less memory. "selective"
+    keeps matrix products and attention: little more time, about half the memory of none."""
     threads: int | None = None
     """CPU threads of torch; absent: torch's own choice."""
     memory_gib: float | None = None
