@@ -68,7 +68,7 @@ def _exact_head(hidden: Tensor, weight: Tensor, target: Tensor) -> list[Tensor]:
         logprob = (x.float() @ wide.T).double().log_softmax(1)
         prob = logprob.exp()
         entropy = -(prob * logprob).sum(1)
-        prob[torch.arange(len(y)), y] -= 1
+        prob[torch.arange(len(y), device=y.device), y] -= 1
         parts.append((logprob.gather(1, y[:, None])[:, 0], entropy, prob.float() @ wide))
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
