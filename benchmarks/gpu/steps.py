@@ -18,8 +18,9 @@ VLLM = [
 # On a CPU a whole run of the quickstart's short form takes a minute; this takes seconds.
 SMALL_RUN = [
     "data.train_limit=4", "data.test_limit=2", "attempts.samples=2", "attempts.max_problems=4",
-    "evaluate.samples=2", "evaluate.ks=[1,2]", "intervene.continuations=2", "intervene.wave=2",
-    "rl.steps=1", "rl.problems_per_step=2", "rl.group_size=4", "rl.from_base=false",
+    "attempts.wrong_per_problem=1", "evaluate.samples=2", "evaluate.ks=[1,2]",
+    "intervene.continuations=2", "intervene.wave=2", "sft.target=no_filter", "rl.steps=1",
+    "rl.problems_per_step=2", "rl.group_size=4", "rl.from_base=false",
 ]  # fmt: skip
 
 
@@ -162,7 +163,8 @@ class Steps:
         """What the first part had no time for, one at a time."""
         vllm_run = ["model.dtype=bfloat16", "rollout.sleep=true", "rollout.cache_gib=4"]
         ops = ["linear_logprob", "linear_logprob_gradient", "group_advantages", "--budget", "40"]
-        no_checkpoints = ["kernels=liger", "checkpointing=0", "tokens=8192"]
+        no_checkpoints = ["checkpointing=0"]
+        no_checkpoints += [] if self.is_cpu else ["kernels=liger", "tokens=8192"]
         memcheck = ["compute-sanitizer", "--tool", "memcheck", *self.check("odds", 0).command]
         steps = [
             self.check("step_4b", 60, *no_checkpoints, name="step_4b_kept"),
