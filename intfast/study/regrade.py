@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from intfast import cli
+from intfast.config import GradeConfig
 from intfast.grading.grader import Grader, Submission
 from intfast.prompts import split_steps
 from intfast.records import Attempt, Intervention, Problem
@@ -116,12 +117,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--problems", type=Path, help="default: problems.jsonl beside FILE")
     parser.add_argument("--mode", help='default: as in config.toml beside FILE, else "boxed"')
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--timeout-s", type=float, default=10.0)
+    parser.add_argument("--timeout-s", type=float, default=5.0)
     options = parser.parse_args(arguments)
 
     with outcome("nothing was graded") as ended:
         config = options.file.with_name("config.toml")
-        mode = options.mode or (cli.load(config).grade.mode if config.is_file() else "boxed")
-        with Grader(mode, options.workers, options.timeout_s) as grader:
+        grade = cli.load(config).grade if config.is_file() else GradeConfig()
+        mode = options.mode or grade.mode
+        with Grader(mode, options.workers, options.timeout_s, grade.digits) as grader:
             print(shown(report(options.file, grader, options.problems)))
     return ended.code
