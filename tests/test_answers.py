@@ -3,14 +3,13 @@ import time
 import pytest
 
 from intfast.grading.answers import (
-    Reason,
-    Status,
     compare_quickly,
     extract,
     is_explosive,
     is_marker,
     last_boxed,
 )
+from intfast.grading.reasons import Reason, Status
 
 
 @pytest.mark.parametrize(

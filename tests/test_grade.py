@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks.reliability.answer_pairs import RIGHT, RIGHT_UNICODE, WRONG, pairs
 from intfast.grading import grader as grading
-from intfast.grading.answers import Reason, Status, compare_quickly
+from intfast.grading.answers import compare_quickly
 from intfast.grading.grader import Grader
+from intfast.grading.reasons import Reason, Status
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,10 @@ def test_worker_is_bare_and_ends_with_the_grader(monkeypatch):
                 limits = Path(f"/proc/{pid}/limits").read_text()
                 most = int(re.search(r"Max address space +(\d+)", limits)[1])
                 status = Path(f"/proc/{pid}/status").read_text()
-                now = [int(re.search(rf"{key}:\s+(\d+)", status)[1]) << 10 for key in ("VmSize", "VmRSS")]
+                now = [
+                    int(re.search(rf"{key}:\s+(\d+)", status)[1]) << 10
+                    for key in ("VmSize", "VmRSS")
+                ]
                 assert most - now[0] + now[1] <= grading.WORKER_MEMORY_BYTES + (16 << 20)
     assert not any(process_exists(pid) for pid in pids)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from math import comb, factorial
 
@@ -32,10 +32,8 @@ MAX_INTEGER = 5000
 """Largest argument of a factorial, and most digits of an integer power."""
 MAX_TERMS = 3000
 """Most terms of a sum or product."""
-_POINTS = (0.4, 1.7, 5.3, 21.0, -0.6, -3.1)
+_POINTS = (0.4, 2.3, 7.1, -1.6)
 """Where expressions are compared; every symbol is near them, each somewhere else."""
-
-
 _INFINITE = (sympy.oo, -sympy.oo)
 
 
@@ -172,12 +170,10 @@ def _refuse_undefined(expression: sympy.Expr) -> None:
     for part in sympy.preorder_traversal(expression):
         if part in (sympy.zoo, sympy.nan):
             raise Unreadable(Reason.UNDEFINED)
-        if isinstance(part, sympy.Pow) and (
+        is_root = isinstance(part, sympy.Pow) and (
             part.exp.could_extract_minus_sign() or _is_zero(part.exp)
-        ):
-            if _is_zero(part.base):
-                raise Unreadable(Reason.UNDEFINED)
-        if isinstance(part, sympy.log) and _is_zero(part.args[0]):
+        )
+        if (is_root or isinstance(part, sympy.log)) and _is_zero(part.args[0]):
             raise Unreadable(Reason.UNDEFINED)
     if not expression.free_symbols:
         infinite = expression.doit() if expression.has(*_INFINITE) else expression.evalf(5)
@@ -234,25 +230,34 @@ def equal(gold: sympy.Basic, answer: sympy.Basic, digits: int, relation: str) ->
         gold.atoms(AppliedUndef) | answer.atoms(AppliedUndef), key=lambda f: f.sort_key()
     )
     named = {name: sympy.Symbol(f"f{place}", real=True) for place, name in enumerate(names)}
-    values = _values([gold.xreplace(named), answer.xreplace(named)], digits)
-    if None in values:
-        return verify([gold], [answer], timeout_seconds=None)
-    real = [pair for pair in values if all(sympy.im(value) == 0 for value in pair)]
+    gold, answer = gold.xreplace(named), answer.xreplace(named)
     tolerance = sympy.Float(10, digits) ** (15 - digits)
-    pairs = real or values
-    if relation and (gold.free_symbols or answer.free_symbols):
-        if any(abs(value) < tolerance for pair in pairs for value in pair):
+    pairs = []
+    for pair in _values([gold, answer], digits):
+        if pair is None:
+            return verify([gold], [answer], timeout_seconds=None)
+        is_real = all(sympy.im(value) == 0 for value in pair)
+        if is_real and not relation and not _is_near(*pair, tolerance):
             return False
-        ratios = [one / two for one, two in pairs]
-        is_turned = relation == "positive multiple" and sympy.re(ratios[0]) < 0
-        return not is_turned and all(abs(r - ratios[0]) <= tolerance * abs(r) for r in ratios)
-    return all(abs(one - two) <= tolerance * max(1, abs(one)) for one, two in pairs)
+        pairs.append((is_real, *pair))
+    # Where both are real somewhere, other places are outside of what they are meant for.
+    pairs = [pair for pair in pairs if pair[0]] or pairs
+    if not relation or not (gold.free_symbols or answer.free_symbols):
+        return all(_is_near(one, two, tolerance) for _, one, two in pairs)
+    if any(abs(value) < tolerance for pair in pairs for value in pair[1:]):
+        return False
+    ratios = [one / two for _, one, two in pairs]
+    is_turned = relation == "positive multiple" and sympy.re(ratios[0]) < 0
+    return not is_turned and all(_is_near(ratio, ratios[0], tolerance) for ratio in ratios)
 
 
-def _values(expressions: list[sympy.Expr], digits: int) -> list[tuple[sympy.Expr, ...] | None]:
-    """Values at each point; None where one has none."""
+def _is_near(one: sympy.Expr, two: sympy.Expr, tolerance: sympy.Float) -> bool:
+    return bool(abs(one - two) <= tolerance * max(1, abs(one)))
+
+
+def _values(expressions: list[sympy.Expr], digits: int) -> Iterator[tuple[sympy.Expr, ...] | None]:
+    """Their values at each point; None where one has none."""
     symbols = sorted(set().union(*(e.free_symbols for e in expressions)), key=lambda s: s.name)
-    found = []
     for place, near in enumerate(_POINTS if symbols else _POINTS[:1]):
         # Not in proportion: x - 2y and y - 2x are multiples of each other along a line.
         near_it = random.Random(place)
@@ -261,14 +266,10 @@ def _values(expressions: list[sympy.Expr], digits: int) -> list[tuple[sympy.Expr
             for symbol in symbols
         }
         values = tuple(e.evalf(digits, subs=point, maxn=4 * digits) for e in expressions)
-        is_found = all(
-            not value.free_symbols and value.is_comparable or _is_complex(value) for value in values
-        )
-        found.append(values if is_found else None)
-    return found
+        yield values if all(map(_is_number, values)) else None
 
 
-def _is_complex(value: sympy.Expr) -> bool:
+def _is_number(value: sympy.Expr) -> bool:
     return all(part.is_Number and part.is_finite for part in value.as_real_imag())
 
 

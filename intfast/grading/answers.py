@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from intfast.grading.compare import NeedsParser, arithmetic, verdict
 from intfast.grading.normal import in_ascii, normalise
-from intfast.grading.reasons import Reason, Status
-
+from intfast.grading.reasons import Reason
 
 MATHEMATICS = ("boxed", "stated")
 """The modes whose answers are compared as mathematics; those of "tail:WORD" as text."""

@@ -11,39 +11,40 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from intfast.grading import units
-from intfast.grading.normal import normalise, number
+from intfast.grading.normal import number
 from intfast.grading.reasons import Reason
+from intfast.grading.shapes import (
+    PERCENT,
+    RELATION,
+    TOKEN,
+    intervals,
+    is_grouped,
+    items,
+    quantity,
+    same_words,
+    scaled,
+    spelled,
+    split,
+    stripped,
+)
 
 Leaf = Callable[[str, str, str], Reason]
 """(gold, answer, "" | "proportional" | "positive multiple") -> the verdict on two expressions."""
 
-_TOKEN = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+|\\.|.", re.DOTALL)
-_OPEN = {"(", "[", "{", r"\{", r"\langle", r"\begin"}
-_CLOSE = {")", "]", "}", r"\}", r"\rangle", r"\end"}
-_LIST = re.compile(r",|;|\\text\{,? ?(?:and|or)\}")
-_OR = re.compile(r"\\text\{or\}|\\cup")
-_RELATION = re.compile(r"=|<|>|\\le|\\ge|\\ne|\\in")
-_NAME = re.compile(r"[A-Za-z]|\\[a-z]+(?:\{[A-Za-z]+\})?|\\text\{(?!not)[A-Za-z ]+\}")
 # What may stand left of the last sign of equality: names, sums of names, f(3), |AB|, P(A).
 _LEFT = re.compile(
-    r"(?:\\text\{(?![^{}]*\bnot\b)[A-Za-z ]+\}|(?!\\pi|\\infty)\\[A-Za-z]+|[A-Za-z]'*|_\{?\w{1,3}\}?"
-    r"|\([^()=]{1,20}\)|\|[A-Za-z]{1,3}\||\^\{-1\}|[-+{}^* ])+"
+    r"(?:\\text\{(?![^{}]*\bnot\b)[A-Za-z ]+\}|(?!\\pi|\\infty)\\[A-Za-z]+|[A-Za-z]'*"
+    r"|_\{?\w{1,3}\}?|\([^()=]{1,20}\)|\|[A-Za-z]{1,3}\||\^\{-1\}|[-+{}^* ])+"
 )
-_INTRO = re.compile(
-    r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:final |correct |exact |total )?"
-    r"(?:answers?|results?|solutions?|values?|number|total|sum|product|area|probability)"
-    r"(?: (?:is|are|equals?)(?: equal to)?:?|:|=)|it is|we get|answer",
-    re.IGNORECASE,
-)
+_NAME = re.compile(r"[A-Za-z]|\\[a-z]+(?:\{[A-Za-z]+\})?|\\text\{(?!not)[A-Za-z ]+\}")
 # In an expression none of these has a meaning that the parser keeps.
 _UNCLEAR = re.compile(
-    r"\\text|\\ldots|\\p?mod(?![a-z])|(?:^|[-+*=(])\{[^{}]*\} ?\{|\\approx|\\sim|\\equiv|(?<!\{[a-z])\\to(?![a-z])|[?:;$&\"]|\d [\d(]|\d_|\)_|\^\{?[T*]|(?<![A-Za-z)])'"
-    r"|\\(?:boxed|fbox|begin|end|lnot|neg|mp)(?![a-z])|\\[A-Za-z]*(?:infty)\s*[\w\\(]|^[*/^_.,)]|[-+*/^_(,]$"
-)  # fmt: skip
-_SYNONYMS = (
-    {"no solution", "no solutions", "empty set", "the empty set", r"\varnothing"},
-    {"all real numbers", "all reals", r"\mathbb{R}"},
-    {"does not exist", "DNE"},
+    r"\\text|\\ldots|\\p?mod(?![a-z])|\\(?:approx|sim|equiv)(?![a-z])|(?<!\{[a-z])\\to(?![a-z])"
+    r"|(?:^|[-+*=(])\{[^{}]*\} ?\{|[?:;$&\"]|\d [\d(]|\d_|\)_|\^\{?[T*]|(?<![A-Za-z)])'"
+    r"|\\(?:boxed|fbox|begin|end|lnot|neg|mp)(?![a-z])|\\infty\s*[\w\\(]|^[*/^_.,)]|[-+*/^_(,]$"
+)
+_STRONG = re.compile(
+    r"\\cup|\\infty[,)\]]|[,(\[]-?\\infty|[<>]|\\(?:[lgn]e|in)(?![a-z])|^\[|\]$|\\mathbb\{R\}"
 )
 _TIME = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))? ?(?:([ap])\.? ?m\.?)?", re.IGNORECASE)
 _CHOICE = re.compile(
@@ -58,196 +59,6 @@ _MATRIX = re.compile(
     r"\\begin\{([pb]?matrix|array)\}(?:\{[^{}]*\})?(.*?)(?:\\\\)?\\end\{\1\}", re.DOTALL
 )
 _BASED = re.compile(r"(-?\d[\dA-F]*)_\{?(\d{1,2})\}?")
-_PART = r"(\d[\d.,/ ]*)(\\text\{(?!and\})[^{}]*\}(?:\^\{?\d\}?)?)"
-_COMPOUND = re.compile(rf"{_PART}(?:(?:\\text\{{and\}}|,)?{_PART})+")
-_UNIT = re.compile(r"\\text\{|\\frac\{\\text|\\%")
-
-
-def split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
-    """(parts, separators) of a text, cut where no bracket is open."""
-    parts, found, depth = [""], [], 0
-    for token in _TOKEN.findall(text):
-        depth += (token in _OPEN) - (token in _CLOSE)
-        if depth <= 0 and separator.fullmatch(token):
-            found.append(token)
-            parts.append("")
-        else:
-            parts[-1] += token
-    return [part.strip() for part in parts], found
-
-
-def spelled(text: str) -> str:
-    """A text without the marks of words."""
-    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-    return " ".join(text.split()).rstrip(". ")
-
-
-def same_words(gold: str, answer: str) -> bool:
-    """Whether two texts are the same words; letter case tells symbols apart, and no words."""
-    one, two = spelled(gold), spelled(answer)
-    if one == two or any(one in same and two in same for same in _SYNONYMS):
-        return True
-    if one.casefold() != two.casefold() or not re.fullmatch(r"[A-Za-z][A-Za-z '-]+", one):
-        return False
-    is_text = r"\text" in gold + answer or any(word.title() in (one, two) for word in (one, two))
-    return is_text and (len(one) > 2 or one.casefold() in ("no", "ok"))
-
-
-def stripped(text: str) -> str:
-    """A text without what introduces it ("the answer is")."""
-    words = re.match(r"\\text\{([^{}]*)\}(.*)", text) or re.match(r"()([A-Z][a-z]+ .*)", text)
-    inner = (words[1] or words[2]) if words else ""
-    if found := _INTRO.match(inner):
-        rest = inner[found.end() :].strip(" :=") + (words[2] if words[1] else "")
-        return normalise(rest) if rest else text
-    return text
-
-
-def items(text: str) -> tuple[str, list[str]]:
-    """(kind, parts): kind "(", "[", "{", "<" by the brackets around, "," for a bare list, "" for one.
-
-    "2 \\pm 1" is a bare list of two.
-    """
-    for kind, left, right in (
-        ("(", "(", ")"),
-        ("[", "[", "]"),
-        ("{", r"\{", r"\}"),
-        ("{", "{", "}"),
-        ("<", r"\langle", r"\rangle"),
-    ):
-        inner = text[len(left) : -len(right)]
-        if text.startswith(left) and text.endswith(right) and _is_closed(inner):
-            parts, _ = split(inner, _LIST)
-            if kind == "(" and len(parts) == 1:
-                return items(parts[0])
-            return kind, [sign for part in parts for sign in _signs(part)] if kind == "{" else parts
-    parts, _ = split(text, _LIST)
-    parts = [part for part in parts if part] if len(parts) > 1 else parts
-    if len(parts) == 1 or _is_grouped(text):
-        return (",", signs) if len(signs := _signs(text)) > 1 else ("", [text])
-    return ",", [sign for part in parts for sign in _signs(part)]
-
-
-def _is_closed(text: str) -> bool:
-    """Whether no bracket of a text closes before it opens, or stays open."""
-    depth = 0
-    for token in _TOKEN.findall(text):
-        depth += (token in _OPEN) - (token in _CLOSE)
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-def _signs(text: str) -> list[str]:
-    if r"\pm" not in text or r"\text" in text:
-        return [text]
-    plus = text.replace(r"\pm", "+").replace(r"\mp", "-")
-    return [plus.removeprefix("+"), text.replace(r"\pm", "-").replace(r"\mp", "+")]
-
-
-Interval = tuple[str, str, str, str]
-
-
-def intervals(text: str) -> tuple[str, list[Interval]] | None:
-    """(variable or "", intervals) of a union, an inequality in one variable or a set of such."""
-    if found := re.fullmatch(r"\\\{([a-z])(?:\\in ?\\mathbb\{R\})?[|:](.*)\\\}", text):
-        inner = intervals(found[2])
-        return inner if inner and inner[0] in ("", found[1]) else None
-    variable = ""
-    if found := re.fullmatch(r"([a-z])\\in ?(.*)", text):
-        variable, text = found[1], found[2]
-    if text in (r"\mathbb{R}", r"\text{all real numbers}"):
-        return variable, [("(", r"-\infty", r"\infty", ")")]
-    parts, _ = split(text, _OR)
-    if len(parts) > 1:
-        inner = [intervals(part) for part in parts]
-        names = {each[0] for each in inner if each} - {""}
-        if None in inner or len(names) > 1:
-            return None
-        return "".join(names), [one for each in inner for one in each[1]]
-    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _is_closed(text[1:-1]):
-        ends, _ = split(text[1:-1], re.compile("[,;]"))
-        return (variable, [(text[0], *ends, text[-1])]) if len(ends) == 2 else None
-    if text.startswith(r"\{") and len(one := items(text)[1]) == 1:
-        return variable, [("[", one[0], one[0], "]")]
-    return _inequality(text)
-
-
-def _inequality(text: str) -> tuple[str, list[Interval]] | None:
-    sides, signs = split(text, _RELATION)
-    if signs in (["<"], [">"], [r"\le"], [r"\ge"], [r"\ne"]) and re.fullmatch(
-        r"\\?[a-z]+", sides[1]
-    ):
-        flip = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
-        if not re.fullmatch("[a-z]", sides[0]):
-            sides, signs = sides[::-1], [flip.get(signs[0], signs[0])]
-    if signs and set(signs) <= {">", r"\ge"} and len(sides) == 3:
-        sides, signs = sides[::-1], [{">": "<"}.get(sign, r"\le") for sign in reversed(signs)]
-    if len(sides) == 3 and set(signs) <= {"<", r"\le"} and re.fullmatch("[a-z]", sides[1]):
-        ends = (
-            ("(" if signs[0] == "<" else "["),
-            sides[0],
-            sides[2],
-            (")" if signs[1] == "<" else "]"),
-        )
-        return sides[1], [ends]
-    if len(sides) != 2 or not re.fullmatch("[a-z]", sides[0]) or signs[0] in ("=", r"\in"):
-        return None
-    low, high, end = r"-\infty", r"\infty", sides[1]
-    if re.search(rf"(?<![A-Za-z\\]){sides[0]}(?![A-Za-z])", end):
-        return None
-    found = {
-        "<": [("(", low, end, ")")],
-        r"\le": [("(", low, end, "]")],
-        ">": [("(", end, high, ")")],
-        r"\ge": [("[", end, high, ")")],
-        r"\ne": [("(", low, end, ")"), ("(", end, high, ")")],
-    }
-    return sides[0], found[signs[0]]
-
-
-Quantity = tuple[str, units.Unit | None, bool]
-_PERCENT = units.Unit((("percent", 1),), Fraction(1, 100))
-
-
-def quantity(text: str) -> Quantity | None:
-    """(value, unit, whether several quantities are added), or None where words are not understood."""
-    text = text.replace(" and}", r"}\text{and}")
-    if _COMPOUND.fullmatch(text):
-        found = re.findall(_PART, text)
-        parts = [(number(value.strip(" ,")), units.parse(unit)) for value, unit in found]
-        if None in [part for pair in parts for part in pair]:
-            return None
-        factors = [unit.factor for _, unit in parts]
-        if len({(unit.powers, unit.pi) for _, unit in parts}) > 1 or factors != sorted(set(factors))[::-1]:
-            return None
-        total = sum(value * unit.factor for value, unit in parts)
-        return _text(total), parts[0][1]._replace(factor=Fraction(1)), True
-    start = _UNIT.search(text)
-    if start is None:
-        return text, None, False
-    value, rest = text[: start.start()].rstrip("~ "), text[start.start() :]
-    if rest == r"\%":
-        return value, _PERCENT, False
-    if not value or re.search(r"[=<>]|\d", re.sub(r"\^\{?-?\d\}?", "", rest)):
-        # A percent sign inside an expression is the parser's.
-        return None if r"\text" in text or not value else (text, None, False)
-    unit = units.parse(rest, is_one=number(value) in (1, -1))
-    return None if unit is None else (value, unit, False)
-
-
-def _text(value: Fraction) -> str:
-    return rf"{'-' if value < 0 else ''}\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
-
-
-def _scaled(value: str, factor: Fraction, pi: int) -> str:
-    exact = number(value)
-    text = (
-        _text(exact * factor)
-        if exact is not None
-        else rf"\frac{{{factor.numerator}}}{{{factor.denominator}}}\cdot({value})"
-    )
-    return text if not pi else rf"{text}\cdot\pi^{{{pi}}}"
 
 
 class Comparison:
@@ -271,56 +82,40 @@ class Comparison:
         compound = quantity(gold), quantity(answer)
         if not any(found and found[2] for found in compound):
             kinds = items(gold), items(answer)
-            related = [not kind and split(parts[0], _RELATION)[1] for kind, parts in kinds]
+            related = [not kind and split(parts[0], RELATION)[1] for kind, parts in kinds]
             if (kinds[0][0] or kinds[1][0]) and not any(related):
                 return self._lists(gold, answer, *kinds)
             gold, answer = (
                 text if kind else parts[0]
                 for text, (kind, parts) in zip((gold, answer), kinds, strict=True)
             )
-        sides = split(gold, _RELATION), split(answer, _RELATION)
+        sides = split(gold, RELATION), split(answer, RELATION)
         if sides[0][1] or sides[1][1]:
             return self._relations(*sides)
         if ":" in gold and ":" in answer and gold.count(":") == answer.count(":"):
             return self._ratios(gold.split(":"), answer.split(":"))
         return self._quantities(gold, answer)
 
+    # Each of these says None where the texts are not of its kind.
+
     def _choice(self, gold: str, answer: str) -> Reason | None:
-        wanted = _CHOICE.fullmatch(gold) if gold[-1:] != "'" else None
-        if (
-            not wanted
-            or not (letter := wanted[1] or wanted[2])
-            or not letter.isupper()
-            or (wanted[3] and not wanted[1])
-        ):
+        wanted = _CHOICE.fullmatch(gold)
+        letter = (wanted[1] or wanted[2]) if wanted else ""
+        if not letter.isupper() or (wanted[3] and not wanted[1]):
             both = re.fullmatch(r"[A-Za-z]", gold) and re.fullmatch(r"[A-Za-z]", answer)
             return Reason.WRONG if both and gold != answer else None
+        value = wanted[3].strip()
         given = _CHOICE.fullmatch(re.sub(r"^\\text\{([^{}]*)\}", r"\1", answer))
         if given and (given[1] or given[2]).isupper() and (given[1] or not given[3]):
-            rest = given[3].strip()
             if (given[1] or given[2]) != letter:
                 return Reason.WRONG
-            if not rest:
-                return Reason.CORRECT
-            is_value = (
-                quantity(rest) is not None
-                and not items(rest)[0]
-                and not re.search(r"\([A-J]\)", rest)
-            )
-            return (
-                Reason.LEFTOVER
-                if not is_value
-                else self.same(wanted[3], rest)
-                if wanted[3]
-                else Reason.CORRECT
-            )
-        return (
-            self.same(wanted[3].strip(), answer)
-            if wanted[1] and wanted[3]
-            else None
-            if len(answer) > 1
-            else Reason.WRONG
-        )
+            rest = given[3].strip()
+            if rest and (not quantity(rest) or items(rest)[0] or re.search(r"\([A-J]\)", rest)):
+                return Reason.LEFTOVER
+            return self.same(value, rest) if value and rest else Reason.CORRECT
+        if value:
+            return self.same(value, answer)
+        return None if len(answer) > 1 else Reason.WRONG
 
     def _time(self, gold: str, answer: str) -> Reason | None:
         wanted, given = _TIME.fullmatch(spelled(gold)), _TIME.fullmatch(spelled(answer))
@@ -337,13 +132,9 @@ class Comparison:
         if (wanted[2], wanted[3] or "00") != (given[2], given[3] or "00"):
             return Reason.WRONG
         is_same_face = int(wanted[1]) % 12 == int(given[1]) % 12
-        return (
-            Reason.CORRECT
-            if hours[0] == hours[1]
-            else Reason.UNIT
-            if is_same_face
-            else Reason.WRONG
-        )
+        if hours[0] == hours[1]:
+            return Reason.CORRECT
+        return Reason.UNIT if is_same_face else Reason.WRONG
 
     def _family(self, gold: str, answer: str) -> Reason | None:
         found = [_FAMILY.fullmatch(text) for text in (gold, answer)]
@@ -368,13 +159,7 @@ class Comparison:
         return self._in_order(*([cell for row in each for cell in row] for each in rows))
 
     def _sets(self, gold: str, answer: str) -> Reason | None:
-        is_strong = [
-            re.search(
-                r"\\cup|\\infty[,)\]]|[,(\[]-?\\infty|[<>]|\\[lgn]e(?![a-z])|\\in(?![a-z])|^\[|\]$|\\mathbb\{R\}",
-                text,
-            )
-            for text in (gold, answer)
-        ]
+        is_strong = [_STRONG.search(text) for text in (gold, answer)]
         wanted, given = intervals(gold), intervals(answer)
         if not any(is_strong) or not wanted or not given:
             return None
@@ -395,32 +180,28 @@ class Comparison:
         self, gold: str, answer: str, wanted: tuple[str, list[str]], given: tuple[str, list[str]]
     ) -> Reason:
         (kind, golds), (other, answers) = wanted, given
-        if kind == "," and _is_grouped(gold) and not other:
+        if kind == "," and is_grouped(gold) and not other:
             return self._quantities(gold, answer)
         if len(golds) == len(answers) == 1:
             is_one = {kind, other} <= {"", "{"} and r"\varnothing" not in golds + answers
             return self.same(golds[0], answers[0]) if is_one else Reason.WRONG
         joined = [
-            {r"\text{or}", r"\text{and}"} & set(_TOKEN.findall(text)) for text in (gold, answer)
+            {r"\text{or}", r"\text{and}"} & set(TOKEN.findall(text)) for text in (gold, answer)
         ]
         if all(joined) and joined[0] != joined[1] and re.search(r"[<>]|\\[lg]e", gold):
             return Reason.WRONG
-        named, answered = (
-            [re.fullmatch(r"([a-z](?:_\w)?)=(.*)", part) for part in parts]
-            for parts in (golds, answers)
-        )
-        names = [{found[1] for found in each if found} for each in (named, answered)]
-        if names[0] != names[1]:
-            # Names on one side only: of one unknown they say nothing, of several they say the order.
-            for parts, found, own, opposite in (
-                (golds, named, names[0], names[1]),
-                (answers, answered, names[1], names[0]),
-            ):
-                if own and not opposite:
-                    if len(own) == len(parts) > 1 and all(found):
-                        parts.sort()
-                        kind = other = "("
-                    parts[:] = [part.partition("=")[2] or part for part in parts]
+        # Names on one side only: of one unknown they say nothing, of several they say the order.
+        named = [
+            [re.fullmatch(r"([a-z](?:_\w)?)=(.*)", part) for part in each]
+            for each in (golds, answers)
+        ]
+        names = [{found[1] for found in each if found} for each in named]
+        for at, parts in enumerate((golds, answers)):
+            if names[at] and not names[1 - at]:
+                if len(names[at]) == len(parts) > 1 and all(named[at]):
+                    parts.sort()
+                    kind = other = "("
+                parts[:] = [part.partition("=")[2] or part for part in parts]
         if len(golds) != len(answers):
             return Reason.WRONG
         if "(" in (kind, other) or "<" in (kind, other) or "[" in (kind, other):
@@ -534,27 +315,27 @@ class Comparison:
         (value, unit, _), (other, named, is_sum) = wanted, given
         if unit is None and named is None:
             return self._leaf(value, other)
-        if named is None or (unit is None and named is not _PERCENT):
+        if named is None or (unit is None and named is not PERCENT):
             if is_sum or (named and named.pi and named.factor < Fraction(1, 180)):
                 return Reason.LEFTOVER
             reason = self._leaf(value, other)
             bare = number(other)
-            if reason is Reason.CORRECT and unit is _PERCENT and bare is not None and abs(bare) < 1:
+            if reason is Reason.CORRECT and unit is PERCENT and bare is not None and abs(bare) < 1:
                 reason = Reason.WRONG
             if reason is Reason.CORRECT:
                 return reason
             # A share for a percentage, radians for degrees.
             scales = [one or units.Unit(()) for one in (unit, named)]
-            if unit is _PERCENT or (scales[0].pi + scales[1].pi and r"\pi" in value + other):
-                return self._leaf(_scaled(value, *scales[0][1:]), _scaled(other, *scales[1][1:]))
+            if unit is PERCENT or (scales[0].pi + scales[1].pi and r"\pi" in value + other):
+                return self._leaf(scaled(value, *scales[0][1:]), scaled(other, *scales[1][1:]))
             return reason
         if unit is None:
-            return self._leaf(value, _scaled(other, named.factor, 0))
+            return self._leaf(value, scaled(other, named.factor, 0))
         if unit.powers != named.powers:
             return Reason.UNIT
         pi = unit.pi - named.pi
         reason = self._leaf(
-            _scaled(value, unit.factor, max(pi, 0)), _scaled(other, named.factor, max(-pi, 0))
+            scaled(value, unit.factor, max(pi, 0)), scaled(other, named.factor, max(-pi, 0))
         )
         return Reason.UNIT if reason is Reason.WRONG and unit != named else reason
 
@@ -567,12 +348,6 @@ class Comparison:
         if not answer or _UNCLEAR.search(answer):
             return Reason.LEFTOVER
         return self.leaf(gold, answer, relation)
-
-
-def _is_grouped(text: str) -> bool:
-    """Whether the commas of a text group the digits of one number."""
-    found = quantity(text)
-    return found is not None and number(found[0]) is not None
 
 
 class NeedsParser(Exception):
@@ -593,7 +368,7 @@ def arithmetic(digits: int) -> Leaf:
 
 
 def is_rounded(value: Fraction, decimal: str, digits: int) -> bool:
-    """Whether a decimal with at least so many significant digits is a value, rounded to its places."""
+    """Whether a decimal of at least so many significant digits is a value, rounded to them."""
     found = re.fullmatch(r"[+-]?(\d*)\.(\d+)", decimal)
     if not found or len((found[1] + found[2]).lstrip("0")) < digits:
         return False

@@ -19,7 +19,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
-from intfast.grading.answers import MATHEMATICS, Reason, Status, compare_quickly, extract
+from intfast.grading.answers import MATHEMATICS, compare_quickly, extract
+from intfast.grading.reasons import Reason, Status
 from intfast.records import Record
 from intfast.state import interrupt
 

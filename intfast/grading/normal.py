@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a row of the table is a line
 """One spelling for what LaTeX, Unicode and plain text write in many: a table, applied in order.
 
 Every row has an example; tests/test_grade_normal.py asks each for it.
@@ -12,6 +13,10 @@ from functools import lru_cache
 
 from intfast.grading.units import NAMES
 
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta lambda mu nu xi pi rho sigma tau phi phi chi psi omega "
+    "Gamma Delta Theta Lambda Sigma Phi Psi Omega"
+)
 _SIGNS = {
     "\u2212\u2010\u2011\u2012\u2013\u2014\uff0d\ufe63": "-",
     "\u00d7\u2715": r"\times ",
@@ -48,17 +53,14 @@ _SIGNS = {
     "\u00a2": r"\text{cents}",
     "\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000": r"\,",
     **{
-        chr(code): rf"\{name} "
-        for name, code in zip(
-            "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi".split(),
-            range(0x3B1, 0x3BF),
+        sign: rf"\{name} "
+        for sign, name in zip(
+            "\u03b1\u03b2\u03b3\u03b4\u03b5\u03b6\u03b7\u03b8\u03bb\u03bc\u03bd\u03be\u03c0\u03c1\u03c3\u03c4\u03c6\u03d5\u03c7\u03c8\u03c9"
+            "\u0393\u0394\u0398\u039b\u03a3\u03a6\u03a8\u03a9",
+            _GREEK.split(),
             strict=True,
         )
     },
-    **dict(zip("πρστφχψω", map(r"\{} ".format, "pi rho sigma tau phi chi psi omega".split()))),
-    **dict(
-        zip("ΓΔΘΛΣΦΨΩ", map(r"\{} ".format, "Gamma Delta Theta Lambda Sigma Phi Psi Omega".split()))
-    ),
 }
 _BY_SIGN = {ord(sign): text for signs, text in _SIGNS.items() for sign in signs}
 
@@ -85,7 +87,9 @@ def _ascii(match: re.Match[str]) -> str:
     for char in match[0]:
         mark, text = _meaning(char)
         # Several raised signs in a row are one exponent.
-        made.append(("}" if last and last != mark else "") + (mark + "{" if mark and last != mark else ""))
+        made.append(
+            ("}" if last and last != mark else "") + (mark + "{" if mark and last != mark else "")
+        )
         made.append(text)
         last = mark
     return "".join(made) + ("}" if last else "")

@@ -1,4 +1,4 @@
-"""What stands behind a number: units with dimension and exact factor, money, angles, things counted.
+"""What stands behind a number: units with dimension and factor, money, angles, things counted.
 
 A unit is a product of powers: {"length": 1, "time": -1} with a factor to the base unit. Angles are
 measured in radians: a degree is pi / 180, so a factor has a power of pi too.
@@ -7,16 +7,21 @@ measured in radians: a degree is pi / 180, so a factor has a power of pi too.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
 TABLE = {
-    "length": "m meter metre=1 km kilometer kilometre=1000 cm centimeter centimetre=1/100 dm decimeter=1/10"
-    " mm millimeter millimetre=1/1000 inch inches in=127/5000 ft foot feet=381/1250 yd yard=1143/1250"
+    "length": "m meter metre=1 km kilometer kilometre=1000 cm centimeter centimetre=1/100"
+    " dm decimeter=1/10"
+    " mm millimeter millimetre=1/1000 inch inches in=127/5000 ft foot feet=381/1250"
+    " yd yard=1143/1250"
     " mi mile=201168/125",
+    "area": "acre=4046856.4224 hectare=10000000",
     "mass": "g gram=1 kg kilogram kilo=1000 mg milligram=1/1000 Mg=1000000 t ton tonne=1000000"
     " lb lbs pound=45359237/100000 oz ounce=45359237/1600000",
-    "time": "s sec second=1 ms millisecond=1/1000 min minute=60 h hr hour=3600 day d=86400 week=604800",
+    "time": "s sec second=1 ms millisecond=1/1000 min minute=60 h hr hour=3600 d day=86400"
+    " week=604800",
     "month": "month=1 yr year=12",
     "volume": "L l liter litre=1 mL ml milliliter millilitre=1/1000 gal gallon=473176473/125000000"
     " quart=473176473/500000000 pint=473176473/1000000000 cup=473176473/2000000000",
@@ -40,15 +45,7 @@ TABLE = {
     "point": "percentage-point=1",
     "unit": "unit=1",
 }
-DERIVED = {
-    "mph": "mi/h",
-    "kph": "km/h",
-    "kmph": "km/h",
-    "mps": "m/s",
-    "fps": "ft/s",
-    "acre": "4046.8564224",
-    "hectare": "10000",
-}
+RATES = {"mph": "mi/h", "kmph": "km/h", "kph": "km/h", "fps": "ft/s"}
 # Words that change the number in front of them, or say that it is none.
 _NO_NOUN = re.compile(
     r"(?:and|but|by|choose|divided|from|if|in|is|are|was|isn|not|nor|no|of|or|over|per|percent|percents|than|times|to"
@@ -57,7 +54,6 @@ _NO_NOUN = re.compile(
     r"|tens|ones|twos|threes|[a-z]*squares|cubes|powers|factorials?|logs|digits|bases|wrong|false|base|about|at|as|least|most"
     r"|more|roughly|nearly|almost|around|approximately|remainder|with|without|except|maybe|guess|guesses|it|this|that)"
 )
-_ADJECTIVES = re.compile(r"more|different|distinct|total|possible|[a-z]{3,}")
 _IRREGULAR = "people children men women mice feet geese fish sheep teeth dice oxen data pence deer"
 
 
@@ -70,28 +66,26 @@ class Unit(NamedTuple):
 
 
 def _table() -> dict[str, Unit]:
-    found = {}
+    """{name or symbol: unit}; longer names also in the plural."""
+    found: dict[str, Unit] = {}
     for dimension, line in TABLE.items():
         names: list[str] = []
         for word in line.split():
             name, _, factor = word.partition("=")
             names.append(name)
-            if factor:
-                is_turn = dimension == "angle" and factor != "1"
-                for each in names:
-                    # Symbols before names of other dimensions that share them ("C").
-                    found.setdefault(each, Unit(((dimension, 1),), Fraction(factor), int(is_turn)))
-                    if len(each) > 3 or each in ("day", "cup", "bit", "amp"):
-                        found.setdefault(f"{each}s", found[each])
-                names = []
-    square = (("length", 2),)
-    found["acre"] = found["acres"] = Unit(square, Fraction("4046.8564224"))
-    found["hectare"] = found["hectares"] = Unit(square, Fraction(10_000))
+            if not factor:
+                continue
+            powers, size = ((dimension, 1),), Fraction(factor)
+            if dimension in ("area", "volume"):
+                powers, size = (("length", 2 if dimension == "area" else 3),), size / 1000
+            unit = Unit(powers, size, pi=int(dimension == "angle" and factor != "1"))
+            found |= dict.fromkeys(names, unit)
+            found |= {f"{n}s": unit for n in names if len(n) > 3 or n in ("day", "cup", "bit")}
+            names = []
     return found
 
 
 NAMES = _table()
-_CUBE = {"volume": ("length", 3, Fraction(1, 1000))}
 _POWER = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 
 
@@ -107,54 +101,42 @@ def parse(text: str, is_one: bool = False) -> Unit | None:
         r"\bper(?:centage)? cent(?:age)? points?|\bpercentage points?", "percentage-point", text
     )
     text = text.replace("pounds sterling", "GBP").replace(r"\cdot", " ")
-    words = re.findall(r"[A-Za-z][A-Za-z-]*|\^\{?-?\d\}?|/|\S", text.replace(".", ""))
-    powers: dict[str, int] = {}
-    factor, pi, sign, times, last = Fraction(1), 0, 1, 1, None
+    text = re.sub(r"\b[a-z]{3,4}\b", lambda m: RATES.get(m[0], m[0]), text.replace(".", ""))
+    powers: Counter[str] = Counter()
+    factor, pi, sign, times = Fraction(1), 0, 1, 1
     nouns: list[str] = []
-    for word in words:
+    last: Unit | None = None
+    for word in re.findall(r"[A-Za-z][A-Za-z-]*|\^\{?-?\d\}?|/|\S", text):
+        unit = NAMES.get(word) or (NAMES.get(word.lower()) if len(word) > 3 else None)
+        count = 0
         if word[0] == "^" and last:
-            raised, again = int(re.sub(r"[^-\d]", "", word)), last
+            # Once it was counted when it was read.
+            unit, count = last, int(re.sub(r"[^-\d]", "", word)) - 1
+        elif word in ("squared", "cubed") and last:
+            unit, count = last, _POWER[word] - 1
         elif word in ("/", "per") and (powers or nouns):
             sign, last = -1, None
             continue
-        elif word in ("squared", "cubed") and last:
-            raised, again = _POWER[word], last
-        elif word in _POWER and word[-1] != "d" and not nouns:
+        elif word in ("square", "sq", "cubic", "cu") and not nouns:
             times = _POWER[word]
             continue
-        elif (
-            unit := NAMES.get(word)
-            or NAMES.get(DERIVED.get(word, ""))
-            or NAMES.get(word.lower() if len(word) > 3 else "")
-        ) and not nouns:
-            raised, again = times, unit
-        elif word in DERIVED and not nouns:
-            inner = parse(DERIVED[word])
-            powers |= dict(inner.powers)
-            factor *= inner.factor
-            continue
-        elif re.fullmatch(r"[a-z]{3,}", word) and not _NO_NOUN.fullmatch(word) or word == "more":
+        elif unit and not nouns:
+            last, count, times = unit, times, 1
+        elif re.fullmatch(r"[a-z]{3,}", word) and (word == "more" or not _NO_NOUN.fullmatch(word)):
             nouns.append(word)
             continue
         else:
             return None
-        # A power behind a unit was counted once already.
-        extra = sign * (raised - (0 if again is not last else 1))
-        for dimension, power in again.powers:
-            powers[dimension] = powers.get(dimension, 0) + power * extra
-        factor, pi = factor * again.factor**extra, pi + again.pi * extra
-        times, last = 1, again
+        for dimension, power in unit.powers:
+            powers[dimension] += sign * count * power
+        factor, pi = factor * unit.factor ** (sign * count), pi + unit.pi * sign * count
     if times != 1 or not (powers or nouns):
         return None
     if nouns:
-        *_, noun = nouns
+        noun = nouns[-1]
         is_plural = noun.endswith("s") or noun in _IRREGULAR.split()
         if not (is_plural or is_one or sign < 0) or len(nouns) > 4 or noun == "more":
             return None
         name = noun if noun in _IRREGULAR.split() else noun.removesuffix("s")
         powers[f"count of {name}"] = sign
-    if "volume" in powers:
-        count = powers.pop("volume")
-        powers["length"] = powers.get("length", 0) + 3 * count
-        factor *= Fraction(1, 1000) ** count
     return Unit(tuple(sorted((d, p) for d, p in powers.items() if p)), factor, pi)

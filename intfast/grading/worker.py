@@ -109,7 +109,7 @@ def forbid_side_effects() -> None:
 
 
 def judge(gold: str, answer: str, digits: int = 0) -> bytes:
-    """The verdict byte on two answers as they were written. Equal texts are compared all the same."""
+    """The verdict byte on two answers as they were written; equal texts are parsed all the same."""
     from intfast.grading import algebra, compare
     from intfast.grading.normal import normalise
 
