@@ -17,6 +17,7 @@ from benchmarks import (
     engine,
     fidelity,
     gates,
+    grading,
     harness,
     house,
     kernels,
@@ -31,7 +32,7 @@ from benchmarks import (
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
     engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
-    process_credit, gates, kernels, accuracy,
+    process_credit, gates, grading, kernels, accuracy,
 )  # fmt: skip
 
 

@@ -1,13 +1,12 @@
 """The grader on pairs of our own making: false accepts and false rejects, against math-verify alone.
 
-`pairs.py`'s classes make each pair's verdict by arithmetic; the held-back set has other templates
-and another seed. Math-verify gets the whole completion, as its own users call it.
+grading_pairs.py computes each pair's verdict with integers and fractions; the held-back set has
+other templates and another seed. Math-verify gets the whole completion, with its defaults.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How many pairs, and which."""
     parser.add_argument("--pairs", type=int, default=55, help="a class (%(default)s)")
     parser.add_argument("--held", action="store_true", help="the held-back templates too")
-    parser.add_argument("--show", action="store_true", help="print every pair that is graded wrongly")
+    parser.add_argument(
+        "--show", action="store_true", help="print every pair that is graded wrongly"
+    )
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -50,9 +51,7 @@ def math_verify(pairs: Sequence[Pair]) -> list[str]:
     """The verdicts of math-verify with its defaults."""
     from math_verify import parse, verify
 
-    return [
-        "correct" if verify(parse(f"${p.gold}$"), parse(p.text)) else "wrong" for p in pairs
-    ]
+    return ["correct" if verify(parse(f"${p.gold}$"), parse(p.text)) else "wrong" for p in pairs]
 
 
 def figures(pairs: Sequence[Pair], graded: dict[str, list[str]]) -> dict[str, Any]:
@@ -70,12 +69,17 @@ def figures(pairs: Sequence[Pair], graded: dict[str, list[str]]) -> dict[str, An
 
 def table(found: dict[str, Any]) -> str:
     """The table of the README: a class a line."""
-    lines = ["| class | right | refused | math-verify | wrong | accepted | math-verify |", "| --- | " + "--- | " * 6]
+    lines = [
+        "| class | right | refused | math-verify | wrong | accepted | math-verify |",
+        "| --- | " + "--- | " * 6,
+    ]
     total = Counter()
     for name, by in [*found["classes"].items(), ("all", None)]:
         ours, plain = (by["intfast"], by["math-verify"]) if by else (total["o"], total["p"])
         if by:
             total["o"] = [a + b for a, b in zip(total["o"] or [0] * 4, ours, strict=True)]
             total["p"] = [a + b for a, b in zip(total["p"] or [0] * 4, plain, strict=True)]
-        lines.append(f"| {name.replace('_', ' ')} | {ours[0]} | {ours[1]} | {plain[1]} | {ours[2]} | {ours[3]} | {plain[3]} |")
+        lines.append(
+            f"| {name.replace('_', ' ')} | {ours[0]} | {ours[1]} | {plain[1]} | {ours[2]} | {ours[3]} | {plain[3]} |"
+        )
     return "\n".join(lines)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a template is a line
 """Pairs of gold and answer whose verdict follows from how they are made, by class.
 
 A class is a function (rng, held) -> (gold, answer, is right, why), called over and over. The value
@@ -8,7 +9,7 @@ spellings; no grader is asked. `held` chooses other templates, for the set that 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from math import gcd
 from typing import NamedTuple
@@ -188,12 +189,7 @@ def angles(rng: random.Random, held: bool) -> Made:
             "minutes of arc",
         )
     if kind == 4:
-        return (
-            radians,
-            rf"{n}^\circ" if rng.random() < 0 else radians.replace(r"\frac", r"\dfrac"),
-            True,
-            "radians",
-        )
+        return radians, radians.replace(r"\frac", r"\dfrac"), True, "radians"
     name, value = rng.choice(((r"\sin 30^\circ", "1/2"), (r"\cos 60^{\circ}", "1/2"), (r"\tan 45^\circ", "1"))
                              if not held else ((r"\sin(150^\circ)", "1/2"), (r"\cos 180^\circ", "-1"), (r"\tan{135^\circ}", "-1")))  # fmt: skip
     return (
@@ -308,7 +304,7 @@ def bases_and_dots(rng: random.Random, held: bool) -> Made:
         ),
         False,
         "it goes on",
-    )  # noqa: E501
+    )
 
 
 SPACES = (r"\,", "\u202f", "\xa0", r"\ ", "{,}", ",")
@@ -463,7 +459,7 @@ def mixed_numbers(rng: random.Random, held: bool) -> Made:
     value = -value if sign else value
     if rng.random() < 0.25:
         return (
-            _fraction(sign and -Fraction(n * top, d) or Fraction(n * top, d)),
+            _fraction((sign and -Fraction(n * top, d)) or Fraction(n * top, d)),
             answer,
             False,
             "no product",
@@ -727,15 +723,3 @@ def plain(rng: random.Random, held: bool) -> Made:
         shapes = [(f"{value}", rf"\frac{{{2 * a}}}{{{2 * b + off}}}"), (rf"\frac{{{a}}}{{\sqrt{{{r}}}}}", rf"\frac{{{a + off}\sqrt{{{r}}}}}{{{r}}}"), (f"{a * b}", rf"{a} \times {b + off}"), (rf"{a}-\sqrt{{{r}}}", rf"-\sqrt{{{r}}}+{a + off}"),
                   (rf"\log_{{{r}}} {r**a}", f"{a + off}"), (f"-{a}", f"{-a - off}")]  # fmt: skip
     return *rng.choice(shapes), not off, "a value"
-
-
-def hostile() -> Iterator[tuple[str, str]]:
-    """(gold, text) that must not be right, raise, or cost much: long, deep, explosive, undefined."""
-    for answer in (
-        "8!!!!!!!!!",
-        r"\binom{10^7}{3\cdot 10^6}",
-        "(a+b+c+d)^{99}",
-        "(1+x)^{99999}",
-        "7" * 5000,
-    ):
-        yield "7", rf"\boxed{{{answer}}}"

@@ -11,14 +11,16 @@ import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from math import comb, factorial
+from typing import Any
 
 import sympy
-from latex2sympy2_extended import latex2sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 from math_verify import verify
+from sympy.assumptions import wrapper as _imported_early  # noqa: F401
 from sympy.core.function import AppliedUndef
 from sympy.core.random import seed
+from sympy.sets.handlers import issubset as _imported_too  # noqa: F401
 
 from intfast.grading.compare import is_rounded
 from intfast.grading.normal import number
@@ -43,6 +45,15 @@ class Unreadable(Exception):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
         self.reason = reason
+
+
+class _Parser(_Latex2Sympy):
+    """The parser, but for the one thing that it computes while it reads."""
+
+    def convert_binom(self, binom: Any) -> sympy.Expr:
+        """A binomial that is measured before it is evaluated."""
+        parts = self.convert_expr(binom.upper), self.convert_expr(binom.lower)
+        return sympy.binomial(*parts, evaluate=False)
 
 
 def leaf(on_gold: Callable[[bool], None], digits: int) -> Callable[[str, str, str], Reason]:
@@ -111,13 +122,8 @@ def read(text: str) -> sympy.Basic:
     if (value := number(text)) is not None:
         return sympy.Rational(value.numerator, value.denominator)
     try:
-        expression = latex2sympy(
-            normalize_latex(exact(text), _REPAIRED),
-            is_real=True,
-            convert_degrees=False,
-            normalization_config=None,
-            conversion_config=_AS_WRITTEN,
-        )
+        parser = _Parser(is_real=True, config=_AS_WRITTEN)
+        expression = parser.parse(normalize_latex(exact(text), _REPAIRED))
     except (MemoryError, Unreadable):
         raise
     except Exception as error:
