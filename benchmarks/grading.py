@@ -1,4 +1,4 @@
-"""The grader on pairs of our own making: false accepts and false rejects, against math-verify alone.
+"""The grader on pairs of our own making: false accepts and rejects, against math-verify alone.
 
 grading_pairs.py computes each pair's verdict with integers and fractions; the held-back set has
 other templates and another seed. Math-verify gets the whole completion, with its defaults.
@@ -79,7 +79,6 @@ def table(found: dict[str, Any]) -> str:
         if by:
             total["o"] = [a + b for a, b in zip(total["o"] or [0] * 4, ours, strict=True)]
             total["p"] = [a + b for a, b in zip(total["p"] or [0] * 4, plain, strict=True)]
-        lines.append(
-            f"| {name.replace('_', ' ')} | {ours[0]} | {ours[1]} | {plain[1]} | {ours[2]} | {ours[3]} | {plain[3]} |"
-        )
+        cells = (name.replace("_", " "), ours[0], ours[1], plain[1], ours[2], ours[3], plain[3])
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

@@ -405,7 +405,7 @@ def unicode_signs(rng: random.Random, held: bool) -> Made:
                 "a superscript",
             )
         return rf"x\ne {n + off}", f"x≠{n}", not off, "not equal"
-    sign = rng.choice("−–" if not held else "－−")
+    sign = rng.choice("\u2212\u2013" if not held else "\uff0d\u2212")
     return f"{-n + off}", f"{sign}{n}", not off, "a minus sign"
 
 
