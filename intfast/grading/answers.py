@@ -27,8 +27,8 @@ _BRACE = re.compile(
 )
 # What stands between the boxes of one list: "\boxed{2}$ and $x = \boxed{3}".
 _LISTED = re.compile(
-    r"(?:\s|\$|[,;]|\\[,; ]|\\q?quad)*+(?:\\text\{\s*(?:and|or)\s*\}|and|or)?+"
-    r"(?:\s|\$|\\[,; ]|\\q?quad)*+(?:[a-z](?:_\w)?\s*+=)?+[\s$]*+"
+    r"(?:\s|\$|[,;]|\\[,; ()]|\\q?quad)*+(?:\\text\{\s*(?:and|or)\s*\}|and|or)?+"
+    r"(?:\s|\$|\\[,; ()]|\\q?quad)*+(?:[a-z](?:_\w)?\s*+=)?+[\s$]*+"
 )
 _COMMANDS = ("\\boxed", "\\fbox", "\\framebox")
 _BLANK = re.compile(r"\s*+")

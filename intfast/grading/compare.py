@@ -34,7 +34,7 @@ Leaf = Callable[[str, str, str], Reason]
 # What may stand left of the last sign of equality: names, sums of names, f(3), |AB|, P(A).
 _LEFT = re.compile(
     r"(?:\\text\{(?![^{}]*\bnot\b)[A-Za-z ]+\}|(?!\\pi|\\infty)\\[A-Za-z]+|[A-Za-z]'*"
-    r"|_\{?\w{1,3}\}?|\([^()=]{1,20}\)|\|[A-Za-z]{1,3}\||\^\{-1\}|[-+{}^* ])+"
+    r"|_\{?\w{1,3}\}?|\([^()=]{1,20}\)|\|[A-Za-z]{1,3}\||\^\{-1\}|[-+{}^*: ])+"
 )
 _NAME = re.compile(r"[A-Za-z]|\\[a-z]+(?:\{[A-Za-z]+\})?|\\text\{(?!not)[A-Za-z ]+\}")
 # In an expression none of these has a meaning that the parser keeps.
@@ -151,8 +151,10 @@ class Comparison:
         found = [_MATRIX.fullmatch(re.sub(r"^[(\[]|[)\]]$", "", text)) for text in (gold, answer)]
         if not any(found):
             return None
-        if not all(found):
-            return Reason.WRONG
+        if not all(found) or any(r"\begin" in each[2] for each in found):
+            # A sum or product of matrices is the parser's.
+            is_sum = all("matrix}" in text for text in (gold, answer))
+            return self.leaf(gold, answer, "") if is_sum else Reason.WRONG
         rows = [[split(row, re.compile("&"))[0] for row in each[2].split(r"\\")] for each in found]
         if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
             return Reason.WRONG
@@ -199,7 +201,8 @@ class Comparison:
         for at, parts in enumerate((golds, answers)):
             if names[at] and not names[1 - at]:
                 if len(names[at]) == len(parts) > 1 and all(named[at]):
-                    parts.sort()
+                    # In the gold's order, in the alphabet's for a gold without names.
+                    parts[:] = sorted(parts) if at else parts
                     kind = other = "("
                 parts[:] = [part.partition("=")[2] or part for part in parts]
         if len(golds) != len(answers):

@@ -101,7 +101,9 @@ _FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln
 
 TABLE: tuple[tuple[str, str, str, str], ...] = (
     # pattern, replacement, example, what becomes of it alone
+    (r"(?<!\\)\\\\(?=(?:[dt]?frac|left|right|sqrt|pi|leq?|geq?|cup|infty|text|cdot|times|pm|in|mathbb)(?![a-z]))", r"\\", r"\\frac12", r"\frac12"),
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|mleft|mright)(?![A-Za-z])\.?", "", r"\left(1\right)", "(1)"),
+    (r",\s*\\!\s*(?=\d{3})", ",", r"32,\! 349", "32,349"),
     (r"\\\\(?:\[[^\[\]]{0,9}\])?\s*", r"\\\\", r"1\\[2pt] 2", r"1\\2"),
     (r"(?<!\\)((?:\\\\)*+)(?: ?+(?:\\[,;:! ]|\\(?:q?quad|thinspace|enspace|hspace\{[^{}]{0,9}\})(?![A-Za-z])|~))++ ?", r"\1 ", r"1\,2\ \ 3", "1 2 3"),
     (r"\{,\}(?=\d\d\d(?!\d))", ",", "1{,}000", "1,000"),
@@ -138,7 +140,7 @@ TABLE: tuple[tuple[str, str, str, str], ...] = (
     (rf"{_WORD}\s*\{{", r"\\text{", r"\mathrm{cm}", r"\text{cm}"),
     (r"(?<=\d)\s*\\text\{\s*to\s*\}\s*(?=\d)", ":", r"3\text{ to }1", "3:1"),
     (r"(?<![\\A-Za-z])infinity(?![A-Za-z])", r"\\infty ", "infinity", r"\infty "),
-    (r"\s*(?:\\?%|\\text\{\s*per ?cent\s*\}|\bper ?cent\b)", r"\\%", r"5\text{ percent}", r"5\%"),
+    (r"\s*(?:\\?%|\\text\{\s*(?:per ?cent|pct|percentage)\s*\}|\b(?:per ?cent|pct|percentage)\b(?! ?point))", r"\\%", r"5\text{ percent}", r"5\%"),
     (r"\\?\$\s*(\d[\d,]*(?:\.\d+)?)", r"\1\\text{dollars}", r"\$5.00", r"5.00\text{dollars}"),
     (r"(\\text\{(?:euros|pounds sterling)\})\s*(\d[\d,]*(?:\.\d+)?)", r"\2\1", r"\text{euros}5", r"5\text{euros}"),
     (r"(?<![\d.])(\d++(?:\.\d++)?+)\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,4})\s*\}|(\d)(?!\d))", lambda m: f"{m[1]}E{m[2] or m[3]}", r"2.5\times 10^{3}", "2.5E3"),
@@ -177,6 +179,10 @@ def normalise(text: str) -> str:
     for left, right in _DELIMITERS:
         if text.startswith(left) and text.endswith(right) and len(text) >= len(left + right):
             text = text[len(left) : -len(right)].strip()
+    if re.fullmatch(r"(?:\$[^$]+\$(?:,? ?(?:and|or)? ?)){2,}+", text + " "):
+        text = text.replace("$", "")
+    if found := re.fullmatch(r"\$([^\s$]|[^\s$][^$]*[^\s$])\$( ?[A-Za-z%\\][^$]*)", text):
+        text = found[1] + found[2]
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
     parts = _TEXT.split(text)

@@ -140,17 +140,20 @@ def intervals(text: str) -> tuple[str, list[Interval]] | None:
     return _inequality(text)
 
 
+_VARIABLE = re.compile(r"[a-z](?:\([a-z]\))?")
+
+
 def _inequality(text: str) -> tuple[str, list[Interval]] | None:
     sides, signs = split(text, RELATION)
     if signs in (["<"], [">"], [r"\le"], [r"\ge"], [r"\ne"]) and re.fullmatch(
         r"\\?[a-z]+", sides[1]
     ):
         flip = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
-        if not re.fullmatch("[a-z]", sides[0]):
+        if not _VARIABLE.fullmatch(sides[0]):
             sides, signs = sides[::-1], [flip.get(signs[0], signs[0])]
     if signs and set(signs) <= {">", r"\ge"} and len(sides) == 3:
         sides, signs = sides[::-1], [{">": "<"}.get(sign, r"\le") for sign in reversed(signs)]
-    if len(sides) == 3 and set(signs) <= {"<", r"\le"} and re.fullmatch("[a-z]", sides[1]):
+    if len(sides) == 3 and set(signs) <= {"<", r"\le"} and _VARIABLE.fullmatch(sides[1]):
         ends = (
             ("(" if signs[0] == "<" else "["),
             sides[0],
@@ -158,10 +161,10 @@ def _inequality(text: str) -> tuple[str, list[Interval]] | None:
             (")" if signs[1] == "<" else "]"),
         )
         return sides[1], [ends]
-    if len(sides) != 2 or not re.fullmatch("[a-z]", sides[0]) or signs[0] in ("=", r"\in"):
+    if len(sides) != 2 or not _VARIABLE.fullmatch(sides[0]) or signs[0] in ("=", r"\in"):
         return None
     low, high, end = r"-\infty", r"\infty", sides[1]
-    if re.search(rf"(?<![A-Za-z\\]){sides[0]}(?![A-Za-z])", end):
+    if re.search(rf"(?<![A-Za-z\\]){re.escape(sides[0])}(?![A-Za-z])", end):
         return None
     found = {
         "<": [("(", low, end, ")")],
