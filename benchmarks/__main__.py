@@ -17,6 +17,7 @@ from benchmarks import (
     engine,
     fidelity,
     gates,
+    grading,
     harness,
     house,
     kernels,
@@ -32,7 +33,7 @@ from benchmarks import (
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
     engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
-    process_credit, gates, kernels, accuracy, traffic,
+    process_credit, gates, grading, kernels, accuracy, traffic,
 )  # fmt: skip
 
 

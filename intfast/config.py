@@ -90,8 +90,10 @@ class GradeConfig(Settings):
     after "answer is"); "tail:WORD": the text after the last WORD, compared as text."""
     workers: int = 2
     """Processes for answers that need a computer-algebra comparison."""
-    timeout_s: float = 10.0
+    timeout_s: float = 5.0
     """Seconds after which such a process is killed and the answer counted as unscored."""
+    digits: int = 0
+    """Decimals of so many significant digits may be the gold answer rounded; 0: none may."""
 
 
 class RolloutConfig(Settings):

@@ -133,7 +133,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     with (
         RunFolder(config) as folder,
         Watchdog(config.watchdog_s, folder.path / "watchdog.txt"),
-        Grader(mode=grade.mode, workers=grade.workers, timeout_s=grade.timeout_s) as grader,
+        Grader(grade.mode, grade.workers, grade.timeout_s, grade.digits) as grader,
     ):
         # The lock of the folder is held from here on: a second writer was refused above.
         metrics = Metrics(folder.journal("metrics", Row), console, folder.last_write)

@@ -53,14 +53,14 @@ class Journal(Generic[T]):
         records = list(records)
         if not records:
             return
-        data = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+        data = b"".join(files.json_line(record) for record in records)
         files.append(self.path, data)
         self.records += records
 
     def replace(self, records: Iterable[T]) -> None:
         """Put these records in place of all, atomically."""
         self.records = list(records)
-        data = b"".join(msgspec.json.encode(record) + b"\n" for record in self.records)
+        data = b"".join(files.json_line(record) for record in self.records)
         files.write_atomic(self.path, data)
 
 
