@@ -82,6 +82,8 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["loss_head"]["sft"].startswith("plain, at most ")
     assert manifest["loss_head"] == manifest["starts"][0]["loss_head"]
+    assert manifest["kernels"] == manifest["starts"][0]["kernels"] == "torch"
+    assert manifest["kernels_reason"] == "the model is on the CPU"
 
 
 def test_the_rows_say_how_the_answers_were_graded(finished):
