@@ -84,6 +84,8 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert manifest["loss_head"] == manifest["starts"][0]["loss_head"]
     assert manifest["stop_ids"] == [TOKENIZER.eos_token_id]
     assert manifest["prompt_time"] == (folder / "prompt_time.txt").read_text()
+    assert manifest["kernels"] == manifest["starts"][0]["kernels"] == "torch"
+    assert manifest["kernels_reason"] == "the model is on the CPU"
 
 
 def test_the_rows_say_how_the_answers_were_graded(finished):
