@@ -5,7 +5,7 @@ What is dropped is counted and printed before anything is generated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console
 
@@ -137,14 +137,29 @@ def fitting_train(
     return problems, said
 
 
-def fitting_examples(examples: Sequence[Example], batch: BatchConfig) -> tuple[list[Example], str]:
-    """The training sequences within the token budget, and a sentence on the others."""
-    if batch.too_long != "error":
-        return list(examples), ""
-    kept = [example for example in examples if len(example.token_ids) <= batch.max_tokens]
-    if len(kept) == len(examples):
-        return kept, ""
-    return kept, (
-        f"dropped {len(examples) - len(kept)} of {len(examples)} training sequences: longer than "
-        f'batch.max_tokens = {batch.max_tokens:,}; raise it, or set batch.too_long = "alone"'
-    )
+class Fitting(Iterable[Example]):
+    """The training sequences within the token budget; `said` is of those that came before."""
+
+    def __init__(self, examples: Iterable[Example], batch: BatchConfig) -> None:
+        self.examples, self.batch = examples, batch
+        self.kept = self.dropped = 0
+
+    def __iter__(self) -> Iterator[Example]:
+        for example in self.examples:
+            fits = len(example.token_ids) <= self.batch.max_tokens
+            if fits or self.batch.too_long != "error":
+                self.kept += 1
+                yield example
+            else:
+                self.dropped += 1
+
+    @property
+    def said(self) -> str:
+        """A sentence on those that were dropped; empty where none was."""
+        if not self.dropped:
+            return ""
+        return (
+            f"dropped {self.dropped} of {self.kept + self.dropped} training sequences: longer than "
+            f"batch.max_tokens = {self.batch.max_tokens:,}; raise it, or set "
+            'batch.too_long = "alone"'
+        )

@@ -14,6 +14,7 @@ from typing import Any
 
 from intfast import collect, credit, loss, parity
 from intfast.batch import Packed, pack, shuffled, split
+from intfast.config import RlConfig
 from intfast.credit import Credit
 from intfast.engine.protocol import derive_seed
 from intfast.methods import process_credit
@@ -46,8 +47,8 @@ def rl(
     reference = _reference(run, initial) if config.policy.kl else None
     temperature = config.sampling.temperature
     policy_loss = partial(loss.policy_loss, config=config.policy, temperature=temperature)
-    # The schedule is over updates, of which a step has as many as it has minibatches.
-    with Stage(run, name, initial, config.optim, config.steps * config.minibatches) as stage:
+    # A step moves the schedule by all its minibatches, whether or not each makes an update.
+    with Stage(run, name, initial, config.optim, config.steps, config.minibatches) as stage:
         start, is_last = stage.step, False
         parity.before_generating(run)
         while not is_last:
@@ -70,7 +71,7 @@ def rl(
             # The engine sleeps while the step trains: their memory is the same memory.
             with run.updating():
                 with run.metrics.phase("prepare"):
-                    updates = minibatches(run, rollouts, advantages_P_G, step)
+                    updates, row["examples"] = minibatches(run, rollouts, advantages_P_G, step)
                 stats = []
                 with run.metrics.phase("train"):
                     # Off-policy from the second update on; the clipped ratio to the old policy
@@ -79,7 +80,7 @@ def rl(
                         stats.append(update(stage, packed, divisor, policy_loss))
             row |= loss.together(stats)
             # Written before the step is saved: a row of a step that was lost is dropped on resume.
-            run.metrics.row(name, step, row, _line(name, step, config.steps, row))
+            run.metrics.row(name, step, row, _line(name, step, config, row))
             # A stage at equal tokens goes on past its steps until the budget is generated.
             is_last = step >= config.steps and (
                 not config.until_tokens
@@ -196,12 +197,14 @@ def _mean_reward(groups_P_G: Sequence[Sequence[Graded]]) -> float:
     return sum(scored) / max(1, len(scored))
 
 
-def _line(name: str, step: int, total: int, row: Mapping[str, Any]) -> str:
+def _line(name: str, step: int, config: RlConfig, row: Mapping[str, Any]) -> str:
     line = (
-        f"{name} {step}/{total}  reward {row['reward']:.3f}  "
+        f"{name} {step}/{config.steps}  reward {row['reward']:.3f}  "
         f"zero-advantage {row['zero_advantage']:.2f} (all wrong {row['all_wrong']:.2f}, "
         f"all right {row['all_right']:.2f})  length {row['length']:.0f}"
     )
+    if row["examples"] < config.minibatches:
+        line += f"  only {row['examples']} rollouts to learn from, for {config.minibatches} updates"
     if not row["updates"]:
         return line + "  no update: no group has variance"
     skipped = f"  SKIPPED, not finite: {row['cause']}" if row["skipped"] else ""
@@ -213,8 +216,11 @@ def _line(name: str, step: int, total: int, row: Mapping[str, Any]) -> str:
 
 def minibatches(
     run: Run, rollouts: Rollouts, advantages_P_G: Sequence[Any], step: int
-) -> list[tuple[Packed, float]]:
-    """(packed, divisor) of each update of a step; those without any gradient are left out."""
+) -> tuple[list[tuple[Packed, float]], int]:
+    """(packed, divisor) of each update of a step, and the number of rollouts that take part.
+
+    Fewer rollouts than minibatches make fewer updates; those without any gradient are left out.
+    """
     config = run.config.rl
     # One training sequence per rollout: prompt without loss, sampled tokens with their advantage.
     made = credit.examples(
@@ -226,13 +232,14 @@ def minibatches(
     )
     updates = []
     seed = derive_seed(run.config.seed, "minibatches", step)
-    for part in split(made, config.minibatches, seed) if made else []:
-        # Counted before sequences of advantage 0 are left out: they are part of the mean.
-        divisor = credit.divisor(part, config.credit, config.sampling.max_new_tokens)
+    # What was drawn may leave few: unscored and masked rollouts, groups that refill did not find.
+    for part in split(made, min(config.minibatches, len(made)), seed) if made else []:
         # Sequences of advantage zero cost a forward and change nothing, unless KL or entropy does.
         if kept := credit.with_gradient(part, config.policy):
+            # Of the whole part: sequences of advantage 0 are left out, but are part of the mean.
+            divisor = credit.divisor(part, config.credit, config.sampling.max_new_tokens)
             updates.append((pack(kept, run.config.batch), divisor))
-    return updates
+    return updates, len(made)
 
 
 def scored(

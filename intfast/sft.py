@@ -60,7 +60,7 @@ def _why_no_examples(run: Run) -> str:
             "sft.data gave no example: the model was right in none of the samples it could come "
             "from; draw more of them, or take another sft.data"
         )
-    records = run.folder.journal("interventions", Intervention).records
+    records = run.folder.journal("interventions", Intervention)
     gates = Counter(record.gate for record in records)
     said = ", ".join(f"{count} {gate}" for gate, count in gates.most_common()) or "none was drawn"
     helps = "read the replies in interventions.jsonl; more attempts, or a stronger base model, help"

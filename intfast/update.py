@@ -37,11 +37,18 @@ class Stage:
     """
 
     def __init__(
-        self, run: Run, name: str, initial: str, config: OptimConfig, total_updates: int
+        self,
+        run: Run,
+        name: str,
+        initial: str,
+        config: OptimConfig,
+        total_steps: int,
+        updates: int = 1,
     ) -> None:
-        """name: what the weights are called in the end; total_updates: for the schedule."""
+        """name: what the weights are called in the end; total_steps: of the schedule, with so many
+        updates each."""
         self.run, self.name, self.initial = run, name, initial
-        self.config, self.total_updates = config, total_updates
+        self.config, self.total_steps, self.updates = config, total_steps, updates
         self.step = self.saved = 0
         """Steps finished, and those that the newest checkpoint holds."""
         self.state: dict[str, Any] = {}
@@ -57,7 +64,8 @@ class Stage:
         # Nobody may take these weights for those of a finished stage, an evaluation least of all.
         run.changed(f"{self.name} in training")
         # After the weights: fp32 masters are made from what the parameters hold now.
-        self.optimizer = Optimizer(run.decoder.named_parameters(), self.config, self.total_updates)
+        total = self.total_steps * self.updates
+        self.optimizer = Optimizer(run.decoder.named_parameters(), self.config, total)
         if found is not None:
             self.step, tensors, state = found
             moments = {
@@ -76,6 +84,8 @@ class Stage:
         The first step is saved as well: a disk that is full shows now and not hours later.
         """
         self.step += 1
+        # The schedule is one of steps: updates that this one did not make are passed over.
+        self.optimizer.num_steps = self.step * self.updates
         self.state = state  # where the stream of problems stands, for one
         if save or self.step == 1:
             self.save()

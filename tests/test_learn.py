@@ -264,7 +264,7 @@ def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(run_of,
         trained = weights_of(run)
         analysis.write_tokens(run, "int", made)
         assert run.holds == "int" and same(weights_of(run), trained)
-        rows = run.folder.journal("example_logprobs", TokenLogprobs).records
+        rows = run.folder.journal("example_logprobs", TokenLogprobs)
         assert [row.example for row in rows] == analysis.spread(len(made), 3)
         for held in ("base", "trained"):
             run.hold("base" if held == "base" else "int")

@@ -9,7 +9,8 @@ from intfast import cli
 from intfast.records import Problem
 from intfast.state import checkpoint
 from intfast.state.files import write_atomic
-from intfast.state.runfolder import Journal, RunFolder
+from intfast.state.journal import Journal
+from intfast.state.runfolder import RunFolder
 
 ROWS = [Problem(id=str(n), problem=f"p{n} é", answer="1") for n in range(3)]
 
@@ -19,7 +20,8 @@ def test_a_journal_reads_back_what_was_appended(tmp_path):
     Journal(path, Problem).append(ROWS[:2])
     journal = Journal(path, Problem)
     journal.append(ROWS[2:])
-    assert journal.records == Journal(path, Problem).records == ROWS
+    assert list(journal) == list(Journal(path, Problem)) == ROWS
+    assert [journal[place] for place in (2, 0, -1)] == [ROWS[2], ROWS[0], ROWS[2]]
 
 
 def test_every_torn_tail_leaves_the_whole_lines(tmp_path):
@@ -30,8 +32,8 @@ def test_every_torn_tail_leaves_the_whole_lines(tmp_path):
         path = tmp_path / "torn.jsonl"
         path.write_bytes(data[:size])
         journal = Journal(path, Problem)
-        assert journal.records == ROWS[: data[:size].count(b"\n")]
-        journal.append(ROWS[len(journal.records) :])
+        assert list(journal) == ROWS[: data[:size].count(b"\n")]
+        journal.append(ROWS[len(journal) :])
         assert path.read_bytes() == data
 
 
@@ -46,7 +48,7 @@ def test_replace_is_all_or_nothing(tmp_path):
     journal = Journal(tmp_path / "x.jsonl", Problem)
     journal.append(ROWS)
     journal.replace(ROWS[:1])
-    assert Journal(journal.path, Problem).records == ROWS[:1]
+    assert list(journal) == list(Journal(journal.path, Problem)) == ROWS[:1]
     assert list(tmp_path.iterdir()) == [journal.path]
 
 

@@ -58,7 +58,7 @@ class Optimizer:
     """One update of all trainable parameters per `step`, after any number of `backward` calls.
 
     A step with a non-finite loss or gradient changes no weight and no moment, but counts in the
-    schedule.
+    schedule; so do those that a caller passes over by setting `num_steps`, the place in it.
     Call `close` before another Optimizer takes the same parameters.
     """
 

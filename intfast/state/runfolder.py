@@ -7,58 +7,17 @@ and compute only what is missing, so the same command continues an interrupted r
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from intfast import cli
 from intfast.config import MAY_CHANGE, Config
 from intfast.state import files
+from intfast.state.journal import Journal
 
 T = TypeVar("T")
-
-
-class Journal(Generic[T]):
-    """A JSONL file of records of one type, append-only.
-
-    Opening reads what is there; a last line without its line end (a write that was cut off) is
-    removed. A damaged line elsewhere raises ValueError with file and line number.
-    """
-
-    def __init__(self, path: Path, kind: type[T]) -> None:
-        self.path = path
-        self.kind = kind
-        self.records: list[T] = []
-        data = path.read_bytes() if path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                self.records.append(msgspec.json.decode(line, type=kind))
-            except msgspec.DecodeError as error:
-                raise ValueError(
-                    f"{path}:{number} is no {kind.__name__} record ({error}); "
-                    "restore the file, or delete it to repeat its stage"
-                ) from error
-
-    def append(self, records: Iterable[T]) -> None:
-        """Add records; they are on the disk when this returns."""
-        records = list(records)
-        if not records:
-            return
-        data = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
-        files.append(self.path, data)
-        self.records += records
-
-    def replace(self, records: Iterable[T]) -> None:
-        """Put these records in place of all, atomically."""
-        self.records = list(records)
-        data = b"".join(msgspec.json.encode(record) + b"\n" for record in self.records)
-        files.write_atomic(self.path, data)
 
 
 class RunFolder:

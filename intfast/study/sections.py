@@ -157,11 +157,16 @@ def _funnel(run: RunData) -> list[Any]:
 
 def places(run: RunData) -> list[int]:
     """How many located steps lie in each tenth of their attempt, counted in steps."""
-    texts = {(record.problem_id, record.sample): record.text for record in run.attempts}
+    separator = run.config.prompt.separator
+    asked = {(record.problem_id, record.attempt) for record in run.interventions}
+    sizes = {
+        key: len(split_steps(record.text, separator))
+        for record in run.attempts
+        if (key := (record.problem_id, record.sample)) in asked
+    }
     found = [0] * 10
     for record in run.interventions:
-        text = texts.get((record.problem_id, record.attempt), "")
-        num_steps = len(split_steps(text, run.config.prompt.separator))
+        num_steps = sizes.get((record.problem_id, record.attempt), 0)
         if 1 <= record.location <= num_steps:
             found[(record.location - 1) * 10 // num_steps] += 1
     return found
