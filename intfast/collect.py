@@ -16,17 +16,13 @@ import msgspec
 
 from intfast import intervene, parity
 from intfast.config import Config
-from intfast.engine.protocol import derive_seed
+from intfast.engine.protocol import CHUNK_SAMPLES, derive_seed
 from intfast.evaluate import Evaluation, ProblemCounts, count_samples
 from intfast.records import Attempt, Continuation, Example, Guided, Intervention, Problem
 from intfast.run import Run
 from intfast.sample import Graded, Item, Start, chunks
 from intfast.state import interrupt
 from intfast.state.journal import Journal, Lazy
-
-CHUNK_SAMPLES = 4096
-"""Samples per call of the engine. Records are written to disk after every call, an evaluation after
-its last one: interrupted, it is drawn again."""
 
 
 @dataclass
