@@ -318,6 +318,15 @@ def evaluation(run: Run, name: str, step: int | None = None) -> Evaluation | Non
     return result
 
 
+def reopen(run: Run, name: str, step: int) -> None:
+    """Finished weights are trained on: what was measured of them is of this step of theirs."""
+    stored = run.folder.read_json("evaluations.json") or {}
+    if name in stored:
+        key = f"{name}@{step}"
+        stored[key] = stored.pop(name) | {"name": key}
+        run.folder.write_json("evaluations.json", stored)
+
+
 def _count(problem: Problem, group: Sequence[Graded]) -> ProblemCounts:
     return count_samples(
         problem.id,

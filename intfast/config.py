@@ -165,7 +165,8 @@ class OptimConfig(Settings):
     lr: float = 1e-6
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    """Shape of the learning rate after the warm-up, over all steps that are planned: a step without
+    an update counts."""
     floor: float = 0.1
     """Learning rate at the end, as a share of the peak."""
     warmup_ratio: float = 0.0
@@ -383,9 +384,11 @@ class Config(Settings):
 
 
 MAY_CHANGE = {
-    *("run", "watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
+    *("run", "model.path", "data.train", "data.test", "rl.steps", "rl.checkpoint_every"),
+    *("watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
     *("model.memory_gib", "model.activation_checkpointing", "batch.max_tokens", "grade.workers"),
     *("rollout.cache_gib", "rollout.max_rows", "rollout.sleep"),
 }
 """Settings that have no part in what a run computes, on a CPU but for `batch.max_tokens` to the
-last bit: what a run that was moved, out of memory, or stopped by a check, may be continued with."""
+last bit: what a run that was moved, out of memory, or stopped by a check, may be continued with.
+Model and data must have the digests they had; `rl.steps`, and its schedule with it, may only grow."""

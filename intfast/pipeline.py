@@ -9,6 +9,7 @@ from intfast.model import weights
 from intfast.rl import rl
 from intfast.run import Run
 from intfast.sft import sft
+from intfast.state import checkpoint, files, identity
 
 
 def train(run: Run) -> Found:
@@ -50,7 +51,13 @@ def train(run: Run) -> Found:
 def export(run: Run, name: str) -> None:
     """Write the named weights as a Hugging Face folder, `export/` in the run folder."""
     target = run.folder.path / "export"
-    if not target.exists():  # it appears only when complete
+    newest = checkpoint.newest(run.stage_folder(name), run.metrics.say)
+    of = {"weights": name, "checkpoint": newest and newest.name}
+    if fault := identity.damage(run.folder.read_json("export.json"), target, of):
+        if target.exists():
+            run.metrics.say(f"{target}: {fault}; exported again")
+            files.retire(target)
         run.hold(name)
-        weights.save(run.decoder, run.model_path, target)
+        weights.save(run.decoder, run.model_path, target)  # it appears only when complete
+        run.folder.write_json("export.json", identity.exported(target, of))
     run.metrics.say(f"exported the weights {name} to {target}")

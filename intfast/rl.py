@@ -39,7 +39,7 @@ def rl(
     it carries no loss.
     """
     config, check_every = run.config.rl, run.config.parity.every
-    if is_finished(run, name):
+    if is_finished(run, name, config.steps):
         return
     tasks = _tasks(problems, hints or {})
     # For a comparison at equal tokens: what the run generated before RL counts too.
@@ -50,6 +50,8 @@ def rl(
     # A step moves the schedule by all its minibatches, whether or not each makes an update.
     with Stage(run, name, initial, config.optim, config.steps, config.minibatches) as stage:
         start, is_last = stage.step, False
+        if stage.state.get("finished"):  # rl.steps has grown since
+            collect.reopen(run, name, start)
         parity.before_generating(run)
         while not is_last:
             # Not at the end of a step: what is done is saved before an evaluation is broken off.

@@ -18,7 +18,7 @@ from intfast import loss
 from intfast.batch import Batch, Packed
 from intfast.config import OptimConfig
 from intfast.model.decoder import Decoder
-from intfast.model.optim import Optimizer
+from intfast.model.optim import Optimizer, learning_rate
 from intfast.run import Run
 from intfast.state import checkpoint, interrupt
 
@@ -72,11 +72,21 @@ class Stage:
                 k.removeprefix("optim."): x for k, x in tensors.items() if k.startswith("optim.")
             }
             self.optimizer.load_state_tensors(moments, state.pop("optim"))
+            was = state.pop("total", total)
             self.saved, self.state = self.step, state
-            run.metrics.say(f"{self.name}: continues after step {self.step}")
+            run.metrics.say(f"{self.name}: continues after step {self.step}{self._longer(was)}")
         # Rows of steps that ran but were not saved: those steps come again.
         run.metrics.forget_after(self.name, self.step)
         return self
+
+    def _longer(self, was: int) -> str:
+        """What more steps than before make of the schedule, in words; empty where nothing."""
+        planned = (was, self.total_steps * self.updates)
+        old, new = (learning_rate(self.optimizer.num_steps, n, self.config) for n in planned)
+        change = f"goes on at {new:.3g} and not at {old:.3g}"
+        return (
+            "" if new == old else f"; over {self.total_steps} steps now, the learning rate {change}"
+        )
 
     def finish_step(self, *, save: bool, **state: Any) -> None:
         """Count a step that is in the weights, with the state after it.
@@ -99,7 +109,8 @@ class Stage:
         folder = self.run.stage_folder(self.name)
         with self.run.metrics.phase("save"):
             # Weights and moments and counters in one folder that appears whole or not at all.
-            checkpoint.save(folder, self.step, model | optim, self.state | {"optim": counters})
+            more = {"optim": counters, "total": self.optimizer.total_steps}
+            checkpoint.save(folder, self.step, model | optim, self.state | more)
         self.saved = self.step
 
     def __exit__(
@@ -120,14 +131,15 @@ class Stage:
             self.run.changed(self.name)
 
 
-def is_finished(run: Run, name: str) -> bool:
-    """Whether a training stage is done: its last checkpoint says so."""
+def is_finished(run: Run, name: str, steps: int = 0) -> bool:
+    """Whether a training stage is done: its last checkpoint says so, and has so many steps."""
     folder = checkpoint.newest(run.stage_folder(name), run.metrics.say)
     if folder is None or not checkpoint.read_state(folder)["finished"]:
         return False
+    step = int(folder.name[5:])
     # The last save may have been killed before it removed the checkpoints that it replaced.
-    checkpoint.prune(folder.parent, int(folder.name[5:]))
-    return True
+    checkpoint.prune(folder.parent, step)
+    return step >= steps
 
 
 # --- an update ---------------------------------------------------------------------------------

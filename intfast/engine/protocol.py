@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import NamedTuple, Protocol
 
 from intfast.records import Record
+
 CHUNK_SAMPLES = 4096
 """Samples per call of the engine. Records are written to disk after every call, an evaluation after
 its last one: interrupted, it is drawn again."""

@@ -96,11 +96,33 @@ def keep(folder: RunFolder, about: dict[str, Any], say: Callable[[str], None]) -
         say(f"continued elsewhere, so not bit for bit: {other}")
     if stored and not about["bits_hold"]:
         say(f"continues with the same records, not the same bits: {about['bits']}")
-    keys = ("intfast", "commit", "packages", "device", "cpu", "threads", "loss_head")
+    keys = ("intfast", "commit", "packages", "device", "cpu", "threads", "loss_head", "paths")
     start = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
     start |= {key: about[key] for key in keys}
     starts = [*(stored or {}).get("starts", []), start]
     folder.write_json("manifest.json", (stored or about) | {"starts": starts})
+    if folder.changed:
+        folder.keep_config()
+
+
+def damage(stored: Mapping[str, Any] | None, folder: Path, of: Mapping[str, Any]) -> str:
+    """Why an exported folder is not the one of these weights; empty when it is, byte for byte.
+
+    stored: `of` and the digests of the files, as `exported` gave them
+    """
+    if stored is None or not folder.is_dir():
+        return "it was not finished"
+    if any(stored.get(key) != value for key, value in of.items()):
+        return "it holds earlier weights"
+    found = exported(folder, of, stored["files"])["files"]
+    bad = sorted(name for name, digest in stored["files"].items() if found.get(name) != digest)
+    return f"{', '.join(bad)} missing or changed" if bad else ""
+
+
+def exported(folder: Path, of: Mapping[str, Any], names: Iterable[str] = ()) -> dict[str, Any]:
+    """What to keep of an exported folder: which weights it holds, and the digests of its files."""
+    names = names or [path.name for path in folder.iterdir()]
+    return {**of, **digests(folder, {"files": names})}
 
 
 def check_unchanged(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:

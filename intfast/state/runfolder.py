@@ -41,8 +41,9 @@ class RunFolder:
             ) from error
         self.changed: dict[str, tuple[Any, Any]] = {}
         """Settings with another value than before: key -> (old, new)."""
+        self._config = config
         try:
-            self.resumed = self._keep_config(config)
+            self.resumed = self._compare_config()
         except BaseException:
             self._lock.close()
             raise
@@ -67,24 +68,34 @@ class RunFolder:
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the run, or None where it does not exist."""
         path = self.path / name
-        return msgspec.json.decode(path.read_bytes()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return msgspec.json.decode(path.read_bytes())
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); restore it, or delete it: what it held is then made "
+                "again by the same command"
+            ) from error
 
-    def _keep_config(self, config: Config) -> bool:
-        """Store the resolved config, or compare with the stored one; whether one was there."""
+    def keep_config(self) -> None:
+        """Store the resolved config: a new one at once, a changed one when the inputs agree."""
+        files.write_atomic(self.path / "config.toml", cli.to_toml(self._config).encode())
+
+    def _compare_config(self) -> bool:
+        """Store a new config, or compare with the stored one; whether one was there."""
         path = self.path / "config.toml"
-        if path.exists():
-            changed, self.changed = changed_settings(config, path)
-            if changed:
-                raise ValueError(
-                    f"{self.path} holds a run with another config; differing keys:"
-                    f"{in_words(changed)}\n"
-                    "use another run=FOLDER, or the old values to continue it"
-                )
-            if self.changed:
-                files.write_atomic(path, cli.to_toml(config).encode())
-            return True
-        files.write_atomic(path, cli.to_toml(config).encode())
-        return False
+        if not path.exists():
+            self.keep_config()
+            return False
+        changed, self.changed = changed_settings(self._config, path)
+        if changed:
+            raise ValueError(
+                f"{self.path} holds a run with another config; differing keys:"
+                f"{in_words(changed)}\n"
+                "use another run=FOLDER, or the old values to continue it"
+            )
+        return True
 
 
 Changed = dict[str, tuple[Any, Any]]
@@ -93,9 +104,12 @@ Changed = dict[str, tuple[Any, Any]]
 
 def changed_settings(config: Config, stored: Path) -> tuple[Changed, Changed]:
     """The settings that differ from those of a stored config.toml: a run cannot go on with the
-    first ones, and can with the second, MAY_CHANGE."""
+    first ones, and can with the second, MAY_CHANGE (model and data after their digests)"""
     changed = cli.differences(config, cli.load(stored))
     may = {key: pair for key, pair in changed.items() if key in MAY_CHANGE}
+    if "rl.steps" in may and may["rl.steps"][0] > config.rl.steps:
+        # Steps that are done are in the weights.
+        del may["rl.steps"]
     return {key: pair for key, pair in changed.items() if key not in may}, may
 
 

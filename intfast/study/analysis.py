@@ -147,6 +147,8 @@ def _texts(run: Run, found: Found, names: Sequence[str]) -> dict[str, Any]:
         with run.metrics.phase("score"):
             for kind, examples in made.items():
                 measured[kind][name] = measure(run, examples)
+    # A run that is continued after its analysis scores again: one row, of the last time.
+    run.metrics.forget_after("analysis", 0)
     run.metrics.row("analysis", 1, {"texts": sum(map(len, made.values()))})
     seed = run.config.seed
     return {
