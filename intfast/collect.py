@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -103,7 +104,9 @@ def attempts(run: Run) -> Sequence[Attempt]:
     draw_missing(run, "attempts", todo, lambda item: len(item[1]), work)
     grades = Counter(record.grade for record in journal)
     line = "attempts: " + ", ".join(f"{count} {grade}" for grade, count in grades.most_common())
-    run.metrics.row("attempts", 1, dict(grades), line)
+    if cut := sum(record.finish_reason == "length" for record in journal):
+        line += f"; {cut} cut at the length limit"
+    run.metrics.row("attempts", 1, dict(grades) | {"cut": cut}, line)
     return journal
 
 
@@ -183,9 +186,8 @@ def interventions(
         # Guided solution and verifications of an attempt, on one progress bar.
         turns = config.samples + int(config.guided_solve)
         draw_missing(run, "verify and intervene", todo, lambda _: turns, propose)
-        gates = Counter(record.gate for record in journal)
-        line = "interventions: " + ", ".join(f"{n} {gate}" for gate, n in gates.most_common())
-        run.metrics.row("verify", 1, dict(gates), line)
+        gates, words = intervene.at_gates(journal)
+        run.metrics.row("verify", 1, gates, f"interventions: {words}")
 
     # Those that reached the continuations once reach them again, whatever was judged so far.
     passed = []
@@ -240,6 +242,25 @@ def _continue(
         line = ", ".join(f"{right[start]} of {n} right from {start}" for start, n in drawn.items())
         values = {f"right_{s}": right[s] for s in drawn} | {f"drawn_{s}": drawn[s] for s in drawn}
         run.metrics.row("continue", first + 1, values, f"continuations: {line}")
+
+
+def cut_short(run: Run) -> str:
+    """Which length limits most of the collection ran into, and what to raise; "" for none."""
+    found = []
+    for name, kind, setting in (
+        ("attempts", Attempt, "attempts.sampling"),
+        ("interventions", Intervention, "intervene.sampling"),
+        ("continuations", Continuation, "intervene.continuation"),
+    ):
+        records = run.folder.journal(name, kind)
+        cut = sum(record.finish_reason == "length" for record in records)
+        if 2 * cut > len(records):
+            limit = attrgetter(setting)(run.config).max_new_tokens
+            found.append(
+                f"{cut} of {len(records)} {name} were cut at the length limit: raise "
+                f"{setting}.max_new_tokens = {limit:,} (and rollout.context, where that is reached)"
+            )
+    return "; ".join(found)
 
 
 def generated_tokens(run: Run) -> dict[str, int]:
@@ -312,7 +333,11 @@ def evaluation(run: Run, name: str, step: int | None = None) -> Evaluation | Non
         line = (
             f"evaluation of {key}: accuracy {found.accuracy.value:.4f} [{found.accuracy.low:.4f}, "
             f"{found.accuracy.high:.4f}] on {found.accuracy.num_problems} problems"
-            + (f", {found.truncated:.0%} of the answers cut" if found.truncated else "")
+            + (
+                f", {found.truncated:.0%} of the answers cut at the length limit"
+                if found.truncated
+                else ""
+            )
         )
     run.metrics.row("evaluate", step or 0, row, line)
     return result

@@ -391,4 +391,4 @@ MAY_CHANGE = {
 }
 """Settings that have no part in what a run computes, on a CPU but for `batch.max_tokens` to the
 last bit: what a run that was moved, out of memory, or stopped by a check, may be continued with.
-Model and data must have the digests they had; `rl.steps`, and its schedule with it, may only grow."""
+Model and data must have the digests they had; `rl.steps`, with its schedule, may only grow."""

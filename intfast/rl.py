@@ -41,7 +41,7 @@ def rl(
     config, check_every = run.config.rl, run.config.parity.every
     if is_finished(run, name, config.steps):
         return
-    tasks = _tasks(problems, hints or {})
+    tasks = _tasks(problems, hints or {}, run)
     # For a comparison at equal tokens: what the run generated before RL counts too.
     collected = sum(collect.generated_tokens(run).values()) if config.until_tokens else 0
     reference = _reference(run, initial) if config.policy.kl else None
@@ -95,11 +95,11 @@ def rl(
 # --- rollouts ----------------------------------------------------------------------------------
 
 
-def _tasks(problems: Sequence[Problem], hints: Hints) -> list[Task]:
+def _tasks(problems: Sequence[Problem], hints: Hints, run: Run) -> list[Task]:
     if not problems:
         raise ValueError(
             'rl.problems = "unlocked" leaves no problem: no intervention was kept; '
-            'use rl.problems = "selected"'
+            + (collect.cut_short(run) or 'use rl.problems = "selected"')
         )
     # Bare and hinted version are two tasks of one stream: a step has both kinds.
     bare: list[Task] = [(problem, None) for problem in problems]
@@ -204,6 +204,7 @@ def _line(name: str, step: int, config: RlConfig, row: Mapping[str, Any]) -> str
         f"{name} {step}/{config.steps}  reward {row['reward']:.3f}  "
         f"zero-advantage {row['zero_advantage']:.2f} (all wrong {row['all_wrong']:.2f}, "
         f"all right {row['all_right']:.2f})  length {row['length']:.0f}"
+        + (f" ({row['truncated']:.0%} cut)" if row["truncated"] else "")
     )
     if row["examples"] < config.minibatches:
         line += f"  only {row['examples']} rollouts to learn from, for {config.minibatches} updates"

@@ -1,4 +1,4 @@
-"""The process that watches the watchdog, for code that holds the interpreter and lets no thread run.
+"""The process that watches the watchdog, for code that holds the interpreter against its thread.
 
 python guard.py PARENT LIMIT_S TICK_S, with a pipe as standard input on which the watchdog writes at
 every tick; it imports nothing of the package. A timer inside the process could not tell time in

@@ -18,7 +18,7 @@ from pathlib import Path
 from intfast.state import guard, interrupt
 
 EXIT_STUCK = 124
-"""Exit code; 134 (SIGABRT) where not even the watchdog's thread could run and the guard ended it."""
+"""Exit code; 134 (SIGABRT) where the watchdog's thread could not run and the guard ended it."""
 TICK_S = 10.0
 
 

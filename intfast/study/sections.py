@@ -118,6 +118,7 @@ def _funnel(run: RunData) -> list[Any]:
     if not records:
         return []
     gates = Counter(record.gate for record in records)
+    cut = Counter(record.gate for record in records if record.finish_reason == "length")
     summary = run.summary.get("intervention") or {}
     cost = summary.get("tokens_per_unlocked_problem")
     text = (
@@ -134,9 +135,11 @@ def _funnel(run: RunData) -> list[Any]:
             button = Cell(gate, element("button", gate, data_run=run.place, data_gate=gate))
             share = f"{100 * count / len(records):.1f}"
             meter = bar([("", count, 2)], len(records))
-            rows.append([button, f"{count:,}", share, meter, meaning])
+            rows.append([button, f"{count:,}", share, f"{cut[gate]:,}", meter, meaning])
     parts = [element("p", text)]
-    parts.append(Table("", heads("gate", ">candidates", ">%", "share", "meaning"), rows))
+    parts.append(
+        Table("", heads("gate", ">candidates", ">%", ">reply cut", "share", "meaning"), rows)
+    )
     if starts := continued_from(records, run.continuations, run.config):
         table = starts_table(starts, summary.get("problem_alone"), first_wave(run.config))
         title = element("h3", "Does the intervention help the model go on?")

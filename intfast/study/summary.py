@@ -24,6 +24,7 @@ from intfast.study.tables import Cell, Column, Table, element, heads, interval, 
 def intervention_figures(run: Run, found: Found) -> dict[str, Any]:
     """Counts of the gates, and accuracy and coverage of continuing from each start."""
     gates = Counter(record.gate for record in found.interventions)
+    cut = Counter(r.gate for r in found.interventions if r.finish_reason == "length")
     tokens = {
         "verify": sum(record.num_tokens for record in found.interventions),
         "continue": sum(len(r.token_ids) for r in found.continuations if r.start == "intervention"),
@@ -34,6 +35,7 @@ def intervention_figures(run: Run, found: Found) -> dict[str, Any]:
         "wrong_attempts": len(found.wrong),
         "candidates": len(found.interventions),
         "gates": dict(gates),
+        "cut": dict(cut),
         "problem_alone": _problem_figures(run, found) if found.attempts else None,
         "continued_from": continued_from(found.interventions, found.continuations, run.config),
         "generated_tokens": tokens,
@@ -74,7 +76,7 @@ def continued_from(
     by_start: dict[str, list[Drawn]] = defaultdict(list)
     for r in continuations:
         if r.intervention_id in continued:
-            by_start[r.start].append(Drawn(r.intervention_id, r.sample, r.grade))
+            by_start[r.start].append(Drawn(r.intervention_id, r.sample, r.grade, r.finish_reason))
     found = {}
     for start in STARTS:
         if any(record.grade != "unscored" for record in by_start[start]):
@@ -97,6 +99,7 @@ class Drawn(NamedTuple):
     intervention_id: str
     sample: int
     grade: str
+    finish_reason: str = "stop"
 
 
 def start_figures(
@@ -128,6 +131,7 @@ def start_figures(
     return {
         "continuations": len(drawn),
         "per_attempt": len(drawn) / max(1, len(attempts)),
+        "truncated": sum(r.finish_reason == "length" for r in drawn) / max(1, len(drawn)),
         "accuracy": evaluate.estimate([c / n for n, c in early], seed) if early else None,
         "attempt_coverage": coverage(attempts),
         "problem_coverage": coverage(problems),
