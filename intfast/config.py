@@ -380,7 +380,9 @@ class Config(Settings):
     def needs_references(self) -> bool:
         """Whether a reference solution takes part anywhere."""
         by_sft = bool(self.sft.epochs) and self.sft.data not in ("rft", "prefix")
-        return self.needs_interventions or by_sft or self.rl.hint != "off"
+        by_rl = self.rl.hint != "off"
+        by_rl = by_rl or (bool(self.rl.steps) and self.rl.credit.process != "none")
+        return self.needs_interventions or by_sft or by_rl
 
 
 MAY_CHANGE = {
