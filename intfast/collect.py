@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -19,7 +18,8 @@ from intfast import intervene, parity
 from intfast.config import Config
 from intfast.engine.protocol import CHUNK_SAMPLES, derive_seed
 from intfast.evaluate import Evaluation, ProblemCounts, count_samples
-from intfast.records import Attempt, Continuation, Example, Guided, Intervention, Problem
+from intfast.grading.watch import at_gates
+from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.run import Run
 from intfast.sample import Graded, Item, Start, chunks
 from intfast.state import interrupt
@@ -186,7 +186,7 @@ def interventions(
         # Guided solution and verifications of an attempt, on one progress bar.
         turns = config.samples + int(config.guided_solve)
         draw_missing(run, "verify and intervene", todo, lambda _: turns, propose)
-        gates, words = intervene.at_gates(journal)
+        gates, words = at_gates(journal)
         run.metrics.row("verify", 1, gates, f"interventions: {words}")
 
     # Those that reached the continuations once reach them again, whatever was judged so far.
@@ -244,54 +244,6 @@ def _continue(
         run.metrics.row("continue", first + 1, values, f"continuations: {line}")
 
 
-def cut_short(run: Run) -> str:
-    """Which length limits most of the collection ran into, and what to raise; "" for none."""
-    found = []
-    for name, kind, setting in (
-        ("attempts", Attempt, "attempts.sampling"),
-        ("interventions", Intervention, "intervene.sampling"),
-        ("continuations", Continuation, "intervene.continuation"),
-    ):
-        records = run.folder.journal(name, kind)
-        cut = sum(record.finish_reason == "length" for record in records)
-        if 2 * cut > len(records):
-            limit = attrgetter(setting)(run.config).max_new_tokens
-            found.append(
-                f"{cut} of {len(records)} {name} were cut at the length limit: raise "
-                f"{setting}.max_new_tokens = {limit:,} (and rollout.context, where that is reached)"
-            )
-    return "; ".join(found)
-
-
-def generated_tokens(run: Run) -> dict[str, int]:
-    """Tokens that the model generated to make training data and choose problems, by journal.
-
-    Continuations from the error or the prefix alone, and evaluations, only measure: not counted.
-    """
-
-    records = run.folder.journal
-    return {
-        # An attempt is stored without the token that stopped it.
-        "attempts": sum(
-            len(record.token_ids) + (record.finish_reason == "stop")
-            for record in records("attempts", Attempt)
-        ),
-        "verify": sum(record.num_tokens for record in records("interventions", Intervention)),
-        "continue": sum(
-            len(record.token_ids)
-            for record in records("continuations", Continuation)
-            if record.start == "intervention"
-        ),
-        "guided": sum(len(record.token_ids) for record in records("guided", Guided)),
-    }
-
-
-def rl_tokens(run: Run, name: str) -> int:
-    """Tokens that an RL stage has generated so far: rollouts, and verifications of `credit`."""
-    rows = run.metrics.rows(name)
-    return sum(row.get("sampled_tokens", 0) + row.get("verify_tokens", 0) for row in rows)
-
-
 # --- evaluation --------------------------------------------------------------------------------
 
 
@@ -333,23 +285,10 @@ def evaluation(run: Run, name: str, step: int | None = None) -> Evaluation | Non
         line = (
             f"evaluation of {key}: accuracy {found.accuracy.value:.4f} [{found.accuracy.low:.4f}, "
             f"{found.accuracy.high:.4f}] on {found.accuracy.num_problems} problems"
-            + (
-                f", {found.truncated:.0%} of the answers cut at the length limit"
-                if found.truncated
-                else ""
-            )
         )
+        line += f", {found.truncated:.0%} cut at the length limit" if found.truncated else ""
     run.metrics.row("evaluate", step or 0, row, line)
     return result
-
-
-def reopen(run: Run, name: str, step: int) -> None:
-    """Finished weights are trained on: what was measured of them is of this step of theirs."""
-    stored = run.folder.read_json("evaluations.json") or {}
-    if name in stored:
-        key = f"{name}@{step}"
-        stored[key] = stored.pop(name) | {"name": key}
-        run.folder.write_json("evaluations.json", stored)
 
 
 def _count(problem: Problem, group: Sequence[Graded]) -> ProblemCounts:

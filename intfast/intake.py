@@ -41,8 +41,8 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
     if config.needs_references and not any(problem.reference for problem in problems):
         raise ValueError(
             f"{settings.train}: no problem has a reference solution, which interventions, "
-            "rewrites, hints and process credit need; add a column reference_solution, or for plain "
-            'RL set sft.epochs = 0 and rl.problems = "selected"'
+            "rewrites, hints and process credit need; add a column reference_solution, or for "
+            'plain RL set sft.epochs = 0 and rl.problems = "selected"'
         )
     return problems, tests
 

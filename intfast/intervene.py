@@ -5,7 +5,7 @@ Every candidate is recorded with the gate that it reached; GATES has them in the
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -263,20 +263,6 @@ def answer_so_far(
     end = sum(len(step) for step in steps[: intervention.location])
     num_kept, _ = cut(sampler.tokenizer, attempt.token_ids, attempt.text, end)
     return attempt.token_ids[:num_kept]
-
-
-def at_gates(candidates: Iterable[Intervention]) -> tuple[dict[str, int], str]:
-    """Candidates by gate, and under "cut_GATE" those whose reply hit the length limit; in words."""
-    gates: Counter[str] = Counter()
-    cut: Counter[str] = Counter()
-    for record in candidates:
-        gates[record.gate] += 1
-        cut[record.gate] += record.finish_reason == "length"
-    words = [
-        f"{n} {gate}" + (f" ({cut[gate]} cut at the length limit)" if cut[gate] else "")
-        for gate, n in gates.most_common()
-    ]
-    return {**gates, **{f"cut_{gate}": n for gate, n in cut.items() if n}}, ", ".join(words)
 
 
 # --- keep --------------------------------------------------------------------------------------

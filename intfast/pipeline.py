@@ -9,7 +9,8 @@ from intfast.model import weights
 from intfast.rl import rl
 from intfast.run import Run
 from intfast.sft import sft
-from intfast.state import checkpoint, files, identity
+from intfast.state import identity
+from intfast.state.checkpoint import newest
 
 
 def train(run: Run) -> Found:
@@ -51,13 +52,11 @@ def train(run: Run) -> Found:
 def export(run: Run, name: str) -> None:
     """Write the named weights as a Hugging Face folder, `export/` in the run folder."""
     target = run.folder.path / "export"
-    newest = checkpoint.newest(run.stage_folder(name), run.metrics.say)
-    of = {"weights": name, "checkpoint": newest and newest.name}
-    if fault := identity.damage(run.folder.read_json("export.json"), target, of):
-        if target.exists():
-            run.metrics.say(f"{target}: {fault}; exported again")
-            files.retire(target)
+    checkpoint_ = newest(run.stage_folder(name), run.metrics.say)
+    of = {"weights": name, "checkpoint": checkpoint_ and checkpoint_.name}
+    # Looked at again each time: somebody may have deleted or cut what is in it.
+    if not identity.is_exported(run.folder, of, run.metrics.say):
         run.hold(name)
         weights.save(run.decoder, run.model_path, target)  # it appears only when complete
-        run.folder.write_json("export.json", identity.exported(target, of))
+        identity.keep_export(run.folder, of)
     run.metrics.say(f"exported the weights {name} to {target}")

@@ -17,7 +17,8 @@ from intfast.batch import Packed, pack, shuffled, split
 from intfast.config import RlConfig
 from intfast.credit import Credit
 from intfast.engine.protocol import derive_seed
-from intfast.methods import process_credit
+from intfast.grading.watch import cut_short
+from intfast.methods import cost, process_credit
 from intfast.model.decoder import Decoder
 from intfast.records import Problem
 from intfast.run import Run
@@ -43,7 +44,7 @@ def rl(
         return
     tasks = _tasks(problems, hints or {}, run)
     # For a comparison at equal tokens: what the run generated before RL counts too.
-    collected = sum(collect.generated_tokens(run).values()) if config.until_tokens else 0
+    collected = sum(cost.generated_tokens(run).values()) if config.until_tokens else 0
     reference = _reference(run, initial) if config.policy.kl else None
     temperature = config.sampling.temperature
     policy_loss = partial(loss.policy_loss, config=config.policy, temperature=temperature)
@@ -51,7 +52,7 @@ def rl(
     with Stage(run, name, initial, config.optim, config.steps, config.minibatches) as stage:
         start, is_last = stage.step, False
         if stage.state.get("finished"):  # rl.steps has grown since
-            collect.reopen(run, name, start)
+            run.folder.rename_entry("evaluations.json", name, f"{name}@{start}")
         parity.before_generating(run)
         while not is_last:
             # Not at the end of a step: what is done is saved before an evaluation is broken off.
@@ -86,7 +87,7 @@ def rl(
             # A stage at equal tokens goes on past its steps until the budget is generated.
             is_last = step >= config.steps and (
                 not config.until_tokens
-                or collected + collect.rl_tokens(run, name) >= config.until_tokens
+                or collected + cost.rl_tokens(run, name) >= config.until_tokens
             )
             save = is_last or step % config.checkpoint_every == 0
             stage.finish_step(save=save, finished=is_last, cursor=rollouts.cursor)
@@ -99,7 +100,7 @@ def _tasks(problems: Sequence[Problem], hints: Hints, run: Run) -> list[Task]:
     if not problems:
         raise ValueError(
             'rl.problems = "unlocked" leaves no problem: no intervention was kept; '
-            + (collect.cut_short(run) or 'use rl.problems = "selected"')
+            + (cut_short(run.folder, run.config) or 'use rl.problems = "selected"')
         )
     # Bare and hinted version are two tasks of one stream: a step has both kinds.
     bare: list[Task] = [(problem, None) for problem in problems]

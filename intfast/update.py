@@ -18,7 +18,7 @@ from intfast import loss
 from intfast.batch import Batch, Packed
 from intfast.config import OptimConfig
 from intfast.model.decoder import Decoder
-from intfast.model.optim import Optimizer, learning_rate
+from intfast.model.optim import Optimizer
 from intfast.run import Run
 from intfast.state import checkpoint, interrupt
 
@@ -37,18 +37,11 @@ class Stage:
     """
 
     def __init__(
-        self,
-        run: Run,
-        name: str,
-        initial: str,
-        config: OptimConfig,
-        total_steps: int,
-        updates: int = 1,
+        self, run: Run, name: str, initial: str, config: OptimConfig, steps: int, updates: int = 1
     ) -> None:
-        """name: what the weights are called in the end; total_steps: of the schedule, with so many
-        updates each."""
+        """name: what the weights are called in the end; the schedule: steps of so many updates."""
         self.run, self.name, self.initial = run, name, initial
-        self.config, self.total_steps, self.updates = config, total_steps, updates
+        self.config, self.total_updates, self.updates = config, steps * updates, updates
         self.step = self.saved = 0
         """Steps finished, and those that the newest checkpoint holds."""
         self.state: dict[str, Any] = {}
@@ -64,29 +57,19 @@ class Stage:
         # Nobody may take these weights for those of a finished stage, an evaluation least of all.
         run.changed(f"{self.name} in training")
         # After the weights: fp32 masters are made from what the parameters hold now.
-        total = self.total_steps * self.updates
-        self.optimizer = Optimizer(run.decoder.named_parameters(), self.config, total)
+        self.optimizer = Optimizer(run.decoder.named_parameters(), self.config, self.total_updates)
         if found is not None:
             self.step, tensors, state = found
             moments = {
                 k.removeprefix("optim."): x for k, x in tensors.items() if k.startswith("optim.")
             }
             self.optimizer.load_state_tensors(moments, state.pop("optim"))
-            was = state.pop("total", total)
+            longer = self.optimizer.stretched(state.pop("total", self.total_updates))
             self.saved, self.state = self.step, state
-            run.metrics.say(f"{self.name}: continues after step {self.step}{self._longer(was)}")
+            run.metrics.say(f"{self.name}: continues after step {self.step}{longer}")
         # Rows of steps that ran but were not saved: those steps come again.
         run.metrics.forget_after(self.name, self.step)
         return self
-
-    def _longer(self, was: int) -> str:
-        """What more steps than before make of the schedule, in words; empty where nothing."""
-        planned = (was, self.total_steps * self.updates)
-        old, new = (learning_rate(self.optimizer.num_steps, n, self.config) for n in planned)
-        change = f"goes on at {new:.3g} and not at {old:.3g}"
-        return (
-            "" if new == old else f"; over {self.total_steps} steps now, the learning rate {change}"
-        )
 
     def finish_step(self, *, save: bool, **state: Any) -> None:
         """Count a step that is in the weights, with the state after it.

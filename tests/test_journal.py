@@ -38,7 +38,7 @@ from types import SimpleNamespace
 import torch
 from intfast import cli, collect, intervene
 from intfast.collect import Found
-from intfast.methods import sft_data
+from intfast.methods import cost, sft_data
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.state.journal import Journal
 from intfast.study import analysis, browser, page_data, sections, summary
@@ -86,7 +86,7 @@ found.interventions, found.continuations = collect.interventions(run, found.wron
 stage = peak()
 found.examples = sft_data.examples(run, found)
 assert len(found.examples) == 50 and len(found.examples[49].token_ids) == 1 + 2 * length + 1
-collected = collect.generated_tokens(run)
+collected = cost.generated_tokens(run)
 assert collected["continue"] == 400 * length
 assert summary.intervention_figures(run, found)["unlocked_problems"] == 50
 assert len(analysis.sources(run, found)["attempt, wrong"]) == 4

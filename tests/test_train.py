@@ -191,7 +191,12 @@ def test_an_interrupted_run_continues_to_the_same_result(finished, tmp_path, mon
 
 
 def test_waves_keep_their_numbers_when_a_run_continues(tmp_path, monkeypatch):
-    words = ["intervene.wave=1", "intervene.continuations=3", "intervene.stop=never", "rl.steps=0"]
+    words = [
+        "intervene.wave=1",
+        "intervene.continuations=3",
+        "intervene.stop=never",
+        "rl.from_base=false",
+    ]
     config = config_of(tmp_path / "run", *words)
     complete, calls = Sampler.complete, []
 

@@ -168,6 +168,14 @@ class Optimizer:
             )
         return cause
 
+    def stretched(self, was: int) -> str:
+        """What it makes of the rate that so many steps were planned before; "" for nothing."""
+        old, new = (learning_rate(self.num_steps, n, self.config) for n in (was, self.total_steps))
+        words = (
+            f"; with more steps than planned the learning rate goes on at {new:.3g}, not {old:.3g}"
+        )
+        return "" if new == old else words
+
     def non_finite_gradient(self) -> str:
         """Name of the parameter nearest to the loss whose gradient is not finite; "" for none."""
         for name, master in reversed(self._masters.items()):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from intfast.state import files
 from intfast.state.processor import processor
 from intfast.state.runfolder import RunFolder
 
@@ -105,24 +106,33 @@ def keep(folder: RunFolder, about: dict[str, Any], say: Callable[[str], None]) -
         folder.keep_config()
 
 
-def damage(stored: Mapping[str, Any] | None, folder: Path, of: Mapping[str, Any]) -> str:
-    """Why an exported folder is not the one of these weights; empty when it is, byte for byte.
+def is_exported(folder: RunFolder, of: Mapping[str, Any], say: Callable[[str], None]) -> bool:
+    """Whether `export/` holds these weights, every file as it was written; if not, it is removed.
 
-    stored: `of` and the digests of the files, as `exported` gave them
+    of: which weights, as `keep_export` was told
     """
-    if stored is None or not folder.is_dir():
-        return "it was not finished"
-    if any(stored.get(key) != value for key, value in of.items()):
-        return "it holds earlier weights"
-    found = exported(folder, of, stored["files"])["files"]
-    bad = sorted(name for name, digest in stored["files"].items() if found.get(name) != digest)
-    return f"{', '.join(bad)} missing or changed" if bad else ""
+    target, stored = folder.path / "export", folder.read_json("export.json")
+    if not target.exists():
+        return False
+    if stored is None:
+        fault = "it was not finished"
+    elif any(stored.get(key) != value for key, value in of.items()):
+        fault = "it holds earlier weights"
+    else:
+        found = digests(target, {"files": stored["files"]})["files"]
+        bad = sorted(name for name, digest in stored["files"].items() if found.get(name) != digest)
+        fault = f"{', '.join(bad)} missing or changed" if bad else ""
+    if fault:
+        say(f"{target}: {fault}; exported again")
+        files.retire(target)
+    return not fault
 
 
-def exported(folder: Path, of: Mapping[str, Any], names: Iterable[str] = ()) -> dict[str, Any]:
-    """What to keep of an exported folder: which weights it holds, and the digests of its files."""
-    names = names or [path.name for path in folder.iterdir()]
-    return {**of, **digests(folder, {"files": names})}
+def keep_export(folder: RunFolder, of: Mapping[str, Any]) -> None:
+    """Write export.json: which weights `export/` holds, and the digests of its files."""
+    target = folder.path / "export"
+    names = [path.name for path in target.iterdir()]
+    folder.write_json("export.json", {**of, **digests(target, {"files": names})})
 
 
 def check_unchanged(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:

@@ -78,6 +78,13 @@ class RunFolder:
                 "again by the same command"
             ) from error
 
+    def rename_entry(self, file: str, old: str, new: str) -> None:
+        """Give an entry of a JSON file of named things another name, where there is one."""
+        stored = self.read_json(file) or {}
+        if old in stored:
+            stored[new] = stored.pop(old) | {"name": new}
+            self.write_json(file, stored)
+
     def keep_config(self) -> None:
         """Store the resolved config: a new one at once, a changed one when the inputs agree."""
         files.write_atomic(self.path / "config.toml", cli.to_toml(self._config).encode())

@@ -6,11 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from intfast import collect, evaluate, intervene
+from intfast import evaluate, intervene
 from intfast.collect import Found
 from intfast.config import Config
 from intfast.evaluate import Evaluation, Summary, coverage
 from intfast.labels import LABELS, STARTS, Weights, in_order, label
+from intfast.methods import cost
 from intfast.records import Continuation, Intervention
 from intfast.run import Run
 from intfast.study.charts import bar, dotted, whisker
@@ -216,8 +217,8 @@ def write(run: Run, found: Found, seconds: float) -> dict[str, Any]:
         },
         "intervention": intervention_figures(run, found) if found.interventions else None,
         "rl": rl,
-        "generated_tokens": collect.generated_tokens(run)
-        | {key: collect.rl_tokens(run, key) for key, figures in rl.items() if figures},
+        "generated_tokens": cost.generated_tokens(run)
+        | {key: cost.rl_tokens(run, key) for key, figures in rl.items() if figures},
         "seconds": run.metrics.seconds(),
         "seconds_last_process": seconds,
     }
