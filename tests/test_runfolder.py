@@ -11,6 +11,7 @@ from intfast.state import checkpoint
 from intfast.state.files import write_atomic
 from intfast.state.journal import Journal
 from intfast.state.runfolder import RunFolder
+from intfast.study.read import read_json
 
 ROWS = [Problem(id=str(n), problem=f"p{n} é", answer="1") for n in range(3)]
 
@@ -83,6 +84,18 @@ def test_a_folder_that_was_moved_is_continued(tmp_path):
     with RunFolder(load(tmp_path / "b")) as folder:
         assert folder.resumed
     assert cli.load(tmp_path / "b/run/config.toml").run == str(tmp_path / "b/run")
+
+
+@pytest.mark.parametrize("name", ["evaluations.json", "manifest.json"])
+def test_a_torn_json_file_is_named_with_what_to_do(tmp_path, name):
+    with RunFolder(load(tmp_path)) as folder:
+        folder.write_json(name, {"base": [1, 2]})
+        path = tmp_path / "run" / name
+        path.write_bytes(path.read_bytes()[:-3])
+        with pytest.raises(ValueError, match=f"{name} is damaged .*or delete it"):
+            folder.read_json(name)
+        with pytest.raises(ValueError, match=f"{name} is damaged .*or delete it"):
+            read_json(path)
 
 
 def test_records_from_elsewhere_are_no_run_that_continues(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from intfast.state import files
+from intfast.state import checkpoint, files
 from intfast.state.processor import processor
 from intfast.state.runfolder import RunFolder
 
@@ -106,17 +106,14 @@ def keep(folder: RunFolder, about: dict[str, Any], say: Callable[[str], None]) -
         folder.keep_config()
 
 
-def is_exported(folder: RunFolder, of: Mapping[str, Any], say: Callable[[str], None]) -> bool:
-    """Whether `export/` holds these weights, every file as it was written; if not, it is removed.
-
-    of: which weights, as `keep_export` was told
-    """
+def is_exported(folder: RunFolder, name: str, say: Callable[[str], None]) -> bool:
+    """Whether `export/` holds these weights, each file as it was written; if not, it is removed."""
     target, stored = folder.path / "export", folder.read_json("export.json")
     if not target.exists():
         return False
     if stored is None:
         fault = "it was not finished"
-    elif any(stored.get(key) != value for key, value in of.items()):
+    elif {key: stored[key] for key in ("weights", "checkpoint")} != _weights(folder, name):
         fault = "it holds earlier weights"
     else:
         found = digests(target, {"files": stored["files"]})["files"]
@@ -128,11 +125,18 @@ def is_exported(folder: RunFolder, of: Mapping[str, Any], say: Callable[[str], N
     return not fault
 
 
-def keep_export(folder: RunFolder, of: Mapping[str, Any]) -> None:
+def keep_export(folder: RunFolder, name: str) -> None:
     """Write export.json: which weights `export/` holds, and the digests of its files."""
     target = folder.path / "export"
     names = [path.name for path in target.iterdir()]
-    folder.write_json("export.json", {**of, **digests(target, {"files": names})})
+    about = _weights(folder, name) | digests(target, {"files": names})
+    folder.write_json("export.json", about)
+
+
+def _weights(folder: RunFolder, name: str) -> dict[str, Any]:
+    """Which weights the name stands for now: a stage may have been lengthened."""
+    newest = checkpoint.newest(folder.path / "checkpoints" / name, lambda text: None)
+    return {"weights": name, "checkpoint": newest and newest.name}
 
 
 def check_unchanged(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:

@@ -18,6 +18,8 @@ from intfast.state import files
 from intfast.state.journal import Journal
 
 T = TypeVar("T")
+INPUTS = {"model.path", "data.train", "data.test"}
+"""Settings of MAY_CHANGE whose content may not."""
 
 
 class RunFolder:
@@ -67,16 +69,7 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the run, or None where it does not exist."""
-        path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            return msgspec.json.decode(path.read_bytes())
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); restore it, or delete it: what it held is then made "
-                "again by the same command"
-            ) from error
+        return read_json(self.path / name)
 
     def rename_entry(self, file: str, old: str, new: str) -> None:
         """Give an entry of a JSON file of named things another name, where there is one."""
@@ -86,7 +79,7 @@ class RunFolder:
             self.write_json(file, stored)
 
     def keep_config(self) -> None:
-        """Store the resolved config: a new one at once, a changed one when the inputs agree."""
+        """Store the resolved config."""
         files.write_atomic(self.path / "config.toml", cli.to_toml(self._config).encode())
 
     def _compare_config(self) -> bool:
@@ -102,6 +95,9 @@ class RunFolder:
                 f"{in_words(changed)}\n"
                 "use another run=FOLDER, or the old values to continue it"
             )
+        # Inputs at another place are believed when their digests agree, see identity.keep.
+        if self.changed and not self.changed.keys() & INPUTS:
+            self.keep_config()
         return True
 
 
@@ -123,6 +119,19 @@ def changed_settings(config: Config, stored: Path) -> tuple[Changed, Changed]:
 def in_words(changed: Changed) -> str:
     """Lines of an error that name settings with their values."""
     return "".join(f"\n  {key}: was {old!r}, is {new!r}" for key, (old, new) in changed.items())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None where it does not exist. Raises ValueError when torn."""
+    if not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes())
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); restore it, or delete it: what it held is then made "
+            "again by the same command"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from intfast.evaluate import Estimate, Evaluation
 from intfast.records import Record
 from intfast.state.journal import Rows
+from intfast.state.runfolder import read_json
 
 
 class TokenLogprobs(Record):
@@ -53,11 +54,6 @@ def rows(path: Path, kind: type = dict, finished: bool = False) -> Rows[Any]:
 def read_rows(path: Path, kind: type = dict, finished: bool = False) -> list[Any]:
     """All that `rows` gives, in memory: for files that are small."""
     return list(rows(path, kind, finished))
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where it does not exist."""
-    return msgspec.json.decode(path.read_bytes()) if path.is_file() else None
 
 
 def read_evaluations(folder: Path) -> dict[str, Evaluation]:
