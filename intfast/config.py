@@ -175,7 +175,8 @@ class OptimConfig(Settings):
     lr: float = 1e-6
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    """Shape of the learning rate after the warm-up, over all steps that are planned: a step without
+    an update counts."""
     floor: float = 0.1
     """Learning rate at the end, as a share of the peak."""
     warmup_ratio: float = 0.0
@@ -391,13 +392,17 @@ class Config(Settings):
     def needs_references(self) -> bool:
         """Whether a reference solution takes part anywhere."""
         by_sft = bool(self.sft.epochs) and self.sft.data not in ("rft", "prefix")
-        return self.needs_interventions or by_sft or self.rl.hint != "off"
+        by_rl = self.rl.hint != "off"
+        by_rl = by_rl or (bool(self.rl.steps) and self.rl.credit.process != "none")
+        return self.needs_interventions or by_sft or by_rl
 
 
 MAY_CHANGE = {
-    *("run", "watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
+    *("run", "model.path", "data.train", "data.test", "rl.steps", "rl.checkpoint_every"),
+    *("watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
     *("model.memory_gib", "model.activation_checkpointing", "batch.max_tokens", "grade.workers"),
     *("rollout.cache_gib", "rollout.max_rows", "rollout.sleep"),
 }
 """Settings that have no part in what a run computes, on a CPU but for `batch.max_tokens` to the
-last bit: what a run that was moved, out of memory, or stopped by a check, may be continued with."""
+last bit: what a run that was moved, out of memory, or stopped by a check, may be continued with.
+Model and data must have the digests they had; `rl.steps`, with its schedule, may only grow."""

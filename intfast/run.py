@@ -200,6 +200,9 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         "seed": config.seed,
         "stop_ids": list(run.sampler.style.stop_ids),
         "model": str(config.model.path),
+        # Of this start: they may move, their content may not.
+        "paths": {k: getattr(config.data, k) for k in ("train", "test")}
+        | {"model": str(run.model_path)},
         "num_parameters": sum(p.numel() for p in run.decoder.parameters()),
         **identity.digests(run.model_path, model_folder.files(run.model_path)),
         "train": {"problems": len(run.problems), "hash": data.fingerprint(run.problems)},

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
             from intfast.run import open_run
             from intfast.study import finish
 
-            with open_run(config) as run:
+            with open_run(config) as run, finish.page_of_failure(run):
                 finish.finish(run, pipeline.train(run))
     return ended.code
 
