@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 
 from benchmarks.fake_cuda import FakeCuda, Launch
+from intfast.config import ModelConfig
 from intfast.model.decoder import Architecture, Decoder, PackedAttention
 
 NAME = "traffic"
@@ -95,7 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each of the kernels that are installed."""
     rows = []
-    for kernels in ("torch", "liger", "fused"):
+    for kernels in get_args(get_type_hints(ModelConfig)["kernels"]):
+        if kernels == "auto":
+            continue
         if kernels == "liger" and importlib.util.find_spec("liger_kernel") is None:
             print("  liger: not installed")
             continue

@@ -21,7 +21,7 @@ from intfast.model.decoder import PackedAttention
 from intfast.run import open_run
 
 ROOT = Path(__file__).parents[1]
-CUDA = ["model.device=cuda", "rollout.engine=native"]
+CUDA = ["model.device=cuda", "rollout.engine=native", "model.kernels=torch"]
 RL = ["rl.steps=2", "rl.problems_per_step=2", "rl.group_size=4", "evaluate.samples=2"]
 CASES = {
     "grpo, KL, minibatches, checkpointing": [

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import harness
 from benchmarks.gpu import checks, group, stage, steps
@@ -131,11 +132,19 @@ def test_the_rungs_are_those_of_the_loss_head():
     assert (steps.SWITCH, steps.RUNGS) == (ladder.SWITCH, ladder.RUNGS)
 
 
-def test_names_choose_steps_and_mistakes_are_refused(session, tmp_path):
+def test_names_choose_steps_and_mistakes_are_refused(session, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "_look_around", lambda session: 0.0)
     with pytest.raises(SystemExit, match=r"expected some of gpu_tests, .*, got decodes"):
         steps.run(session, "first", "cpu", ["decodes"])
     with pytest.raises(SystemExit, match="got devise"):
         main(["first", "devise=cpu", f"out={tmp_path}", f"work={tmp_path}"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_nothing_is_begun(session):
+    with pytest.raises(SystemExit, match=r"no CUDA device; device=cpu"):
+        steps.run(session, "first", "cuda", [])
+    assert session.results == []
 
 
 def test_every_step_on_a_gpu_is_a_command(session, monkeypatch):

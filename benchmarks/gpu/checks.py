@@ -37,7 +37,8 @@ def odds(group: Group) -> None:
             target = torch.randint(vocabulary, (rows,), generator=made, device=device)
             hidden = 2 * torch.randn(rows, width, generator=made, device=device) / width**0.5
             leaves = [x.to(BF16).requires_grad_() for x in (hidden, weight)]
-            said.append(head_plans(leaves[1], rows, PolicyConfig(), 1.0)["sft"] + ":")
+            plans = head_plans(leaves[1], rows, PolicyConfig(), 1.0)
+            said.append(f"{plans['sft'] if group.is_cuda else 'odds, interpreted'}:")
             found = [_head(*leaves, target, path) for _ in range(2)]
             with torch.no_grad():
                 entropy = linear_logprob(*leaves, target, entropy="value", **path)[1]
@@ -68,7 +69,7 @@ def _exact_head(hidden: Tensor, weight: Tensor, target: Tensor) -> list[Tensor]:
         logprob = (x.float() @ wide.T).double().log_softmax(1)
         prob = logprob.exp()
         entropy = -(prob * logprob).sum(1)
-        prob[torch.arange(len(y)), y] -= 1
+        prob[torch.arange(len(y), device=y.device), y] -= 1
         parts.append((logprob.gather(1, y[:, None])[:, 0], entropy, prob.float() @ wide))
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 

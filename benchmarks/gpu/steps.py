@@ -18,21 +18,24 @@ VLLM = [
 # On a CPU a whole run of the quickstart's short form takes a minute; this takes seconds.
 SMALL_RUN = [
     "data.train_limit=4", "data.test_limit=2", "attempts.samples=2", "attempts.max_problems=4",
-    "evaluate.samples=2", "evaluate.ks=[1,2]", "intervene.continuations=2", "intervene.wave=2",
-    "rl.steps=1", "rl.problems_per_step=2", "rl.group_size=4", "rl.from_base=false",
+    "attempts.wrong_per_problem=1", "evaluate.samples=2", "evaluate.ks=[1,2]",
+    "intervene.continuations=2", "intervene.wave=2", "sft.target=no_filter", "rl.steps=1",
+    "rl.problems_per_step=2", "rl.group_size=4", "rl.from_base=false",
 ]  # fmt: skip
 
 
 def run(session: Session, part: str, device: str, names: list[str]) -> None:
     """The steps of a part, only `names` of them where any are given."""
-    _look_around(session)
+    gib = _look_around(session)
     if device == "cuda":
+        if not gib:
+            raise SystemExit("torch sees no CUDA device; device=cpu tries the session without one")
         # On Hopper cuDNN is the first choice for attention, and plans anew for every length.
         session.environment["TORCH_CUDNN_SDPA_DEPRIORITIZED"] = "1"
     else:
         session.environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     session.unpack(sorted(WHEELS.glob("*.whl")))
-    make = Steps(session, device)
+    make = Steps(session, device, gib)
     groups = {"first": make.first, "second": make.second}[part]()
     known = [step.name for group in groups for step in group]
     if unknown := set(names) - set(known):
@@ -51,8 +54,9 @@ def climb(session: Session, make: Steps) -> None:
     it costs its own limit, and not that of every step.
     """
     kept = session.work / "rung.txt"
-    rungs = [kept.read_text()] if kept.exists() else RUNGS
-    for rung in rungs:
+    # The second part begins where the first one ended.
+    start = RUNGS.index(kept.read_text()) if kept.exists() else 0
+    for rung in RUNGS[start:]:
         session.environment[SWITCH] = rung
         if session.run(make.check("odds", 75 if rung == RUNGS[0] else 45, name=f"head_{rung}")):
             kept.write_text(rung)
@@ -62,27 +66,30 @@ def climb(session: Session, make: Steps) -> None:
     session.note("LOSS HEAD: wrong on every rung; goes on as shipped")
 
 
-def _look_around(session: Session) -> None:
+def _look_around(session: Session) -> float:
+    """Note what machine this is; the GiB of its card, 0 without one."""
     asked = "name,driver_version,memory.total,memory.used,clocks.max.sm,power.limit"
     session.note(said(["nvidia-smi", f"--query-gpu={asked}", "--format=csv"]))
     modules = "torch, triton, transformers, numpy"
-    code = f"import {modules}; print(*(m.__version__ for m in ({modules})))"
-    session.note(f"{sys.version.split()[0]} {modules}: {said(python('-c', code), 120)}")
-    session.note(f"{os.cpu_count()} CPUs")
-
-
-def gpu_gib() -> float:
-    """Memory of the card; 0 where none answers."""
-    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    words = said(asked).split()
-    return float(words[0]) / 1024 if words and words[0].isdigit() else 0.0
+    session.note(f"{os.cpu_count()} CPUs, Python {sys.version.split()[0]}, {modules}:")
+    code = (
+        f"import {modules}; print(*(m.__version__ for m in ({modules})))\n"
+        "card = torch.cuda.is_available() and torch.cuda.get_device_properties(0)\n"
+        "print(card.total_memory / 2**30 if card else 0)"
+    )
+    answer = said(python("-c", code), 120)
+    session.note(answer)
+    gib = answer.split()[-1] if answer else ""
+    return float(gib) if gib.replace(".", "").isdigit() else 0.0
 
 
 class Steps:
     """Makes the steps of a device."""
 
-    def __init__(self, session: Session, device: str) -> None:
+    def __init__(self, session: Session, device: str, gib: float = 0.0) -> None:
+        """gib: memory of the card."""
         self.session, self.device, self.is_cpu = session, device, device == "cpu"
+        self.gib = gib
         self.has_vllm = not self.is_cpu and (PACK.is_dir() or _installed("vllm"))
 
     def check(self, group: str, limit: float, *words: str, name: str = "") -> Step:
@@ -120,7 +127,7 @@ class Steps:
         words += ["-p", "no:cacheprovider", "-q", "--tb=short", "--durations=5"]
         if _installed("xdist") and not self.is_cpu:
             # The largest cases take about 15 GB each, for fp64.
-            words += ["-n", "5" if gpu_gib() > 100 else "3"]
+            words += ["-n", "5" if self.gib > 100 else "3"]
         return Step("gpu_tests", limit, python("-m", "pytest", *words))
 
     def first(self) -> list[list[Step]]:
@@ -162,7 +169,8 @@ class Steps:
         """What the first part had no time for, one at a time."""
         vllm_run = ["model.dtype=bfloat16", "rollout.sleep=true", "rollout.cache_gib=4"]
         ops = ["linear_logprob", "linear_logprob_gradient", "group_advantages", "--budget", "40"]
-        no_checkpoints = ["kernels=liger", "checkpointing=0", "tokens=8192"]
+        no_checkpoints = ["checkpointing=0"]
+        no_checkpoints += [] if self.is_cpu else ["kernels=liger", "tokens=8192"]
         memcheck = ["compute-sanitizer", "--tool", "memcheck", *self.check("odds", 0).command]
         steps = [
             self.check("step_4b", 60, *no_checkpoints, name="step_4b_kept"),
