@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ READMES = [
     *(ROOT / name / "README.md" for name in ("benchmarks", "benchmarks/reliability", "intfast")),
     *(ROOT / name / "README.md" for name in ("intfast/study", "kernels")),
 ]
+OLDEST = (ROOT / "tests/oldest.txt").read_text()
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 
@@ -80,6 +82,15 @@ def test_the_kernels_folder_hides_no_package():
         "print(m is None or 'site-packages' in str(m.__file__))"
     )
     assert where == "True"
+
+
+def test_the_oldest_versions_that_ci_runs_are_those_that_are_promised():
+    promised = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = promised["optional-dependencies"]
+    least = dict(re.findall(r"^(torch|triton)==(\d+\.\d+)\.0$", OLDEST, re.MULTILINE))
+    assert any(text.startswith(f"torch>={least['torch']},") for text in promised["dependencies"])
+    asked = [text for texts in extras.values() for text in texts if text.startswith("triton")]
+    assert len(asked) == 3 and all(text.startswith(f"triton>={least['triton']};") for text in asked)
 
 
 def test_every_op_has_its_test_and_its_benchmark_under_its_name():
