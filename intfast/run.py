@@ -120,8 +120,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     weights.check(path)
     tokenizer = load_tokenizer(path)
     # Tomorrow's prompts are today's, also of a template that writes the date.
-    started = prompt_time(Path(config.run))
-    style = style_of(config.prompt, tokenizer, started)
+    style = style_of(config.prompt, tokenizer, started := prompt_time(Path(config.run)))
     # Before the engine starts: it tests its bits with this number of threads.
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
@@ -145,17 +144,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
         metrics.carry(prompt_reuse(engine))
         sampler = Sampler(engine, tokenizer, style, grader, context, metrics.phase, watch.add)
         both = intake.fitting(problems, tests, sampler.prompt, context, config, metrics.say)
-        run = Run(
-            config=config,
-            folder=folder,
-            metrics=metrics,
-            problems=both[0],
-            tests=both[1],
-            model_path=path,
-            decoder=decoder,
-            sampler=sampler,
-            opened=opened,
-        )
+        run = Run(config, folder, metrics, *both, path, decoder, sampler, opened=opened)
         # Compared with what the folder was started from, before anything is added to it.
         about = manifest(run, choice) | {"prompt_time": started.isoformat()}
         identity.keep(folder, about, metrics.say)
