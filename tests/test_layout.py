@@ -98,14 +98,15 @@ def test_every_op_has_its_test_and_its_benchmark_under_its_name():
     files = sorted((ROOT / "kernels").glob("*.py"))
     ops = [path.stem for path in files if f"\ndef {path.stem}(" in path.read_text()]
     heads = ["linear_logprob", "linear_objective", "span_cross_entropy"]
-    assert ops == sorted(["add_rms_norm", "group_advantages", *heads, "norm_rope", "swiglu"])
+    layer, update = ["add_rms_norm", "norm_rope", "swiglu"], ["adamw", "add_gradient"]
+    assert ops == sorted([*heads, "group_advantages", *layer, *update])
     table = (ROOT / "kernels/README.md").read_text()
     cases = (ROOT / "benchmarks/kernel_cases.py").read_text()
     for op in ops:
         (row,) = [line for line in table.splitlines() if line.startswith(f"| [`{op}`]")]
         assert len(row.split(" | ")) == 8 and row.count("](") >= 7
         assert (ROOT / f"tests/test_kernels_{op}.py").exists() and f"test_kernels_{op}.py" in row
-        assert re.search(rf'^    "{op}": (Op|_layer_op)\(', cases, re.MULTILINE)
+        assert re.search(rf'^    "{op}": (Op|_layer_op|_update_op)\(', cases, re.MULTILINE)
 
 
 def test_no_pickle_and_no_remote_code():
