@@ -4,10 +4,12 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from benchmarks import grading as benchmark
 from benchmarks import grading_pairs
 from intfast.grading import grader as grading
 from intfast.grading.grader import Grader
@@ -162,6 +164,11 @@ def test_a_sample_of_every_made_class_is_graded_as_it_was_made(grader):
     assert [
         p for p, g in zip(pairs, grades, strict=True) if (g.status == "correct") != p.is_right
     ] == []
+
+
+def test_the_readme_holds_the_table_of_the_stored_rows():
+    readme = Path(grading.WORKER).with_name("README.md").read_text(encoding="utf-8")
+    assert benchmark.stored() in readme
 
 
 def test_markers_are_unscored_and_sound_golds_are_gradable(grader):

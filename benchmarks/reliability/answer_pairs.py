@@ -348,5 +348,6 @@ C | D
 3.14 | 3.15
 """
 
+
 def pairs(table: str) -> list[tuple[str, str]]:
     return [tuple(line.split(" | ")) for line in table.strip().splitlines()]

@@ -72,6 +72,7 @@ class Comparison:
         if same_words(gold, answer) and gold != answer:
             return Reason.CORRECT
         gold, answer = stripped(gold), stripped(answer).lstrip("=")
+        gold, answer = (re.sub(r"^[a-z]\\in ?(?=\\\{[^|:]*$)", "", text) for text in (gold, answer))
         if r"\approx" in gold:
             gold, answer = (
                 re.sub(r"^=", "", text.replace(r"\approx", "=")) for text in (gold, answer)

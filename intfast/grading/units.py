@@ -18,7 +18,7 @@ TABLE = {
     " yd yard=1143/1250"
     " mi mile=201168/125",
     "area": "acre=4046856.4224 hectare=10000000",
-    "mass": "g gram=1 kg kilogram kilo=1000 mg milligram=1/1000 Mg=1000000 t ton tonne=1000000"
+    "mass": "g gram=1 kg kilogram=1000 mg milligram=1/1000 Mg=1000000 t ton tonne=1000000"
     " lb lbs pound=45359237/100000 oz ounce=45359237/1600000",
     "time": "s sec second=1 ms millisecond=1/1000 min minute=60 h hr hour=3600 d day=86400"
     " week=604800",
@@ -51,7 +51,7 @@ _NO_NOUN = re.compile(
     r"(?:and|but|by|choose|divided|from|if|in|is|are|was|isn|not|nor|no|of|or|over|per|percent|percents|than|times|to"
     r"|vs|versus|minus|plus|mod|modulo|modulus|thus|less|unless|perhaps|always|sometimes|besides|hundreds?|thousands?"
     r"|[a-z]*illions?|dozens?|scores?|gross|pairs|couples|lakhs?|crores?|myriads?|halves|quarters|thirds|[a-z]+ths"
-    r"|tens|ones|twos|threes|[a-z]*squares|cubes|powers|factorials?|logs|digits|bases|wrong|false|base|about|at|as|least|most"
+    r"|tens|ones|twos|threes|[a-z]*squares|cubes|powers|factorials?|logs|digits|bases|wrong|false|negatives|positives|base|about|at|as|least|most"
     r"|more|roughly|nearly|almost|around|approximately|remainder|with|without|except|maybe|guess|guesses|it|this|that)"
 )
 _IRREGULAR = "people children men women mice feet geese fish sheep teeth dice oxen data pence deer"
