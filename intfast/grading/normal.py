@@ -199,6 +199,14 @@ def normalise(text: str) -> str:
     return text[6:-1] if re.fullmatch(r"\\text\{[A-Za-z]\}", text) else text
 
 
+def unspaced(text: str) -> str:
+    """A long text without what only spaces mathematics: less than `normalise`, and faster."""
+    text = re.sub(r"\\[,;:!]|\$|\\(?:left|right)(?![a-z])|~", " ", text).replace("{,}", ",")
+    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", " ".join(text.split()))
+    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
+    return re.sub(r"(?<=\W) | (?=\W)", "", text).rstrip(".")
+
+
 _DECIMAL = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:E[+-]?\d{1,4})?")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _FRACTION = re.compile(
@@ -209,6 +217,7 @@ MAX_DIGITS = 4000
 """Python reads no longer integers, and no answer needs them."""
 
 
+@lru_cache(maxsize=4096)
 def number(normalised: str) -> Fraction | None:
     """The exact value of an integer, decimal, fraction or mixed number, else None."""
     if len(normalised) > MAX_DIGITS:
