@@ -115,7 +115,10 @@ def parse(text: str, is_one: bool = False) -> Unit | None:
         elif word in ("squared", "cubed") and last:
             unit, count = last, _POWER[word] - 1
         elif word in ("/", "per") and (powers or nouns):
-            sign, last = -1, None
+            if nouns and not (noun := _counted(nouns, is_one)):
+                return None
+            powers.update({noun: 1} if nouns else {})
+            sign, last, nouns = -1, None, []
             continue
         elif word in ("square", "sq", "cubic", "cu") and not nouns:
             times = _POWER[word]
@@ -133,10 +136,16 @@ def parse(text: str, is_one: bool = False) -> Unit | None:
     if times != 1 or not (powers or nouns):
         return None
     if nouns:
-        noun = nouns[-1]
-        is_plural = noun.endswith("s") or noun in _IRREGULAR.split()
-        if not (is_plural or is_one or sign < 0) or len(nouns) > 4 or noun == "more":
+        if not (noun := _counted(nouns, is_one or sign < 0)):
             return None
-        name = noun if noun in _IRREGULAR.split() else noun.removesuffix("s")
-        powers[f"count of {name}"] = sign
+        powers[noun] += sign
     return Unit(tuple(sorted((d, p) for d, p in powers.items() if p)), factor, pi)
+
+
+def _counted(words: list[str], is_one: bool) -> str:
+    """The dimension of a noun with what stands before it; "" where it is none."""
+    noun = words[-1]
+    is_same = noun in _IRREGULAR.split()
+    if len(words) > 4 or noun == "more" or not (is_one or is_same or noun.endswith("s")):
+        return ""
+    return f"count of {noun if is_same else noun.removesuffix('s')}"
