@@ -119,11 +119,11 @@ MUTANTS = [
     ("group_advantages", "unscored tokens keep their weight", GROUPS,
      "weight = tl.where(scored, weight, 0.0)", "weight = weight * 1.0"),
     ("group_advantages", "one-pass variance", GROUPS,
-     "centred = tl.where(reward == reward, reward - mean, 0.0)\n"
+     "centred = tl.where(reward == reward, (reward - low) - mean, 0.0)\n"
      "        squares += tl.sum(centred * centred, 0)",
      "centred = tl.where(reward == reward, reward, 0.0)\n"
      "        squares += tl.sum(centred * centred, 0) - "
-     "tl.sum((reward == reward).to(tl.float32), 0) * mean * mean"),
+     "tl.sum((reward == reward).to(tl.float32), 0) * (low + mean) * (low + mean)"),
     ("group_advantages", "graded groups that differ counted as right", GROUPS,
      "flat = low == high", "flat = count > 0"),
     ("group_advantages", "unscored tokens keep their weight on the CPU", GROUPS,
