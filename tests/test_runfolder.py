@@ -112,9 +112,9 @@ def test_a_torn_json_file_is_named_with_what_to_do(tmp_path, name):
         folder.write_json(name, {"base": [1, 2]})
         path = tmp_path / "run" / name
         path.write_bytes(path.read_bytes()[:-3])
-        with pytest.raises(ValueError, match=f"{name} is damaged .*or delete it"):
+        with pytest.raises(ValueError, match=f"{name} is damaged, .*or delete it"):
             folder.read_json(name)
-        with pytest.raises(ValueError, match=f"{name} is damaged .*or delete it"):
+        with pytest.raises(ValueError, match=f"{name} is damaged, .*or delete it"):
             read_json(path)
 
 
