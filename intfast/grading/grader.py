@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from intfast.grading.answers import MATHEMATICS, compare_quickly, extract
-from intfast.grading.reasons import Reason, Status
+from intfast.grading.reasons import LAST_WORDS, READY, VERDICTS, Reason, Status
 from intfast.records import Record
 from intfast.state import interrupt
 
@@ -29,24 +29,6 @@ WORKER_START_S = 120.0
 WORKER_MEMORY_BYTES = 300 << 20
 """What a worker may hold in memory, libraries and answer together."""
 MAX_CACHED = 100_000
-
-_READY = b"R"
-_VERDICTS = {
-    b"C": Reason.CORRECT,
-    b"W": Reason.WRONG,
-    b"N": Reason.UNIT,
-    b"X": Reason.UNDEFINED,
-    b"L": Reason.LEFTOVER,
-    b"K": Reason.TOO_COMPLEX,
-    b"U": Reason.UNPARSEABLE,
-    b"G": Reason.GOLD_UNPARSEABLE,
-    # Refused unread; the worker ends.
-    b"u": Reason.UNPARSEABLE,
-    b"g": Reason.GOLD_UNPARSEABLE,
-    b"": Reason.CRASH,
-}
-_LAST_WORDS = (b"u", b"g", b"")
-
 
 Job = tuple[str, str]
 """(gold answer, extracted answer) to compare."""
@@ -117,8 +99,8 @@ class _Worker:
         """The verdict byte, b"" when the process has died. A first READY ends the start."""
         byte = os.read(self.verdict_fd, 2)
         if self.ready:
-            return byte if byte in _VERDICTS else b""
-        if byte != _READY:
+            return byte if byte in VERDICTS | LAST_WORDS else b""
+        if byte != READY:
             message = self.process.stderr.read(4000).decode(errors="replace").strip()
             raise RuntimeError(f"a grading worker did not start; its last words:\n{message}")
         self.process.stderr.close()
@@ -265,10 +247,10 @@ class Grader:
             if worker.verdict_fd in ready_fds:
                 verdict = worker.read()
                 worker.job = None
-                if verdict in _LAST_WORDS:
+                if verdict in LAST_WORDS:
                     self._remove(worker)
                 if job is not None:
-                    yield job, _VERDICTS[verdict]
+                    yield job, (VERDICTS | LAST_WORDS)[verdict]
             elif now >= worker.deadline:
                 self._remove(worker)
                 if job is None:
