@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from intfast.grading.answers import MATHEMATICS, compare_quickly, extract
+from intfast.grading.normal import normalise, number
 from intfast.grading.reasons import LAST_WORDS, READY, VERDICTS, Reason, Status
 from intfast.records import Record
 from intfast.state import interrupt
@@ -179,11 +180,12 @@ class Grader:
         """Whether each gold answer can be graded against, so that no rollout is spent on it."""
         if self.mode not in MATHEMATICS:
             return [bool(gold.split()) for gold in golds]
-        # An answer that differs from the gold without being decidable by arithmetic.
-        quick = [compare_quickly(gold, r"\text{?}") for gold in golds]
-        verdicts = self._judge([(g, g) for g, r in zip(golds, quick, strict=True) if r is None])
-        reasons = [r or verdicts[g, g] for g, r in zip(golds, quick, strict=True)]
-        return [reason.status is not Status.UNSCORED for reason in reasons]
+        refused = {g for g in golds if compare_quickly(g, "?") is Reason.GOLD_UNPARSEABLE}
+        # Whether the parser reads the others is seen where it compares each with itself.
+        unread = [g for g in golds if g not in refused and number(normalise(g)) is None]
+        verdicts = self._judge([(gold, gold) for gold in unread])
+        refused |= {g for (g, _), reason in verdicts.items() if reason.status is Status.UNSCORED}
+        return [gold not in refused for gold in golds]
 
     def _quickly(self, row: Submission) -> tuple[Job, Reason | None]:
         """(gold, extracted answer), and the verdict where it needs no worker."""
