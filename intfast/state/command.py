@@ -42,12 +42,9 @@ def outcome(continues: str, goes_on: bool = False) -> Iterator[Outcome]:
         try:
             with interrupt.handling(is_early=True), oom.explained("load"):
                 yield ended
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             print(f"error: {shown(error)}", file=sys.stderr)
-            ended.code = 2
-        except RuntimeError as error:
-            print(f"error: {shown(error)}", file=sys.stderr)
-            ended.code = 1
+            ended.code = 2 if isinstance(error, ValueError) else 1
         except interrupt.Stopped as stopped:
             print(shown(f"{stopped}; {continues}"), file=sys.stderr)
             ended.code = stopped.exit_code
