@@ -52,8 +52,9 @@ _CHOICE = re.compile(
     re.IGNORECASE,
 )
 _FAMILY = re.compile(
-    r"(.*?)[,| ]*\(?(?:(?:\\text\{(?:for|where|with|for (?:all|any|some|every))?\s?(?:integers?)?\})?"
-    r"([a-z])(?:\\in ?(?:\\mathbb\{Z\}|Z)|\\text\{(?:is )?any? integer\})"
+    r"(.*?)[,| ]*\(?(?:"
+    r"(?:\\text\{(?:for|where|with|for (?:all|any|some|every))?\s?(?:integers?)?\})?([a-z])"
+    r"(?:\\in ?(?:\\mathbb\{Z\}|Z)|\\text\{(?:is )?any? integer\})"
     r"|\\text\{(?:for|where|with)(?: all| any| some| every)? integers?(?: values of)?\}([a-z]))\)?"
 )
 _FAMILY_SET = re.compile(r"\\\{(?:[a-z]\|(?=[a-z]=))?(.*\\mathbb\{Z\})\\\}")

@@ -18,8 +18,9 @@ RELATION = re.compile(r"=|<|>|\\le|\\ge|\\ne|\\in")
 _INTRO = re.compile(
     r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:final |correct |exact |total )?"
     r"(?:answers?|results?|solutions?|values?|number|total|sum|product|area|probability)"
-    r"(?: (?:is|are|equals?)(?: equal to)?:?|:|=)|it is|we get|answer|(?:so|thus|hence|therefore),?$"
-    r"|there (?:is|are)(?: exactly)?(?: a total of)?|a? ?total of|exactly|(?:the )?value of$",
+    r"(?: (?:is|are|equals?)(?: equal to)?:?|:|=)|it is|we get|answer"
+    r"|(?:so|thus|hence|therefore),?$|there (?:is|are)(?: exactly)?(?: a total of)?"
+    r"|a? ?total of|exactly|(?:the )?value of$",
     re.IGNORECASE,
 )
 _SYNONYMS = (
