@@ -74,9 +74,7 @@ class Comparison:
         gold, answer = stripped(gold), stripped(answer).lstrip("=")
         gold, answer = (re.sub(r"^[a-z]\\in ?(?=\\\{[^|:]*$)", "", text) for text in (gold, answer))
         if r"\approx" in gold:
-            gold, answer = (
-                re.sub(r"^=", "", text.replace(r"\approx", "=")) for text in (gold, answer)
-            )
+            gold, answer = (t.replace(r"\approx", "=").removeprefix("=") for t in (gold, answer))
         for attempt in (self._choice, self._time, self._family, self._matrix, self._sets):
             if (reason := attempt(gold, answer)) is not None:
                 return reason
@@ -140,10 +138,8 @@ class Comparison:
             return None
         if not found[1] or not found[1][1]:
             return Reason.WRONG
-        bodies = [
-            re.sub(rf"(?<![A-Za-z\\]){each[2]}(?![A-Za-z])", r"\\nu ", each[1]) for each in found
-        ]
-        return self.same(*bodies)
+        name = r"(?<![A-Za-z\\]){}(?![A-Za-z])"
+        return self.same(*(re.sub(name.format(each[2]), r"\\nu ", each[1]) for each in found))
 
     def _matrix(self, gold: str, answer: str) -> Reason | None:
         found = [_MATRIX.fullmatch(re.sub(r"^[(\[]|[)\]]$", "", text)) for text in (gold, answer)]
@@ -185,16 +181,13 @@ class Comparison:
         if len(golds) == len(answers) == 1:
             is_one = {kind, other} <= {"", "{"} and r"\varnothing" not in golds + answers
             return self.same(golds[0], answers[0]) if is_one else Reason.WRONG
-        joined = [
-            {r"\text{or}", r"\text{and}"} & set(TOKEN.findall(text)) for text in (gold, answer)
-        ]
+        words = {r"\text{or}", r"\text{and}"}
+        joined = [words & set(TOKEN.findall(text)) for text in (gold, answer)]
         if all(joined) and joined[0] != joined[1] and re.search(r"[<>]|\\[lg]e", gold):
             return Reason.WRONG
         # Names on one side only: of one unknown they say nothing, of several they say the order.
-        named = [
-            [re.fullmatch(r"([a-z](?:_\w)?)=(.*)", part) for part in each]
-            for each in (golds, answers)
-        ]
+        name = re.compile(r"([a-z](?:_\w)?)=(.*)")
+        named = [[name.fullmatch(part) for part in each] for each in (golds, answers)]
         names = [{found[1] for found in each if found} for each in named]
         for at, parts in enumerate((golds, answers)):
             if names[at] and not names[1 - at]:
@@ -320,9 +313,8 @@ class Comparison:
         if unit.powers != named.powers:
             return Reason.UNIT
         pi = unit.pi - named.pi
-        reason = self._leaf(
-            scaled(value, unit.factor, max(pi, 0)), scaled(other, named.factor, max(-pi, 0))
-        )
+        sides = scaled(value, unit.factor, max(pi, 0)), scaled(other, named.factor, max(-pi, 0))
+        reason = self._leaf(*sides)
         return Reason.UNIT if reason is Reason.WRONG and unit != named else reason
 
     def _leaf(self, gold: str, answer: str, relation: str = "") -> Reason:
