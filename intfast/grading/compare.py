@@ -77,9 +77,7 @@ class Comparison:
         gold, answer = stripped(gold), stripped(answer).lstrip("=")
         gold, answer = (re.sub(r"^[a-z]\\in ?(?=\\\{[^|:]*$)", "", text) for text in (gold, answer))
         if r"\approx" in gold:
-            gold, answer = (
-                re.sub(r"^=", "", text.replace(r"\approx", "=")) for text in (gold, answer)
-            )
+            gold, answer = (t.replace(r"\approx", "=").removeprefix("=") for t in (gold, answer))
         for attempt in (self._choice, self._time, self._family, self._matrix, self._sets):
             if (reason := attempt(gold, answer)) is not None:
                 return reason
@@ -147,10 +145,8 @@ class Comparison:
             return None
         if not found[1] or not found[1][1]:
             return Reason.WRONG
-        bodies = [
-            re.sub(rf"(?<![A-Za-z\\]){each[2] or each[3]}(?![A-Za-z])", r"\\nu ", each[1])
-            for each in found
-        ]
+        name = r"(?<![A-Za-z\\]){}(?![A-Za-z])"
+        bodies = (re.sub(name.format(each[2] or each[3]), r"\\nu ", each[1]) for each in found)
         return self.same(*bodies)
 
     def _matrix(self, gold: str, answer: str) -> Reason | None:
@@ -197,16 +193,13 @@ class Comparison:
         nested = [sum(part.startswith(r"\{") for part in parts) for parts in (golds, answers)]
         if nested[0] != nested[1]:
             return Reason.WRONG
-        joined = [
-            {r"\text{or}", r"\text{and}"} & set(TOKEN.findall(text)) for text in (gold, answer)
-        ]
+        words = {r"\text{or}", r"\text{and}"}
+        joined = [words & set(TOKEN.findall(text)) for text in (gold, answer)]
         if all(joined) and joined[0] != joined[1] and re.search(r"[<>]|\\[lg]e", gold):
             return Reason.WRONG
         # Names on one side only: of one unknown they say nothing, of several they say the order.
-        named = [
-            [re.fullmatch(r"([a-z](?:_\w)?)=(.*)", part) for part in each]
-            for each in (golds, answers)
-        ]
+        name = re.compile(r"([a-z](?:_\w)?)=(.*)")
+        named = [[name.fullmatch(part) for part in each] for each in (golds, answers)]
         names = [{found[1] for found in each if found} for each in named]
         for at, parts in enumerate((golds, answers)):
             if names[at] and not names[1 - at]:
@@ -333,9 +326,8 @@ class Comparison:
         if unit.powers != named.powers:
             return Reason.UNIT
         pi = unit.pi - named.pi
-        reason = self._leaf(
-            scaled(value, unit.factor, max(pi, 0)), scaled(other, named.factor, max(-pi, 0))
-        )
+        sides = scaled(value, unit.factor, max(pi, 0)), scaled(other, named.factor, max(-pi, 0))
+        reason = self._leaf(*sides)
         return Reason.UNIT if reason is Reason.WRONG and unit != named else reason
 
     def _leaf(self, gold: str, answer: str, relation: str = "") -> Reason:

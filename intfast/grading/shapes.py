@@ -159,12 +159,10 @@ _VARIABLE = re.compile(r"(?:[a-z]|\\(?:alpha|beta|theta|phi|lambda|mu|omega))(?:
 
 def _inequality(text: str) -> tuple[str, list[Interval]] | None:
     sides, signs = split(text, RELATION)
-    if signs in (["<"], [">"], [r"\le"], [r"\ge"], [r"\ne"]) and re.fullmatch(
-        r"\\?[a-z]+", sides[1]
-    ):
-        flip = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
-        if not _VARIABLE.fullmatch(sides[0]):
-            sides, signs = sides[::-1], [flip.get(signs[0], signs[0])]
+    flip = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
+    is_turned = len(signs) == 1 and signs[0] in flip and re.fullmatch(r"\\?[a-z]+", sides[1])
+    if is_turned and not _VARIABLE.fullmatch(sides[0]):
+        sides, signs = sides[::-1], [flip[signs[0]]]
     if signs and set(signs) <= {">", r"\ge"} and len(sides) == 3:
         sides, signs = sides[::-1], [{">": "<"}.get(sign, r"\le") for sign in reversed(signs)]
     if len(sides) == 3 and set(signs) <= {"<", r"\le"} and _VARIABLE.fullmatch(sides[1]):

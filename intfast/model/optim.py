@@ -179,10 +179,8 @@ class Optimizer:
     def stretched(self, was: int) -> str:
         """What it makes of the rate that so many steps were planned before; "" for nothing."""
         old, new = (learning_rate(self.num_steps, n, self.config) for n in (was, self.total_steps))
-        words = (
-            f"; with more steps than planned the learning rate goes on at {new:.3g}, not {old:.3g}"
-        )
-        return "" if new == old else words
+        said = f"; with more steps than planned the learning rate goes on at {new:.3g}"
+        return "" if new == old else f"{said}, not {old:.3g}"
 
     def non_finite_gradient(self) -> str:
         """Name of the parameter nearest to the loss whose gradient is not finite; "" for none."""
@@ -190,13 +188,6 @@ class Optimizer:
             if master.grad is not None and not master.grad.isfinite().all():
                 return name
         return ""
-
-    def _write_parameters(self) -> None:
-        if self._narrow:
-            torch._foreach_copy_(
-                [self._parameters[name].data for name in self._narrow],
-                [self._masters[name] for name in self._narrow],
-            )
 
     def zero_grad(self) -> None:
         """Drop all gradients, and their memory."""
@@ -250,7 +241,8 @@ class Optimizer:
         self.num_steps = counters["num_steps"]
         self.num_skipped = counters["num_skipped"]
         self._skipped_in_a_row = counters["skipped_in_a_row"]
-        self._write_parameters()
+        for name in self._narrow:
+            self._parameters[name].data.copy_(self._masters[name])
 
 
 def total_norm(grads: Sequence[Tensor]) -> Tensor:

@@ -74,8 +74,7 @@ def save(stage: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[s
 def newest(stage: Path, warn: Callable[[str], None]) -> Path | None:
     """The folder of the newest whole checkpoint of a stage, or None; damaged ones are named."""
     for _, folder in _folders(stage):
-        fault = verify(folder)
-        if not fault:
+        if not (fault := verify(folder)):
             return folder
         warn(f"checkpoint {folder} is damaged ({fault}); trying the one before")
     return None
