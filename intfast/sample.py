@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
+from intfast import ranks
 from intfast.config import SamplingConfig
 from intfast.engine.protocol import Completion, Engine, OnFinished, Request, Sampling, check_output
 from intfast.grading.grader import Grade, Grader, Submission
@@ -152,21 +155,32 @@ class Sampler:
         self,
         requests_P: Sequence[Request],
         advance: Callable[[int, int], None] | None = None,
-        ended: OnFinished | None = None,
     ) -> list[list[Completion]]:
-        """Completions_P_G of the requests, ungraded.
+        """Completions_P_G of the requests, ungraded; of several ranks each draws some samples.
 
         advance  gets (samples, tokens) to add to a progress bar
-        ended    gets every completion while others are still generated
         """
+        mine_P, seeds_P = ranks.now().share([request.seeds for request in requests_P])
+        own_P = [replace(r, seeds=seeds) for r, seeds in zip(requests_P, seeds_P, strict=True)]
+        return ranks.now().together(mine_P, self._generate(own_P, advance))
+
+    def _generate(
+        self,
+        requests_P: Sequence[Request],
+        advance: Callable[[int, int], None] | None = None,
+        ended: OnFinished | None = None,
+    ) -> list[list[Completion]]:
+        """ended: gets every completion while others are still generated."""
         if not requests_P:
             return []
+        num = ranks.now().world
 
         def report(request: int, sample: int, completion: Completion) -> None:
             if ended is not None:
                 ended(request, sample, completion)
             if advance is not None:
-                advance(1, len(completion.token_ids))
+                # The others are as far, to a few samples.
+                advance(num, num * len(completion.token_ids))
 
         with self.phase("generate"):
             completions_P_G = self.engine.generate(requests_P, report)
@@ -184,6 +198,9 @@ class Sampler:
 
         Answers that need a grading worker are with it while other samples are still generated.
         """
+        # Single samples, graded where they are drawn: a verdict may depend on a clock.
+        mine_P, seeds_P = ranks.now().share([start.seeds for start in starts_P])
+        starts_P = [s._replace(seeds=seeds) for s, seeds in zip(starts_P, seeds_P, strict=True)]
         # A partial answer is prompt to the engine: only what is sampled now carries log-probs.
         requests = [
             self.request([*self.start_prompt(s), *s.answer_ids], s.seeds, sampling)
@@ -199,15 +216,16 @@ class Sampler:
             # Workers compare while the engine still decodes: grading costs no time of its own.
             self.grader.start(answers[p, g])
 
-        completions_P_G = self.complete(requests, advance, grade_ahead)
+        completions_P_G = self._generate(requests, advance, grade_ahead)
         # What is left of grading when the last sample has ended: waiting for workers.
         with self.phase("grade"):
             # In the order of the samples and not in that of their ends, so that a run does not
             # depend on which sample ended first.
-            graded = self.grader.grade_many(answers[place] for place in sorted(answers))
-        self.watch(graded)
-        grades = iter(graded)
-        return [[Graded(c, self.text(c), next(grades)) for c in group] for group in completions_P_G]
+            grades = iter(self.grader.grade_many(answers[place] for place in sorted(answers)))
+        own = [[Graded(c, self.text(c), next(grades)) for c in group] for group in completions_P_G]
+        graded_P_G = ranks.now().together(mine_P, own)
+        self.watch([graded.grade for group in graded_P_G for graded in group])
+        return graded_P_G
 
 
 def chunks(items: Sequence[Item], limit: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:

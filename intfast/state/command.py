@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from intfast import ranks
 from intfast.safe_text import shown
 from intfast.state import interrupt, oom
 
