@@ -120,7 +120,9 @@ class Ranks:
             yield torch.distributed
         except RuntimeError as error:
             said = str(error).strip().splitlines()[0]
-            raise Lost(f"lost the other ranks; the one that ended first says why ({said})") from error
+            raise Lost(
+                f"lost the other ranks; the one that ended first says why ({said})"
+            ) from error
         finally:
             self.waiting = False
 
@@ -195,7 +197,7 @@ class Ranks:
             raise Refused("\n".join(said))
 
     def meet(self, folder: Path) -> None:
-        """Raise Refused unless all ranks see this folder, which rank 0 made, as one and the same."""
+        """Raise Refused unless all ranks see the same folder here, which rank 0 made."""
         if self.world == 1:
             return
         token = folder / ".ranks"
@@ -229,7 +231,7 @@ class Ranks:
         return mine
 
     def spread(self, tensor: Tensor) -> None:
-        """Write every rank's part of a tensor in place: its storage stays, and nothing is copied."""
+        """Write every rank's part of a tensor in place: its storage stays."""
         if self.world > 1:
             with self._wait() as distributed:
                 _named(distributed, "all_gather_single", "all_gather_into_tensor")(

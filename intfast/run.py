@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 import intfast
-from intfast import checks, data, intake, loss
+from intfast import checks, data, intake, loss, ranks
 from intfast.config import Config
 from intfast.engine.device import pick_device
 from intfast.engine.protocol import Choice
@@ -118,8 +118,9 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     interrupt.check()
     path = weights.resolve(config.model.path)
     weights.check(path)
+    intake.compare_ranks(config, [*problems, *tests], path)
     tokenizer = load_tokenizer(path)
-    started = prompt_time(Path(config.run))
+    started = ranks.now().first(lambda: prompt_time(Path(config.run)))
     style = style_of(config.prompt, tokenizer, started)
     # Before the engine starts: it tests its bits with this number of threads.
     if config.model.threads:
@@ -128,11 +129,12 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     decoder, engine, choice = start(config, path, device)
     decoder.activation_checkpointing = config.model.activation_checkpointing
     # From here on there are processes and locks: all of them are closed again.
-    grade = config.grade
+    grade, world = config.grade, ranks.now()
+    workers = max(1, grade.workers // world.neighbours)
     with (
         RunFolder(config) as folder,
-        Watchdog(config.watchdog_s, folder.path / "watchdog.txt"),
-        Grader(mode=grade.mode, workers=grade.workers, timeout_s=grade.timeout_s) as grader,
+        Watchdog(config.watchdog_s, folder.path / f"watchdog{world.rank or ''}.txt"),
+        Grader(mode=grade.mode, workers=workers, timeout_s=grade.timeout_s) as grader,
     ):
         # The lock of the folder is held from here on: a second writer was refused above.
         metrics = Metrics(folder.journal("metrics", Row), console, folder.last_write)
@@ -172,7 +174,9 @@ def _announce(run: Run, about: dict[str, Any]) -> None:
         f"{about['num_parameters']:,} parameters, {run.config.model.dtype} on {about['device']}, "
         f"{about['threads']} threads, engine {about['engine']} ({about['engine_reason']}), "
         f"kernels {about['kernels']} ({about['kernels_reason']}), {about['bits']}, "
-        f"run folder {folder.path}" + (" (continues)" if folder.resumed else "")
+        + (f"{about['ranks']} ranks, " if about["ranks"] > 1 else "")
+        + f"run folder {folder.path}"
+        + (" (continues)" if folder.resumed else "")
     )
     say(model_folder.said(run.model_path, run.sampler.tokenizer, about["stop_ids"]))
     if folder.changed:
@@ -197,6 +201,7 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         "bits": choice.bits,
         "bits_hold": choice.bits_hold,
         "seed": config.seed,
+        "ranks": ranks.now().world,
         "stop_ids": list(run.sampler.style.stop_ids),
         "model": str(config.model.path),
         "num_parameters": sum(p.numel() for p in run.decoder.parameters()),

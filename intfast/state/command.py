@@ -43,14 +43,14 @@ def outcome(continues: str, goes_on: bool = False) -> Iterator[Outcome]:
         try:
             with interrupt.handling(is_early=True), oom.explained("load"):
                 yield ended
-        except ValueError as error:
-            print(f"error: {shown(error)}", file=sys.stderr)
-            ended.code = 2
-        except RuntimeError as error:
-            print(f"error: {shown(error)}", file=sys.stderr)
-            ended.code = 1
+        except (ValueError, RuntimeError) as error:
+            here = ranks.launched()
+            if here.is_main or not isinstance(error, ranks.Refused):
+                print(shown(f"{here.name}error: {error}"), file=sys.stderr)
+            ended.code = 2 if isinstance(error, ValueError) else 1
         except interrupt.Stopped as stopped:
-            print(shown(f"{stopped}; {continues}"), file=sys.stderr)
+            if ranks.launched().is_main:
+                print(shown(f"{stopped}; {continues}"), file=sys.stderr)
             ended.code = stopped.exit_code
 
 

@@ -10,11 +10,11 @@ import fcntl
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 import msgspec
 
-from intfast import cli
+from intfast import cli, ranks
 from intfast.config import MAY_CHANGE, Config
 from intfast.state import files
 
@@ -36,7 +36,7 @@ class Journal(Generic[T]):
         self.records: list[T] = []
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
+        if len(whole) < len(data) and ranks.now().is_main:
             with path.open("r+b") as file:
                 file.truncate(len(whole))
         for number, line in enumerate(whole.splitlines(), 1):
@@ -73,6 +73,22 @@ class RunFolder:
 
     def __init__(self, config: Config) -> None:
         self.path = Path(config.run)
+        self._lock: TextIO | None = None
+        last_write = ranks.now().first(self._take)
+        ranks.now().meet(self.path)
+        self.changed: dict[str, tuple[Any, Any]] = {}
+        """Settings with another value than before: key -> (old, new)."""
+        try:
+            self.resumed = self._keep_config(config)
+        except BaseException:
+            self.__exit__()
+            raise
+        # Records that a comparison put here are no run yet.
+        self.last_write = last_write if self.resumed else None
+        """When a process before this one last wrote a file here, in Unix seconds; None: never."""
+
+    def _take(self) -> float | None:
+        """Lock the folder; when it was last written before."""
         files.make_folder(self.path)
         last_write = _last_write(self.path)
         self._lock = (self.path / ".lock").open("w")
@@ -83,22 +99,14 @@ class RunFolder:
             raise RuntimeError(
                 f"another process is writing to {self.path}; wait for it, or use another run=FOLDER"
             ) from error
-        self.changed: dict[str, tuple[Any, Any]] = {}
-        """Settings with another value than before: key -> (old, new)."""
-        try:
-            self.resumed = self._keep_config(config)
-        except BaseException:
-            self._lock.close()
-            raise
-        # Records that a comparison put here are no run yet.
-        self.last_write = last_write if self.resumed else None
-        """When a process before this one last wrote a file here, in Unix seconds; None: never."""
+        return last_write
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def journal(self, name: str, kind: type[T]) -> Journal[T]:
         """The journal `name`.jsonl of this run."""

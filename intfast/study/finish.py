@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from intfast import pipeline
+from intfast import pipeline, ranks
 from intfast.collect import Found
 from intfast.config import Config
 from intfast.run import Run, open_run
@@ -21,7 +21,13 @@ def train(config: Config, console: Any = None) -> dict[str, Any]:
 def finish(run: Run, found: Found) -> dict[str, Any]:
     """Tables, likelihoods and the page of a run whose stages are done; returns the summary.
 
-    Only reads weights and records: no result of the run depends on it."""
+    Only reads weights and records: no result of the run depends on it. Of several ranks the first
+    does it alone.
+    """
+    return ranks.now().first(lambda: _finish(run, found))
+
+
+def _finish(run: Run, found: Found) -> dict[str, Any]:
     if found.interventions:
         summary.say_intervention(run, found)
     if run.config.sft.epochs:
