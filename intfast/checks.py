@@ -71,7 +71,7 @@ RANGES: tuple[Range, ...] = (
     (
         "run model.path data.train data.test",
         "a path; ~ is the home folder, and nothing else begins with it (./~ does not)",
-        lambda x: not x.startswith("~"),
+        lambda x: x and not x.startswith("~"),
     ),
     ("prompt.separator", "a text; the paper's is a blank line", bool),
     (

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 from msgspec import field
+from msgspec.structs import asdict, force_setattr, replace
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -332,8 +333,7 @@ SAMPLED = (
 class Config(Settings):
     """A whole run: problems in, trained, evaluated and exported model out.
 
-    Every stage starts from `sampling`: the stages of a Config hold numbers and no None. Paths that
-    begin with ~ begin with the home folder.
+    Every stage starts from `sampling`: the stages of a Config hold numbers and no None.
     """
 
     run: str = "runs/int"
@@ -365,14 +365,12 @@ class Config(Settings):
         data, model = self.data, self.model
         for section, name in (self, "run"), (model, "path"), (data, "train"), (data, "test"):
             if isinstance(path := getattr(section, name), str):
-                msgspec.structs.force_setattr(section, name, os.path.expanduser(path))
+                force_setattr(section, name, os.path.expanduser(path))
         for section, _, name in (path.partition(".") for path in SAMPLED.split()):
             stage = getattr(self, section)
-            own = msgspec.structs.asdict(getattr(stage, name))
-            own = {key: value for key, value in own.items() if value is not None}
-            whole = msgspec.structs.replace(self.sampling, **own)
-            stage = msgspec.structs.replace(stage, **{name: whole})
-            msgspec.structs.force_setattr(self, section, stage)
+            own = {k: v for k, v in asdict(getattr(stage, name)).items() if v is not None}
+            stage = replace(stage, **{name: replace(self.sampling, **own)})
+            force_setattr(self, section, stage)
 
     @property
     def needs_interventions(self) -> bool:

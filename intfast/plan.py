@@ -190,7 +190,7 @@ def memory_table(plan: memory.Plan) -> Table:
     title = f"Memory plan, {plan.target.kind}, {num:,} parameters"
     table = Table("what", title=title, title_justify="left")
     for name in ("training", "generating"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for item in plan.items():
         table.add_row(item.what, *(f"{size / GIB:.2f}" if size else "" for size in item[1:]))
     table.add_section()

@@ -277,6 +277,10 @@ def test_home_is_home_in_every_path(tmp_path, monkeypatch):
 def test_the_home_of_nobody_is_refused():
     (line,) = errors_of("run=~nobody_of_this_name/x")[1:]
     assert line.startswith("  run: expected a path, got '~nobody_of_this_name/x'; ~ is the home")
+    assert [line[:26] for line in errors_of("run=", "model.path=")[1:]] == [
+        "  run: expected a path, go",
+        "  model.path: expected a p",
+    ]
 
 
 def test_a_run_folder_must_be_one(tmp_path):

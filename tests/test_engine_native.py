@@ -13,7 +13,7 @@ from tiny import hf_model, make_model
 
 from intfast.engine import cache, generation, sampler
 from intfast.engine.native import NativeEngine
-from intfast.model import weights
+from intfast.model import fixed, weights
 from intfast.model.decoder import PackedAttention
 
 
@@ -82,8 +82,8 @@ def test_ended_samples_leave_the_batch(model, monkeypatch):
     needed = 200 + sum(1 + seed % 20 for seed in range(300))
     # The long sample decodes alone in the end, in the smallest block of rows.
     assert max(passed) == 64
-    assert sorted(passed)[len(passed) // 2] == cache.BLOCK
-    assert sum(passed) < 1.25 * needed + 200 * cache.BLOCK
+    assert sorted(passed)[len(passed) // 2] == fixed.BLOCK
+    assert sum(passed) < 1.25 * needed + 200 * fixed.BLOCK
 
 
 def test_a_prompt_is_computed_once(model, monkeypatch):
@@ -99,7 +99,7 @@ def test_a_prompt_is_computed_once(model, monkeypatch):
     # 30 samples, in two requests, need several turns in 8 rows.
     tokens = prompts(1)[0][:20]
     engine.generate([request(tokens, range(20)), request(tokens, range(10))])
-    assert prompt_tokens == [cache.BLOCK]
+    assert prompt_tokens == [fixed.BLOCK]
 
 
 def test_an_update_in_place_is_seen_by_the_next_call(tmp_path):

@@ -29,6 +29,32 @@ def test_regrade_counts_reasons_and_lists_changes(tmp_path, capsys):
     assert Counter(printed.split())["truncated"] == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "setting"),
+    [
+        (["--timeout-s", "nan"], "grade.timeout_s"),
+        (["--timeout-s=-1"], "grade.timeout_s"),
+        (["--workers", "0"], "grade.workers"),
+        (["--workers=two"], "grade.workers"),
+        (["--mode", "exact"], "grade.mode"),
+    ],
+)
+def test_its_numbers_follow_the_rules_of_the_settings(tmp_path, capsys, words, setting):
+    path = write_lines(tmp_path / "rows.jsonl", [{"text": r"\boxed{5}", "answer": "5"}])
+    assert main([str(path), *words]) == 2
+    assert f"\n  {setting}: expected " in capsys.readouterr().err
+
+
+def test_its_paths_begin_at_home(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_lines(tmp_path / "problems.jsonl", [{"id": "p1", "problem": "?", "answer": "5"}])
+    (tmp_path / "rows").mkdir()
+    rows = [{"problem_id": "p1", "text": r"\boxed{5}", "grade": "correct"}]
+    write_lines(tmp_path / "rows" / "rows.jsonl", rows)
+    assert main(["~/rows/rows.jsonl", "--problems", "~/problems.jsonl"]) == 0
+    assert "0 rows with another verdict" in capsys.readouterr().out
+
+
 def test_regrade_reads_the_problems_of_a_run_folder(tmp_path):
     problem = {"id": "p1", "problem": "?", "answer": "5"}
     problems = write_lines(tmp_path / "problems.jsonl", [problem])

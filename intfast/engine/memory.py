@@ -22,10 +22,11 @@ from msgspec.structs import replace
 
 from intfast import ranks
 from intfast.config import Config, SamplingConfig
-from intfast.engine.cache import BLOCK, bytes_per_slot, round_up
+from intfast.engine.cache import bytes_per_slot, round_up
 from intfast.engine.generation import PREFILL_TOKENS
 from intfast.kernels.head.plan import DEFAULT_CHUNK_BYTES
 from intfast.model.decoder import Architecture, Decoder
+from intfast.model.fixed import BLOCK
 
 GIB = 2**30
 PROMPT_TOKENS = 1024

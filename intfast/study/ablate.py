@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from intfast import cli
+from intfast import checks, cli
 from intfast.state.command import outcome, say
 from intfast.state.runfolder import PROMPT_TIME, write_json
 from intfast.study import derive
@@ -69,6 +69,7 @@ def ablate(
         target = folder / "ablations" / name.replace(" ", "-").replace("+", "and")
         fixed = [f"run={target}", "rl.steps=0", "rl.from_base=false", "analysis.texts=0"]
         config = cli.load(folder / "config.toml", [*fixed, *RECIPE, *changes, *words])
+        checks.check_paths(config)
         remedy = f"delete {folder / 'ablations'} to repeat all, or give the old values to continue"
         derive.check(config, "this ablation", remedy)
         # The manifest too: another model is refused.

@@ -87,7 +87,7 @@ def read_plan(words: Sequence[str]) -> Plan:
     config = cli.load(words[0], rest)
     names = arms.check([name for name in own["arms"].split(",") if name])
     seeds = own["seeds"] or str(config.seed)
-    if not all(part.strip().isdigit() for part in seeds.split(",")):
+    if not all(part.strip().isdecimal() for part in seeds.split(",")):
         raise ValueError(f"seeds= expects whole numbers separated by commas, got {seeds!r}")
     if own["equal_tokens"] not in ("true", "false", ""):
         raise ValueError(f"equal_tokens= expects true or false, got {own['equal_tokens']!r}")
