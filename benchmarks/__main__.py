@@ -17,11 +17,13 @@ from benchmarks import (
     engine,
     fidelity,
     gates,
+    grading,
     harness,
     house,
     kernels,
     process_credit,
     quickstart,
+    traffic,
     training_step,
     tuned_compare,
     vllm,
@@ -31,7 +33,7 @@ from benchmarks import (
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
     engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
-    process_credit, gates, kernels, accuracy,
+    process_credit, gates, grading, kernels, accuracy, traffic,
 )  # fmt: skip
 
 

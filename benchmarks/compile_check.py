@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from intfast.kernels import group_advantages
+from intfast.kernels import add_rms_norm, group_advantages, norm_rope, swiglu
 from intfast.kernels.head import odds, rows
 from intfast.kernels.head.autotune import candidates
 from intfast.kernels.head.tiles import FALLBACK_TILES, ODDS_TILES, SHARED_LIMIT_BYTES, Tile
@@ -47,6 +47,10 @@ TYPES = {
     "w_ptr": "*bf16",
     "e_ptr": "*bf16",
     "out_ptr": "*bf16",
+    **dict.fromkeys(("delta_ptr", "stream_ptr", "normed_ptr", "gate_up_ptr", "both_ptr"), "*bf16"),
+    **dict.fromkeys(("cos_ptr", "sin_ptr", "query_weight_ptr", "key_weight_ptr"), "*bf16"),
+    **dict.fromkeys(("dnormed_ptr", "dstream_ptr", "dx_ptr", "dout_ptr", "dgate_up_ptr"), "*bf16"),
+    **dict.fromkeys(("dquery_ptr", "dkey_ptr", "dvalue_ptr", "dqkv_ptr"), "*bf16"),
     "scale": "fp32",
     "softcap": "fp32",
     "eps": "fp32",
@@ -58,6 +62,7 @@ TYPES = {
     "num_rows": "i32",
     "tiles_v": "i32",
     "num_programs": "i32",
+    **dict.fromkeys(("width", "rows_each", "H", "J"), "i32"),
 }
 
 
@@ -108,7 +113,28 @@ def cases(arch: int) -> list[Case]:
         Case("row_statistics", rows._row_statistics, row, num_warps=8),
         Case("row_gradient", rows._row_gradient, {**row, "ENTROPY": True}, num_warps=8),
         Case("group_advantages", group_advantages._advantages_of_a_group, groups, 8),
+        *_layer(),
     ]
+
+
+def _layer() -> list[Case]:
+    """The elementwise ops of a layer: widths of small and of the largest models."""
+    found = []
+    for width in (64, 2560, add_rms_norm.MAX_WIDTH):
+        launch = {**add_rms_norm._launch(width), "ADD": True}
+        warps = launch.pop("num_warps")
+        for name in ("_add_and_normalise", "_gradients"):
+            label = f"add_rms_norm{name} {width}"
+            found.append(Case(label, getattr(add_rms_norm, name), launch, warps))
+    for size, norm in ((128, True), (128, False), (80, True), (256, True)):
+        launch = norm_rope._blocks(size, norm)
+        warps = launch.pop("num_warps")
+        for name in ("_forward_of_a_token", "_gradients_of_tokens"):
+            label = f"norm_rope{name[:9]} {size}{' norm' if norm else ''}"
+            found.append(Case(label, getattr(norm_rope, name), launch, warps))
+    for name in ("_gate", "_gate_gradient"):
+        found.append(Case(f"swiglu{name}", getattr(swiglu, name), {"BLOCK": 2048}))
+    return found
 
 
 def _matmul(kind: str, tile: Tile, store: bool, in_table: bool) -> Case:

@@ -24,6 +24,8 @@ from intfast.state.processor import processor
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+STAGED = Path(__file__).parent / "commit.txt"
+"""In a copy that travels: its commit."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,7 +170,10 @@ def _slug(name: str) -> str:
 
 
 def _git(*command: str) -> str:
-    # A machine without git, or a copy without its history, still runs benchmarks; its rows say so.
+    # A machine without git, or a copy without its history, still runs benchmarks; its rows say so,
+    # or which commit `python -m benchmarks.gpu stage` copied.
+    if STAGED.exists():
+        return STAGED.read_text().strip() if command[0] == "rev-parse" else ""
     if shutil.which("git") is None:
         return "no git"
     done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False)

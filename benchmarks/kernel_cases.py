@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import costs, peers
+from benchmarks import costs, layer_cases, peers
 from benchmarks.timing import Step
 from intfast.kernels import truth as definition
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
@@ -34,7 +34,10 @@ GROUP, SAMPLE_TOKENS = 8, 128
 
 @dataclass(frozen=True)
 class Case:
-    """One op on one shape; `share` of the rows carry loss. Advantages have samples for rows."""
+    """One op on one shape; `share` of the rows carry loss. Advantages have samples for rows.
+
+    A layer's ops have no vocabulary; `hidden` is the width of a row, or of a head for norm_rope.
+    """
 
     op: str
     rows: int
@@ -77,6 +80,7 @@ class Op:
     """(peer, case, whether on rows that were indexed beforehand, then as `ours`) -> step."""
     peers: tuple[peers.Peer, ...]
     has_gradient: bool = True
+    """Of a head's weight, which may be added to a buffer; a layer's ops always have theirs."""
 
 
 class Variant(NamedTuple):
@@ -343,11 +347,21 @@ def _peer_advantages(
     return lambda: (call(groups.rewards_N, GROUP, SAMPLE_TOKENS, weight_T),)
 
 
+def _layer_op(name: str, hidden: int) -> Op:
+    return Op(
+        layer_cases.shapes(hidden), layer_cases.cost, layer_cases.inputs, layer_cases.truth,
+        layer_cases.ours, layer_cases.theirs, layer_cases.PEERS[name], has_gradient=False,
+    )  # fmt: skip
+
+
 OPS = {
     "group_advantages": Op(
         _samples, _advantage_cost, _make_groups, _advantage_truth, _our_advantages,
         _peer_advantages, peers.ADVANTAGES, has_gradient=False,
     ),
+    "add_rms_norm": _layer_op("add_rms_norm", 2560),
+    "norm_rope": _layer_op("norm_rope", 128),
+    "swiglu": _layer_op("swiglu", 9728),
     "span_cross_entropy": Op(
         _heads, _head_cost, make_data, functools.partial(_head_truth, _true_likelihood),
         functools.partial(_our_step, _span_loss), _peer_step, peers.CROSS_ENTROPY,

@@ -209,6 +209,8 @@ def _versions() -> dict[str, str]:
 
 def _print_head(case: Case, main: bool, cost: costs.Cost, floor: float | None) -> None:
     shape = f"N {case.rows} H {case.hidden} V {case.vocabulary}"
+    if not case.vocabulary:
+        shape = f"{case.rows} rows of {case.hidden}"
     if case.op == "group_advantages":
         shape = f"{case.rows} samples, {kernel_cases.SAMPLE_TOKENS * case.rows} tokens"
     live = f", {case.live} rows with loss" if case.share < 1 else ""

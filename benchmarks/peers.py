@@ -197,30 +197,31 @@ def policy_from(load_logprob: Callable[[], Callable]) -> Callable[[], Callable]:
     return load
 
 
-def _compiled(load: Callable[[], Callable]) -> Callable[[], Callable]:
+def compiled(load: Callable[[], Callable]) -> Callable[[], Callable]:
+    """The same under torch.compile."""
     return lambda: torch.compile(load())
 
 
 _TRL = {"module": "trl", "install": "pip install 'trl==1.16.*'"}
 _VERL = {"module": "verl", "install": "pip install 'verl==0.9.*'"}
-_LIGER = {"module": "liger_kernel", "install": "pip install liger-kernel", "gpu_only": True}
+LIGER = {"module": "liger_kernel", "install": "pip install liger-kernel", "gpu_only": True}
 _CCE = {"module": "cut_cross_entropy", "install": "pip install cut-cross-entropy", "gpu_only": True}
 _QUACK = {"module": "quack", "install": "pip install quack-kernels", "gpu_only": True}
 
 # What needs no package, then the rest.
 LOGPROB = (
     Peer("eager", _eager_logprob),
-    Peer("torch.compile", _compiled(_eager_logprob)),
+    Peer("torch.compile", compiled(_eager_logprob)),
     Peer("TRL", _trl, **_TRL),
     Peer("verl torch", _verl_torch, **_VERL),
     Peer("verl Triton", _verl_triton, gpu_only=True, **_VERL),
 )
 CROSS_ENTROPY = (
     Peer("eager", _eager_cross_entropy),
-    Peer("torch.compile", _compiled(_eager_cross_entropy)),
+    Peer("torch.compile", compiled(_eager_cross_entropy)),
     Peer("F.linear_cross_entropy", _torch_linear_cross_entropy),
-    Peer("Liger", lambda: _liger(None), **_LIGER),
-    Peer("Liger fp32", lambda: _liger(torch.float32), **_LIGER),
+    Peer("Liger", lambda: _liger(None), **LIGER),
+    Peer("Liger fp32", lambda: _liger(torch.float32), **LIGER),
     Peer("CCE", _cut_cross_entropy, **_CCE),
     Peer("QuACK", _quack, **_QUACK),
     *(
@@ -230,11 +231,11 @@ CROSS_ENTROPY = (
 )
 POLICY = (
     Peer("eager", policy_from(_eager_logprob)),
-    Peer("torch.compile", _compiled(policy_from(_eager_logprob))),
+    Peer("torch.compile", compiled(policy_from(_eager_logprob))),
     *(Peer(p.name, policy_from(p.load), p.module, p.install, p.gpu_only) for p in LOGPROB[2:]),
-    Peer("Liger GRPO", _liger_grpo, **{**_LIGER, "gpu_only": False}),
+    Peer("Liger GRPO", _liger_grpo, **{**LIGER, "gpu_only": False}),
 )
 ADVANTAGES = (
     Peer("eager", _eager_advantages),
-    Peer("torch.compile", _compiled(_eager_advantages)),
+    Peer("torch.compile", compiled(_eager_advantages)),
 )

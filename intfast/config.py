@@ -40,11 +40,12 @@ class ModelConfig(Settings):
     """Storage of the weights; the optimizer always keeps fp32 masters."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" is CUDA where torch sees it, else the CPU; the choice is printed."""
-    kernels: Literal["auto", "torch", "liger"] = "auto"
-    """Norms, rotary embedding and SwiGLU: "torch", or "liger"'s Triton kernels on CUDA; "auto" is
-    Liger's on CUDA where it is installed; the choice is printed."""
-    activation_checkpointing: bool = False
-    """Recompute activations in backward: about a third more time, much less memory."""
+    kernels: Literal["auto", "torch", "liger", "fused"] = "auto"
+    """Norms, rotary embedding, SwiGLU: "torch", or on CUDA "liger"'s kernels or our "fused" ones;
+    "auto" is Liger's on CUDA where it is installed; the choice is printed."""
+    activation_checkpointing: bool | Literal["selective"] = False
+    """Recompute activations in backward: about a third more time, much less memory. "selective"
+    keeps matrix products and attention: little more time, about half the memory of none."""
     threads: int | None = None
     """CPU threads of torch; absent: torch's own choice."""
     memory_gib: float | None = None
@@ -89,8 +90,10 @@ class GradeConfig(Settings):
     after "answer is"); "tail:WORD": the text after the last WORD, compared as text."""
     workers: int = 2
     """Processes for answers that need a computer-algebra comparison."""
-    timeout_s: float = 10.0
+    timeout_s: float = 5.0
     """Seconds after which such a process is killed and the answer counted as unscored."""
+    digits: int = 0
+    """Decimals of so many significant digits may be the gold answer rounded; 0: none may."""
 
 
 class RolloutConfig(Settings):

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from fractions import Fraction
 
-from intfast.grading.answers import Reason, all_boxed, compare_quickly, normalise, number
+from intfast.grading.answers import Reason, all_boxed, compare_quickly
+from intfast.grading.normal import normalise, number
 
 MIN_TELLING = 3
 """An answer of fewer characters (or a number of fewer digits) occurs in most steps by chance."""
 
 _NUMBER = re.compile(
-    r"[+-]?(?:\\frac\{\d+\}\{\d+\}|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+|/\d+)?)(?![\w{])"
+    r"(?<!\d)[+-]?(?:\\frac\{\d++\}\{\d++\}|\d{1,3}(?:,\d{3})++(?:\.\d++)?+|\d++(?:\.\d++|/\d++)?+)"
+    r"(?![\w{])"
 )
+MAX_BOXES = 16
+MAX_BEFORE = 120
+"""Characters in front of a number that may say that it is the answer."""
 _SAID = (
     r"answer\b[^.\n]{0,40}?(?:\bis\b|\bare\b|\bbe\b|\bequals?\b|:|=)"
     r"(?:\s+[a-z]+){0,2}?[\s$*(\[{\\]*"
@@ -26,20 +32,26 @@ def leaks(content: str, answer: str) -> bool:
     arithmetic knows. Elsewhere an answer of MIN_TELLING or more characters counts as a whole word,
     and a number of as many digits in any spelling; a shorter one ("2") does not.
     """
-    # A box is a final answer wherever it stands, however short it is.
-    if any(compare_quickly(answer, box) is Reason.CORRECT for box in all_boxed(content)):
+    # A box is a final answer wherever it stands, however short it is; no step needs many.
+    boxes = all_boxed(content)
+    if len(boxes) > MAX_BOXES or any(
+        compare_quickly(answer, box) is Reason.CORRECT for box in boxes
+    ):
         return True
     text, wanted = _plain(content), _plain(answer)
-    # As it is written, and as arithmetic would write it.
-    spellings = {(text, wanted), (normalise(text), normalise(wanted))}
+    # As it is written, and as mathematics would write it.
+    spellings = {(text, wanted), (_math(text), _math(wanted))}
     value = number(normalise(wanted))
     is_telling = value is not None and sum(map(str.isdigit, wanted)) >= MIN_TELLING
-    for found in _NUMBER.finditer(normalise(text)) if value is not None else ():
+    values: dict[str, Fraction | None] = {}
+    for found in _NUMBER.finditer(plain := _math(text)) if value is not None else ():
+        if found[0] not in values:
+            values[found[0]] = number(found[0])
+        if values[found[0]] != value:
+            continue
         # "The answer is 7" tells with one digit; a bare 7 in the middle of a sum tells nothing.
-        before = normalise(text)[: found.start()]
-        is_said = re.search(_SAID + r"$", before) is not None
-        is_whole = not re.search(r"[\w.]$", before)
-        if (is_said or (is_telling and is_whole)) and number(found[0]) == value:
+        before = plain[max(0, found.start() - MAX_BEFORE) : found.start()]
+        if re.search(_SAID + r"$", before) or (is_telling and not re.search(r"[\w.]$", before)):
             return True
     # What is no number can still stand there word for word.
     return any(_states(*pair) for pair in spellings if pair[1])
@@ -50,6 +62,14 @@ def _states(text: str, wanted: str) -> bool:
     if re.search(_SAID + exact, text):
         return True
     return len(wanted) >= MIN_TELLING and re.search(rf"(?<![\w.]){exact}", text) is not None
+
+
+def _math(text: str) -> str:
+    """A plain text without what only spaces mathematics."""
+    text = re.sub(r"\\[,;:!]|\$|\\(?:left|right)(?![a-z])|~", " ", text).replace("{,}", ",")
+    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", " ".join(text.split()))
+    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
+    return re.sub(r"(?<=\W) | (?=\W)", "", text).rstrip(".")
 
 
 def _plain(text: str) -> str:

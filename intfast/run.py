@@ -120,7 +120,8 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     weights.check(path)
     intake.compare_ranks(config, [*problems, *tests], path)
     tokenizer = load_tokenizer(path)
-    started = ranks.now().first(lambda: prompt_time(Path(config.run)))
+    # Tomorrow's prompts are today's, also of a template that writes the date.
+    started = prompt_time(Path(config.run))
     style = style_of(config.prompt, tokenizer, started)
     # Before the engine starts: it tests its bits with this number of threads.
     if config.model.threads:
@@ -129,12 +130,11 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     decoder, engine, choice = start(config, path, device)
     decoder.activation_checkpointing = config.model.activation_checkpointing
     # From here on there are processes and locks: all of them are closed again.
-    grade, world = config.grade, ranks.now()
-    workers = max(1, grade.workers // world.neighbours)
+    grade = config.grade
     with (
         RunFolder(config) as folder,
-        Watchdog(config.watchdog_s, folder.path / f"watchdog{world.rank or ''}.txt"),
-        Grader(mode=grade.mode, workers=workers, timeout_s=grade.timeout_s) as grader,
+        Watchdog(config.watchdog_s, folder.path / "watchdog.txt"),
+        Grader(grade.mode, grade.workers, grade.timeout_s, grade.digits) as grader,
     ):
         # The lock of the folder is held from here on: a second writer was refused above.
         metrics = Metrics(folder.journal("metrics", Row), console, folder.last_write)
@@ -174,8 +174,7 @@ def _announce(run: Run, about: dict[str, Any]) -> None:
         f"{about['num_parameters']:,} parameters, {run.config.model.dtype} on {about['device']}, "
         f"{about['threads']} threads, engine {about['engine']} ({about['engine_reason']}), "
         f"kernels {about['kernels']} ({about['kernels_reason']}), {about['bits']}, "
-        + (f"{about['ranks']} ranks, " if about["ranks"] > 1 else "")
-        + f"run folder {folder.path}"
+        f"ranks {about['ranks']}, run folder {folder.path}"
         + (" (continues)" if folder.resumed else "")
     )
     say(model_folder.said(run.model_path, run.sampler.tokenizer, about["stop_ids"]))

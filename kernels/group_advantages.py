@@ -18,20 +18,11 @@ import torch
 from torch import Tensor
 
 from . import truth
-from .head.plan import HAS_TRITON, NAMESPACE, expect, needs_triton, readable
-
-if HAS_TRITON:
-    import triton.language as tl
-    from triton import jit
-else:
-    # The kernels below stay functions that nothing calls.
-    def jit(function):
-        return function
-
+from .head.plan import NAMESPACE, expect, readable
+from .launch import Path, jit, takes_triton, tl
 
 Baseline = Literal["mean", "leave-one-out"]
 Scale = Literal["group", "group-population", "batch", "none"]
-GroupPath = Literal["auto", "plain", "triton"]
 _SCALES = {"none": 0, "group": 1, "group-population": 2, "batch": 3}
 
 
@@ -279,7 +270,7 @@ def group_advantages(
     scale: Scale = "group",
     eps: float = 1e-4,
     right_above: float = 0.5,
-    path: GroupPath = "auto",
+    path: Path = "auto",
 ) -> GroupAdvantages:
     """Advantages per sample and, with a layout, per token; counts of the kinds of groups.
 
@@ -323,7 +314,7 @@ def group_advantages(
         scale,
         eps,
         right_above,
-        _resolve_path(path, rewards_N),
+        "triton" if takes_triton(path, rewards_N, (torch.float32,)) else "plain",
     )
     if tokens is None:
         advantage_T = weight_T = None
@@ -340,14 +331,3 @@ def _check_offsets(offsets: Tensor, end: int, name: str, unit: str) -> None:
             f"{name}: expected to rise from 0 to the {end} {unit}, got {offsets.tolist()[:8]}...; "
             "pass the cumulative sizes with a leading 0"
         )
-
-
-def _resolve_path(path: GroupPath, rewards_N: Tensor) -> str:
-    if path not in get_args(GroupPath):
-        raise ValueError(f"path: expected one of {get_args(GroupPath)}, got {path!r}")
-    if path == "plain" or (path == "auto" and not rewards_N.is_cuda):
-        return "plain"
-    needs_triton(path, rewards_N.device)
-    if rewards_N.dtype != torch.float32:
-        raise ValueError("rewards: the Triton kernel is made for fp32, got fp64; use path='plain'")
-    return "triton"

@@ -72,6 +72,39 @@ def span_cross_entropy(
     return -(weight_T.to(logprob_T.dtype) * logprob_T).sum()
 
 
+def add_rms_norm(
+    x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(stream, normed): the sum, and it over the root of its mean square, times the weight."""
+    stream_TD = x_TD if delta_TD is None else x_TD + delta_TD
+    square_T1 = stream_TD.square().mean(1, keepdim=True)
+    return stream_TD, stream_TD / (square_T1 + eps).sqrt() * weight_D
+
+
+def norm_rope(
+    qkv_TNK: Tensor,
+    num_kv: int,
+    cos_T1K: Tensor,
+    sin_T1K: Tensor,
+    norms: tuple[Tensor, Tensor, float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(query, key, value): heads of one kind, normalised where there are norms, then turned."""
+    query, key, value = qkv_TNK.split((qkv_TNK.shape[1] - 2 * num_kv, num_kv, num_kv), 1)
+    turned = []
+    for head, weight_K in zip((query, key), norms[:2] if norms else (None, None), strict=True):
+        if weight_K is not None:
+            head = head / (head.square().mean(2, keepdim=True) + norms[2]).sqrt() * weight_K
+        low, high = head.chunk(2, 2)
+        turned.append(head * cos_T1K + torch.cat((-high, low), 2) * sin_T1K)
+    return *turned, value
+
+
+def swiglu(gate_up_TE: Tensor) -> Tensor:
+    """The first half, times its sigmoid, times the second half."""
+    gate_TI, up_TI = gate_up_TE.chunk(2, 1)
+    return gate_TI * torch.sigmoid(gate_TI) * up_TI
+
+
 def group_advantages(
     rewards_N: Tensor,
     offsets_P1: Tensor,

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 LOGPROB, OBJECTIVE, SPANS = "linear_logprob", "linear_objective", "span_cross_entropy"
 GROUPS = "group_advantages"
 OBJECTIVES, PRECISION = "objectives", "precision"
+NORM, HEADS, GATE, LAYER, CONTRACTS = "add_rms_norm", "norm_rope", "swiglu", "layer", "contracts"
 ROW64 = "row = tl.program_id(0).to(tl.int64)"
 
 # (file, note, what the test file is called, from, to); `from` is replaced once, at its first place
@@ -152,6 +153,50 @@ MUTANTS = [
      "-scaled_T * d_T)", "-scaled_T * torch.expm1(d_T))"),
     ("objectives", "trust region the wrong way round", OBJECTIVES,
      "moved_T > self.high, moved_T < -self.low", "moved_T < self.high, moved_T > -self.low"),
+    (NORM, "another stream is normalised than is written", NORM,
+     "(x.to(tl.float32) + delta.to(tl.float32)).to(x.dtype)",
+     "x.to(tl.float32) + delta.to(tl.float32)"),
+    (NORM, "eps inside the mean", NORM,
+     "tl.sum(x * x, 0) / D + eps", "(tl.sum(x * x, 0) + eps) / D"),
+    (NORM, "the normalised row rounded before the weight", NORM,
+     "normed = (x * scale * weight)",
+     "normed = ((x * scale).to(normed_ptr.dtype.element_ty).to(tl.float32) * weight)"),
+    (NORM, "the stream's own gradient forgotten", NORM,
+     "dx += held.to(tl.float32)", "dx += 0.0 * held.to(tl.float32)"),
+    (NORM, "mean over the padded width", NORM,
+     "tl.sum(grad * normal, 0) / D", "tl.sum(grad * normal, 0) / BLOCK_D"),
+    (NORM, "weight's gradient of the first program alone", NORM,
+     "partial_PD.sum(0)", "partial_PD[0]"),
+    (NORM, "a strided gradient read as one piece", NORM,
+     "row * stride_dnormed", "row * D"),
+    (NORM, "int32 offset of rows", CONTRACTS, ROW64, "row = tl.program_id(0)"),
+    (HEADS, "keys by the weight of the queries", HEADS,
+     "x_ptr, key_weight_ptr, out_ptr, H, H + J, stride_head",
+     "x_ptr, query_weight_ptr, out_ptr, H, H + J, stride_head"),
+    (HEADS, "gradient of keys by the weight of the queries", HEADS,
+     "dkey_ptr + row * stride_dkey, x_ptr, key_weight_ptr",
+     "dkey_ptr + row * stride_dkey, x_ptr, query_weight_ptr"),
+    (HEADS, "turned further instead of back", HEADS,
+     "low = turned_low * cos[None, :] + turned_high",
+     "low = turned_low * cos[None, :] - turned_high"),
+    (HEADS, "mean square over half a head", HEADS, "square / SIZE + eps", "square / HALF + eps"),
+    (HEADS, "gradient of values over that of keys", HEADS,
+     "to = out_ptr + (head + H + J)", "to = out_ptr + (head + H)"),
+    (HEADS, "infinite scale of what lies past the end", HEADS,
+     "tl.where(used, tl.rsqrt(square / SIZE + eps), 0.0)", "tl.rsqrt(square / SIZE + eps)"),
+    (HEADS, "weights' gradient of the first program alone", HEADS,
+     "partial_P2K.sum(0)", "partial_P2K[:1].sum(0)"),
+    (HEADS, "kept tensors read twice", LAYER,
+     "if held[0] is None", "if ctx.saved_tensors[0] is None"),
+    (HEADS, "int32 offset of heads", CONTRACTS,
+     "(start + tl.arange(0, BLOCK_H)).to(tl.int64)", "start + tl.arange(0, BLOCK_H)"),
+    (GATE, "slope of silu without its second term", GATE, "(1.0 + gate * (1.0 - share))", "1.0"),
+    (GATE, "gate and up exchanged", GATE,
+     "(gate * tl.sigmoid(gate) * up)", "(up * tl.sigmoid(up) * gate)"),
+    (GATE, "overflow before the share is applied", GATE,
+     "grad * (gate * share)", "grad * gate * share"),
+    (GATE, "a strided gradient read as one piece", GATE, "row * stride_dout", "row * width"),
+    (GATE, "the first block of columns alone", GATE, "-(-width // block)", "1"),
 ]  # fmt: skip
 
 
@@ -162,6 +207,7 @@ SOONEST = {
     "head/rows": "rows",
     "group_advantages": "triton",
     "objectives": "coefficients",
+    **dict.fromkeys((NORM, HEADS, GATE), "triton or offsets"),
 }
 
 

@@ -3,14 +3,13 @@ import time
 import pytest
 
 from intfast.grading.answers import (
-    Reason,
-    Status,
     compare_quickly,
     extract,
     is_explosive,
     is_marker,
     last_boxed,
 )
+from intfast.grading.reasons import Reason, Status
 
 
 @pytest.mark.parametrize(
@@ -125,14 +124,14 @@ def test_ordinary_powers_are_not_explosive():
         ("18", "$18.00", Reason.CORRECT),
         ("18", "$17", Reason.WRONG),
         ("18", "$18$", Reason.CORRECT),
-        # What follows the number changes it, or is another answer: for the parser.
-        ("18", "18 hundred", None),
-        ("18", "18 or 19", None),
-        ("18", "18 books or cards", None),
-        ("18", "18 squared", None),
+        # What follows the number changes it, or is another answer.
+        ("18", "18 hundred", Reason.LEFTOVER),
+        ("18", "18 or 19", Reason.WRONG),
+        ("18", "18 books or cards", Reason.WRONG),
+        ("18", "18 squared", Reason.LEFTOVER),
         ("18", "18 x", None),
         ("18", "books 18", None),
-        ("18", "$18 and $19", Reason.UNPARSEABLE),
+        ("18", "$18 and $19", Reason.WRONG),
     ],
 )
 def test_a_number_is_read_beside_what_it_counts(gold, answer, reason):

@@ -43,7 +43,7 @@ def test_floors_equal_the_table_of_the_h200():
 def test_cases_cover_the_shapes_and_shares():
     full = kernel_cases.cases(list(kernel_cases.OPS), "full")
     assert len(full) == len(set(full))
-    dense = {(c.rows, c.hidden, c.vocabulary) for c in full if c.share == 1 and c.hidden}
+    dense = {(c.rows, c.hidden, c.vocabulary) for c in full if c.share == 1 and c.vocabulary}
     assert len(dense) == 27
     sparse = {(c.rows, c.share, c.live) for c in full if c.share < 1}
     assert (16_384, 0.05, 819) in sparse and (65_536, 0.02, 1311) in sparse

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import bounds
@@ -22,6 +23,20 @@ from engine_cases import (
 )
 from tiny import make_model
 
+DEFAULTS = {
+    "eos_token_id": list(range(3, 60, 2)),
+    "do_sample": True,
+    "temperature": 0.01,
+    "top_k": 1,
+    "top_p": 0.1,
+    "min_p": 0.9,
+    "repetition_penalty": 5.0,
+    "presence_penalty": 2.0,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": [5, 6, 7],
+    "max_new_tokens": 2,
+    "max_length": 3,
+}
 ENGINES = [native, pytest.param(vllm, marks=needs_vllm)]
 
 
@@ -31,7 +46,10 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen3")
     # vLLM's attention on a CPU has no smaller heads.
     shape = {"max_position_embeddings": CONTEXT, "head_dim": 32}
-    return folder, make_model(folder, "qwen3", **shape).eval()
+    made = make_model(folder, "qwen3", **shape).eval()
+    # No default of the folder may take part: what is drawn is what a request says.
+    (folder / "generation_config.json").write_text(json.dumps(DEFAULTS))
+    return folder, made
 
 
 @pytest.fixture(scope="module")

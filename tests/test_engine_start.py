@@ -159,7 +159,7 @@ def test_without_a_card_auto_is_the_cpu_and_cuda_is_refused(monkeypatch, error, 
 @pytest.mark.parametrize(
     "error,message",
     [
-        (TOO_OLD, r"driver, for CUDA 11\.4, is too old for 13\.0; install a newer"),
+        (TOO_OLD, r"driver is for CUDA 11\.4, too old for 13\.0; install a newer"),
         ("CUDA driver initialization failed\nmore", r"does not start \(CUDA driver.*failed\)"),
     ],
 )

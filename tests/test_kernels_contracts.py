@@ -216,7 +216,7 @@ def names_in(node):
     return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
 
 
-SOURCES = sorted(path for path in KERNELS.rglob("*.py") if "@triton.jit" in path.read_text())
+SOURCES = sorted(p for p in KERNELS.rglob("*.py") if any(jit_functions(p.read_text())))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
@@ -236,4 +236,4 @@ def test_the_check_of_offsets_finds_every_missing_cast():
             changed = source[:at] + source[at + len(".to(tl.int64)") :]
             assert narrow_offsets(changed), f"{path.name}: line {source.count(chr(10), 0, at) + 1}"
         found += len(casts)
-    assert found >= 12
+    assert found >= 20

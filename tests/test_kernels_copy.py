@@ -31,6 +31,9 @@ from taken_home.linear_logprob import linear_logprob
 from taken_home.linear_objective import linear_objective
 from taken_home.objectives import PolicyClip, Streams
 from taken_home.span_cross_entropy import span_cross_entropy
+from taken_home.add_rms_norm import add_rms_norm
+from taken_home.norm_rope import HeadNorms, norm_rope
+from taken_home.swiglu import swiglu
 
 torch.manual_seed(0)
 hidden, weight = torch.randn(9, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
@@ -68,6 +71,20 @@ for path in GROUP_PATHS:
     got = group_advantages(rewards, offsets, layout, path=path)
     torch.testing.assert_close(got.advantage_N, exact)
     torch.testing.assert_close(got.advantage_T, exact[[0, 0, 1, 1, 2, 3, 3, 3, 3]])
+angle = torch.linspace(0, 3, 12).view(3, 1, 4)
+cos, sin = (x.repeat(1, 1, 2) for x in (angle.cos(), angle.sin()))
+qkv, wide = torch.randn(3, 6, 8), torch.randn(3, 8)
+for path in GROUP_PATHS:
+    for op, *arguments in (
+        ("add_rms_norm", hidden[:3].detach(), wide, weight[0].detach(), 1e-6),
+        ("norm_rope", qkv, 2, cos, sin, HeadNorms(wide[0], wide[1], 1e-6)),
+        ("swiglu", wide),
+    ):
+        found, wanted = (f(*arguments, **k) for f, k in (
+            (globals()[op], {"path": path}), (getattr(truth, op), {})
+        ))
+        for x, y in zip(found, wanted):
+            torch.testing.assert_close(x, y)
 assert not any(name.partition(".")[0] == "intfast" for name in sys.modules)
 print("ran")
 """
@@ -119,8 +136,10 @@ def test_the_plain_path_needs_no_triton(folder):
     calls = {
         "rows": "linear_logprob(hidden, weight, target, path='rows')",
         "triton": "group_advantages(rewards, offsets, path='triton')",
+        "triton'": "swiglu(wide, path='triton')",
     }
     for path, call in calls.items():
+        path = path.rstrip("'")
         refused = f"try:\n    {call}\nexcept RuntimeError as error:\n    print(error)"
         assert f"path='{path}': needs the package triton" in python(f"{code}\n{refused}", folder)
 

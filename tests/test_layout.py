@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ READMES = [
     *(ROOT / name / "README.md" for name in ("benchmarks", "benchmarks/reliability", "intfast")),
     *(ROOT / name / "README.md" for name in ("intfast/study", "kernels")),
 ]
+OLDEST = (ROOT / "tests/oldest.txt").read_text()
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 
@@ -83,17 +85,27 @@ def test_the_kernels_folder_hides_no_package():
     assert where == "True"
 
 
+def test_the_oldest_versions_that_ci_runs_are_those_that_are_promised():
+    promised = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = promised["optional-dependencies"]
+    least = dict(re.findall(r"^(torch|triton)==(\d+\.\d+)\.0$", OLDEST, re.MULTILINE))
+    assert any(text.startswith(f"torch>={least['torch']},") for text in promised["dependencies"])
+    asked = [text for texts in extras.values() for text in texts if text.startswith("triton")]
+    assert len(asked) == 3 and all(text.startswith(f"triton>={least['triton']};") for text in asked)
+
+
 def test_every_op_has_its_test_and_its_benchmark_under_its_name():
     files = sorted((ROOT / "kernels").glob("*.py"))
     ops = [path.stem for path in files if f"\ndef {path.stem}(" in path.read_text()]
-    assert ops == ["group_advantages", "linear_logprob", "linear_objective", "span_cross_entropy"]
+    heads = ["linear_logprob", "linear_objective", "span_cross_entropy"]
+    assert ops == sorted(["add_rms_norm", "group_advantages", *heads, "norm_rope", "swiglu"])
     table = (ROOT / "kernels/README.md").read_text()
     cases = (ROOT / "benchmarks/kernel_cases.py").read_text()
     for op in ops:
         (row,) = [line for line in table.splitlines() if line.startswith(f"| [`{op}`]")]
         assert len(row.split(" | ")) == 8 and row.count("](") >= 7
         assert (ROOT / f"tests/test_kernels_{op}.py").exists() and f"test_kernels_{op}.py" in row
-        assert f'    "{op}": Op(' in cases
+        assert re.search(rf'^    "{op}": (Op|_layer_op)\(', cases, re.MULTILINE)
 
 
 def test_no_pickle_and_no_remote_code():

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import FAMILIES, LLAMA3_ROPE, YARN_ROPE, config_dict, hf_model
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from intfast.model.decoder import Architecture, Decoder, PackedAttention, _Normalise, _Rotate
+from intfast.kernels.norm_rope import HeadNorms
+from intfast.model.decoder import Architecture, Decoder, PackedAttention
+from intfast.model.layer_ops import TORCH
 from intfast.model.weights import slices
 
 LENGTHS = [5, 1, 33, 50, 7, 48]
@@ -321,20 +325,68 @@ def test_activation_checkpointing_keeps_less_and_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
 
 
+class Seen(TorchDispatchMode):
+    """How often each operator ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names[func._schema.name.split("::")[1]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [24, 24]], ids=["padded", "equal"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_selective_checkpointing_computes_no_product_and_no_attention_again(family, lengths):
+    """And gives the bits of full checkpointing, of which each layer's four products are known."""
+    decoder = decoder_of(hf_model(family))
+    token_T, position_T = packed(lengths)
+    grads, again = {}, {}
+    for how in (False, True, "selective"):
+        decoder.activation_checkpointing = how
+        decoder.zero_grad()
+        with Seen() as forward:
+            hidden_TD = decoder(token_T, position_T, PackedAttention(lengths))
+        with Seen() as backward:
+            hidden_TD.backward(torch.ones_like(hidden_TD))
+        names = forward.names
+        product = [name for name in ("mm", "addmm") if names[name]]
+        attention = next(name for name in names if name.startswith("_scaled_dot_product"))
+        grads[how] = [p.grad for p in decoder.parameters() if p.grad is not None]
+        again[how] = [sum(backward.names[n] for n in product), backward.names[attention]]
+        count = names[attention]
+    for how in (True, "selective"):
+        assert all(torch.equal(a, b) for a, b in zip(grads[how], grads[False], strict=True))
+    layers = decoder.config.num_layers
+    # The gradients of a product are two; full checkpointing makes three of the four again.
+    assert again[False] == [8 * layers, 0]
+    assert again[True] == [11 * layers, count]
+    assert again["selective"] == [8 * layers, 0]
+
+
 def test_gradients_of_the_elementwise_operations():
     def random(*shape, seed):
         return torch.randn(shape, generator=generator(seed), dtype=torch.float64).requires_grad_()
 
-    x = random(5, 3, 6, seed=0)
-    assert gradcheck(lambda x, w: _Normalise.apply(x[:, 1:], w, 1e-5), (x, random(6, seed=1)))
+    x, weight = random(5, 4, 6, seed=0), random(6, seed=1)
     angle = torch.arange(5.0, dtype=torch.float64)[:, None, None] * torch.tensor([1, 0.3, 0.1] * 2)
     cos, sin = 1.5 * angle.cos(), 1.5 * angle.sin()
-    assert gradcheck(lambda x: _Rotate.apply(x, cos, sin), (x,))
+    assert gradcheck(
+        lambda x, w: TORCH.norm_rope(x, 1, cos, sin, HeadNorms(w, w, 1e-5)), (x, weight)
+    )
+    assert gradcheck(lambda x: TORCH.norm_rope(x, 1, cos, sin, None), (x,))
+    flat = x.detach().flatten(1)[:, :6].requires_grad_()
+    assert gradcheck(lambda x, w: TORCH.add_rms_norm(x, x, w, 1e-5), (flat, weight))
 
 
 def test_kernels_must_be_known():
-    with pytest.raises(ValueError, match="kernels: expected 'torch' or 'liger', got 'cuda'"):
+    with pytest.raises(ValueError, match=r"kernels: expected one of .*'fused'.*, got 'cuda'"):
         Decoder(Architecture.from_hf(config_dict("qwen3")), kernels="cuda")
+    wide = Architecture.from_hf(config_dict("qwen3") | {"hidden_size": 16_384})
+    with pytest.raises(ValueError, match=r"expected 'torch' or 'liger', got 'fused'.*8192"):
+        Decoder(wide, kernels="fused", device="meta")
     if importlib.util.find_spec("liger_kernel") is None:
         with pytest.raises(RuntimeError, match="install it or choose 'torch'"):
             Decoder(Architecture.from_hf(config_dict("qwen3")), kernels="liger")
@@ -342,7 +394,7 @@ def test_kernels_must_be_known():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kernels", ["torch", "liger"])
+@pytest.mark.parametrize("kernels", ["torch", "liger", "fused"])
 @pytest.mark.parametrize("case", ["llama", "mistral-window", "qwen3"])
 def test_bf16_on_cuda_is_as_accurate_as_on_the_cpu(case, kernels):
     if kernels == "liger":

@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from intfast import cli
 from intfast.records import Problem
 from intfast.state import checkpoint
 from intfast.state.files import make_folder, write_atomic
-from intfast.state.runfolder import Journal, RunFolder
+from intfast.state.runfolder import PROMPT_TIME, Journal, RunFolder, prompt_time
 
 ROWS = [Problem(id=str(n), problem=f"p{n} é", answer="1") for n in range(3)]
 
@@ -109,6 +110,24 @@ def test_records_from_elsewhere_are_no_run_that_continues(tmp_path):
         assert (folder.resumed, folder.last_write) == (False, None)
     with RunFolder(load(tmp_path)) as folder:
         assert folder.resumed and folder.last_write > 0
+
+
+def test_the_time_of_the_prompts_is_that_of_the_first_start(tmp_path):
+    now = prompt_time(tmp_path / "nothing")
+    assert abs((datetime.now(UTC) - now).total_seconds()) < 60
+    # Older versions wrote down the starts alone.
+    stored = {"starts": [{"time": "2025-01-02T03:04:05+00:00"}, {"time": "2026-01-01T00:00:00"}]}
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps(stored))
+    assert prompt_time(tmp_path) == datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
+    manifest.write_text(json.dumps(stored | {"prompt_time": "2025-01-02T03:04:04+00:00"}))
+    assert prompt_time(tmp_path).second == 4
+    # What came with records from another run.
+    (tmp_path / PROMPT_TIME).write_text("2024-05-06T00:00:00+00:00\n")
+    assert prompt_time(tmp_path).year == 2024
+    (tmp_path / PROMPT_TIME).write_text("soon")
+    with pytest.raises(ValueError, match=rf"{PROMPT_TIME}: expected a time such as .*got 'soon'"):
+        prompt_time(tmp_path)
 
 
 # --- checkpoints -------------------------------------------------------------------------------

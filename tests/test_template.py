@@ -4,16 +4,20 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+from small_run import Quiet
 from test_model_folder import copy_of
 from tiny import make_model
 from token_kinds import sentencepiece
 
-from intfast import verdict
+from intfast import cli, verdict
 from intfast.config import PromptConfig
 from intfast.methods import prompts
 from intfast.model.folder import load_tokenizer, said
 from intfast.prompts import style_of
 from intfast.records import Problem
+from intfast.run import open_run
+from intfast.state import runfolder
+from intfast.study import derive
 from intfast.tokens import decode, encode, write
 
 PROBLEM = Problem(id="p", problem="What is 2 + 2?", answer="4", reference="It is \\boxed{4}.")
@@ -212,6 +216,59 @@ def test_dates_and_clocks_are_those_that_the_run_gives(chat_bpe):
     texts = [decode(chat_bpe, made.solve(PROBLEM)) for made in (first, second, first)]
     assert "01 Mar 2026 07:08:09" in texts[0] and "02 Mar 2026" in texts[1]
     assert texts[0] == texts[2]
+
+
+def test_a_run_keeps_the_date_and_the_ends_that_it_was_started_with(model, tmp_path, monkeypatch):
+    folder = copy_of(model, tmp_path / "m")
+    turn = "{{ m.role + '\n' + m.content + eos_token + '\n' }}"
+    head = "{{ strftime_now('%d.%m.%y %h') + '\n' }}"
+    (folder / "chat_template.jinja").write_text(chatml(turn, "{{ 'assistant\n' }}", head))
+    rows = [{"problem": f"what is {n} + 1?", "answer": f"{n + 1}"} for n in (1, 2)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = cli.load(
+        None,
+        [
+            f"data.train={tmp_path / 'rows.jsonl'}",
+            f"model.path={folder}",
+            f"run={tmp_path / 'run'}",
+            *("model.device=cpu", "model.dtype=float32", "sft.epochs=0", "rl.problems=selected"),
+            *("sampling.max_new_tokens=16", "batch.max_tokens=256", "rl.steps=1"),
+        ],
+    )
+
+    def texts():
+        with open_run(config, Quiet()) as run:
+            sampler = run.sampler
+            return [decode(sampler.tokenizer, sampler.prompt(p)) for p in run.problems]
+
+    first = texts()
+    for name in ("manifest.json", "prompt_time.txt"):
+        with monkeypatch.context() as patched:
+            patched.setattr(runfolder, "datetime", Later)
+            assert texts() == first
+        if name == "prompt_time.txt":
+            break
+        # The manifest alone is enough, and the file alone is what a comparison's arms get.
+        (tmp_path / "run/prompt_time.txt").unlink()
+    assert first[0].startswith(datetime.now(UTC).strftime("%d.%m.%y"))
+    stored = (tmp_path / "run/prompt_time.txt").read_text()
+    arm = tmp_path / "arm"
+    derive.give(tmp_path / "run", arm, [runfolder.PROMPT_TIME])
+    with monkeypatch.context() as patched:
+        patched.setattr(runfolder, "datetime", Later)
+        assert runfolder.prompt_time(arm).isoformat() == stored
+        assert runfolder.prompt_time(tmp_path / "new").year == 2044
+    write_json(folder / "generation_config.json", eos_token_id=[2, 5])
+    with pytest.raises(ValueError, match=r"stop_ids: was \[2\], is \[2, 5\]"):
+        texts()
+
+
+class Later(datetime):
+    """Years after the tests."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2044, 1, 2, tzinfo=tz)
 
 
 # --- thoughts ----------------------------------------------------------------------------------

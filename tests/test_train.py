@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import Quiet
+from small_run import TOKENIZER, Quiet
 from tiny import hf_model
 from transformers import AutoModelForCausalLM
 
@@ -82,6 +82,8 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["loss_head"]["sft"].startswith("plain, at most ")
     assert manifest["loss_head"] == manifest["starts"][0]["loss_head"]
+    assert manifest["stop_ids"] == [TOKENIZER.eos_token_id]
+    assert manifest["prompt_time"] == (folder / "prompt_time.txt").read_text()
 
 
 def test_the_rows_say_how_the_answers_were_graded(finished):

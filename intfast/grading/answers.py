@@ -1,16 +1,15 @@
-"""Texts and answers: find the answer in a text, and compare answers where arithmetic suffices.
-
-What the model did not answer readably is wrong; what *we* could not decide is unscored, and an
-unscored sample belongs in neither a reward nor a baseline.
-"""
+"""Texts and answers: find the answer in a text, and compare answers where arithmetic suffices."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from enum import StrEnum
-from fractions import Fraction
+from contextlib import suppress
 from typing import NamedTuple
+
+from intfast.grading.compare import NeedsParser, arithmetic, verdict
+from intfast.grading.normal import in_ascii, normalise
+from intfast.grading.reasons import Reason
 
 MATHEMATICS = ("boxed", "stated")
 """The modes whose answers are compared as mathematics; those of "tail:WORD" as text."""
@@ -18,35 +17,6 @@ MAX_CHARS = 300
 """Longest answer that is compared, in characters."""
 MAX_BETWEEN = 40
 """Most characters between two boxes of one list."""
-
-
-class Status(StrEnum):
-    CORRECT = "correct"
-    WRONG = "wrong"
-    UNSCORED = "unscored"
-
-
-class Reason(StrEnum):
-    """Why an answer counts as it does."""
-
-    CORRECT = "correct"  # equal to the gold answer
-    WRONG = "wrong"  # a readable answer, not equal
-    NO_ANSWER = "no_answer"  # the text names no answer
-    TRUNCATED = "truncated"  # no answer, and the text was cut at the token limit
-    TOO_LONG = "too_long"  # more than MAX_CHARS characters
-    BAD_CHARACTERS = "bad_characters"  # characters that no answer needs
-    TOO_COMPLEX = "too_complex"  # a power tower or factorial that would not finish
-    UNPARSEABLE = "unparseable"  # not mathematics that the parser knows
-    # Unscored are the last three.
-    TIMEOUT = "timeout"  # the comparison passed the deadline; its worker was killed
-    CRASH = "crash"  # the worker died: memory, recursion, a fault of the parser
-    GOLD_UNPARSEABLE = "gold_unparseable"  # the gold answer cannot be compared: drop the problem
-
-    @property
-    def status(self) -> Status:
-        if self in (Reason.TIMEOUT, Reason.CRASH, Reason.GOLD_UNPARSEABLE):
-            return Status.UNSCORED
-        return Status.CORRECT if self is Reason.CORRECT else Status.WRONG
 
 
 # A run of backslashes, then what it may escape. Possessive, so linear on hostile text. TeX also
@@ -57,8 +27,8 @@ _BRACE = re.compile(
 )
 # What stands between the boxes of one list: "\boxed{2}$ and $x = \boxed{3}".
 _LISTED = re.compile(
-    r"(?:\s|\$|[,;]|\\[,; ]|\\q?quad)*+(?:\\text\{\s*(?:and|or)\s*\}|and|or)?+"
-    r"(?:\s|\$|\\[,; ]|\\q?quad)*+(?:[a-z](?:_\w)?\s*+=)?+[\s$]*+"
+    r"(?:\s|\$|[,;]|\\[,; ()]|\\q?quad)*+(?:\\text\{\s*(?:and|or)\s*\}|and|or)?+"
+    r"(?:\s|\$|\\[,; ()]|\\q?quad)*+(?:[a-z](?:_\w)?\s*+=)?+[\s$]*+"
 )
 _COMMANDS = ("\\boxed", "\\fbox", "\\framebox")
 _BLANK = re.compile(r"\s*+")
@@ -183,87 +153,7 @@ def is_marker(gold: str) -> bool:
     return _MARKER.fullmatch(words.rstrip(".!: ") if len(words) > 1 else words) is not None
 
 
-_SYMBOLS = str.maketrans(
-    {
-        "\u2212": "-",
-        "\u2013": "-",
-        "\u00d7": r"\times ",
-        "\u00b7": r"\cdot ",
-        "\u03c0": r"\pi ",
-        "\u221e": r"\infty ",
-        "\u2264": r"\le ",
-        "\u2265": r"\ge ",
-        "\u00b0": r"^\circ",
-        "\u222a": r"\cup ",
-        "\u00b1": r"\pm ",
-    }
-)
-_SPACING = re.compile(r"\\[,;:! ]|\\q?quad\b|\\(?:left|right)(?![a-z])|~")
-_SPACES = re.compile(r"(?<=\W)\s+|\s+(?=\W)")
-_WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|boldsymbol)\{([^{}\\$]*)\}")
-_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _ALLOWED = re.compile(r"[A-Za-z0-9\s+\-*/=<>^_{}()\[\]\\,.:;|!%&~'?$]*")
-
-
-def normalise(text: str) -> str:
-    """One spelling for what LaTeX writes in many; equal results mean equal answers."""
-    text = text.strip().translate(_SYMBOLS)
-    for left, right in _DELIMITERS:
-        if text.startswith(left) and text.endswith(right) and len(text) >= len(left + right):
-            text = text[len(left) : -len(right)].strip()
-    # A currency: one dollar sign delimits nothing.
-    if text.count("$") == 1:
-        text = text.removeprefix("$")
-    text = text.replace("{,}", ",").replace(r"\%", "%").replace(r"\$", "").rstrip(".")
-    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text)
-    text = _SPACES.sub("", _SPACING.sub(" ", text).strip())
-    text = re.sub(r"(?<=\d) (?=[A-Za-z]\b)", "", text)
-    text = re.sub(r"\^(\\circ|\{\\circ\})$", "", text)
-    wrapped = _WRAPPED.fullmatch(text)
-    return wrapped[1].strip() if wrapped else text
-
-
-_DECIMAL = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_FRACTION = re.compile(r"([+-]?)(?:\\frac\{([+-]?\d+)\}\{(\d+)\}|\\frac(\d)(\d)|(\d+)/(\d+))")
-
-
-def number(normalised: str) -> Fraction | None:
-    """The exact value of an integer, decimal or fraction of integers, else None."""
-    if _THOUSANDS.fullmatch(normalised):
-        normalised = normalised.replace(",", "")
-    if _DECIMAL.fullmatch(normalised):
-        return Fraction(normalised.rstrip("."))
-    match = _FRACTION.fullmatch(normalised)
-    if not match:
-        return None
-    top, bottom = (int(group) for group in match.groups()[1:] if group is not None)
-    if bottom == 0:
-        return None
-    return Fraction(-top if match[1] == "-" else top, bottom)
-
-
-# A number in front of what it counts: the parser knows some nouns ("apples") and not others.
-_COUNTED = re.compile(r"(.*\d) ([a-z]{3,}(?: [a-z]{2,}){0,2})[.\s]*", re.IGNORECASE)
-_NO_NOUN = re.compile(
-    r"\b(?:and|but|by|choose|divided|from|if|in|is|not|nor|of|or|over|per|percent|than|times|to|vs"
-    r"|versus|minus|plus|mod|modulo|hundreds?|thousands?|[mbtr]+illions?|dozens?|score|half|halves"
-    r"|quarters?|thirds?|(?:four|fif|six|seven|eigh|nin|ten)ths?|squared|cubed|factorial"
-    r"|sqrt|sin|cos|tan|log|exp|pi)\b",
-    re.IGNORECASE,
-)
-
-
-def bare(gold: str, answer: str) -> str:
-    """The answer without the noun behind it, where the gold answer is a number.
-
-    Example: bare("12", "5 + 7 = 12 books.") == "5 + 7 = 12".
-    """
-    if len(answer) > MAX_CHARS or number(normalise(gold)) is None:
-        return answer
-    found = _COUNTED.fullmatch(answer)
-    return answer if found is None or _NO_NOUN.search(found[2]) else found[1]
-
 
 # Factorials of large integers, powers or factorials; stacked superscripts; giant exponents.
 _EXPLOSIVE = re.compile(
@@ -304,31 +194,12 @@ def _inadmissible(text: str) -> Reason | None:
     """Why a text must not reach the parser, or None."""
     if len(text) > MAX_CHARS:
         return Reason.TOO_LONG
-    if not _ALLOWED.fullmatch(text.translate(_SYMBOLS)) or "__" in text:
+    if not _ALLOWED.fullmatch(in_ascii(text)) or "__" in text:
         return Reason.BAD_CHARACTERS
     return Reason.TOO_COMPLEX if is_explosive(text) else None
 
 
-def compare_numbers(gold: str, answer: str) -> Reason | None:
-    """The verdict on two normalised texts when arithmetic on plain numbers settles it."""
-    chain = {value for part in answer.split("=") if (value := number(part)) is not None}
-    if len(chain) > 1 and "=" not in gold:
-        # "6=5": math-verify would read the last side only.
-        return Reason.WRONG
-    gold_value = number(gold)
-    answer_value = number(re.sub(r"^[A-Za-z]=", "", answer))
-    if gold_value is None or answer_value is None:
-        return None
-    if gold_value == answer_value:
-        return Reason.CORRECT
-    # A decimal may be a rounding of the gold value; how close is close enough is math-verify's.
-    is_decimal = "." in gold or "." in answer
-    if is_decimal and abs(gold_value - answer_value) <= abs(gold_value) / 100:
-        return None
-    return Reason.WRONG
-
-
-def compare_quickly(gold: str, answer: str) -> Reason | None:
+def compare_quickly(gold: str, answer: str, digits: int = 0) -> Reason | None:
     """The verdict when it needs no mathematics parser, else None."""
     if is_marker(gold):
         return Reason.GOLD_UNPARSEABLE
@@ -343,10 +214,12 @@ def compare_quickly(gold: str, answer: str) -> Reason | None:
         return Reason.GOLD_UNPARSEABLE
     if refusal := _inadmissible(answer):
         return refusal
-    answer_text = normalise(bare(gold, answer))
-    if "$" in answer_text:
-        # Several formulas in one answer would be read as whichever matches.
-        return Reason.UNPARSEABLE
+    answer_text = normalise(answer)
     if gold_text == answer_text:
         return Reason.CORRECT
-    return compare_numbers(gold_text, answer_text)
+    if not answer_text or "$" in answer_text:
+        # Several formulas in one answer would be read as whichever matches.
+        return Reason.UNPARSEABLE
+    with suppress(NeedsParser):
+        return verdict(gold_text, answer_text, arithmetic(digits))
+    return None

@@ -19,19 +19,26 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
-from intfast.grading.answers import MATHEMATICS, Reason, Status, bare, compare_quickly, extract
+from intfast import ranks
+from intfast.grading.answers import MATHEMATICS, compare_quickly, extract
+from intfast.grading.reasons import Reason, Status
 from intfast.records import Record
 from intfast.state import interrupt
 
 WORKER = Path(__file__).with_name("worker.py")
 WORKER_START_S = 120.0
-WORKER_MEMORY_BYTES = 2 << 30
+WORKER_MEMORY_BYTES = 300 << 20
+"""What a worker may hold in memory, libraries and answer together."""
 MAX_CACHED = 100_000
 
 _READY = b"R"
 _VERDICTS = {
     b"C": Reason.CORRECT,
     b"W": Reason.WRONG,
+    b"N": Reason.UNIT,
+    b"X": Reason.UNDEFINED,
+    b"L": Reason.LEFTOVER,
+    b"K": Reason.TOO_COMPLEX,
     b"U": Reason.UNPARSEABLE,
     b"G": Reason.GOLD_UNPARSEABLE,
     # Refused unread; the worker ends.
@@ -64,8 +71,8 @@ class Submission(NamedTuple):
 class _Worker:
     """One child process: starting, then idle or busy with one job until its deadline."""
 
-    def __init__(self, timeout_s: float) -> None:
-        limits = [str(int(timeout_s) + 2), str(WORKER_MEMORY_BYTES)]
+    def __init__(self, timeout_s: float, digits: int) -> None:
+        limits = [str(int(timeout_s) + 2), str(WORKER_MEMORY_BYTES), str(digits)]
         # Nothing of the parent's but where Python finds its modules.
         environment = {
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -136,15 +143,19 @@ class Grader:
     `timeout_s`. Verdicts are cached per (gold, extracted answer).
     """
 
-    def __init__(self, mode: str = "boxed", workers: int = 2, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, mode: str = "boxed", workers: int = 2, timeout_s: float = 5.0, digits: int = 0
+    ) -> None:
         extract("", mode)
         if workers < 1 or timeout_s <= 0:
             raise ValueError(
                 f"a grader needs workers >= 1 and timeout_s > 0, got {workers} and {timeout_s}"
             )
         self.mode = mode
-        self.num_workers = workers
+        # Of all ranks of this machine together.
+        self.num_workers = max(1, workers // ranks.now().neighbours)
         self.timeout_s = timeout_s
+        self.digits = digits
         self._workers: list[_Worker] = []
         self._cache: dict[Job, Reason] = {}
         self._queue: deque[Job] = deque()
@@ -200,9 +211,7 @@ class Grader:
         if answer is None:
             reason = Reason.TRUNCATED if row.finish_reason == "length" else Reason.NO_ANSWER
         elif self.mode in MATHEMATICS:
-            # The parser reads "7 apples" and refuses "7 marbles", by a list of its own.
-            answer = bare(row.gold, answer)
-            reason = compare_quickly(row.gold, answer)
+            reason = compare_quickly(row.gold, answer, self.digits)
         else:
             reason = Reason.CORRECT if answer == " ".join(row.gold.split()) else Reason.WRONG
         return (row.gold, answer or ""), reason
@@ -234,7 +243,7 @@ class Grader:
                 self._remove(worker)
             busy = sum(not worker.idle for worker in self._workers)
             for _ in range(len(self._workers), min(self.num_workers, busy + len(self._queue))):
-                self._workers.append(_Worker(self.timeout_s))
+                self._workers.append(_Worker(self.timeout_s, self.digits))
             for worker in self._workers:
                 if worker.idle and self._queue:
                     worker.give(self._queue.popleft())

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
-from intfast.grading.answers import Reason, Status
 from intfast.grading.grader import Grade
+from intfast.grading.reasons import Reason, Status
 
 WINDOW = 256
 """Latest answers that the rate of the stop is taken over."""

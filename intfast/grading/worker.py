@@ -12,7 +12,17 @@ import os
 import re
 import sys
 
-READY, CORRECT, WRONG, UNPARSEABLE, GOLD_UNPARSEABLE = b"R", b"C", b"W", b"U", b"G"
+READY = b"R"
+VERDICTS = {
+    "correct": b"C",
+    "wrong": b"W",
+    "unit": b"N",
+    "undefined": b"X",
+    "leftover": b"L",
+    "too_complex": b"K",
+    "unparseable": b"U",
+    "gold_unparseable": b"G",
+}
 REFUSED, GOLD_REFUSED = b"u", b"g"
 refusal = REFUSED
 """The last verdict of this process when the text being read would have to be evaluated."""
@@ -21,13 +31,32 @@ refusal = REFUSED
 _ATOM = re.compile(r"\s*-?\s*((Integer|Float|Symbol)\s*\(\s*'?[\w.+-]+'?\s*\)|[A-Za-z]\w*)\s*")
 
 
+# One of each kind: what sympy imports late is imported by these.
+WARM = (
+    r"\sqrt{2}",
+    r"x^{2}+\sin(x)",
+    r"\log_{2}(x)+\ln(2)+e^{i\pi/3}",
+    r"\binom{n}{2}+3!",
+    r"\int_0^1 x dx",
+    r"\sum_{k=1}^{9} k",
+    r"|x|+\lfloor x\rfloor",
+    r"\lim_{x\to 0} x",
+    r"\arctan(x)+\cosh(x)",
+    r"\frac{1}{x-1}",
+)
+
+
 def set_limits(memory_bytes: int) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        # What is mapped and never touched costs nothing: only what may be added is counted.
+        with open("/proc/self/statm") as statm:
+            mapped, resident, *_ = (int(n) * resource.getpagesize() for n in statm.read().split())
+        limit = mapped + max(memory_bytes - resident, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
@@ -79,51 +108,32 @@ def forbid_side_effects() -> None:
     sys.addaudithook(watch)
 
 
-def judge(gold: str, answer: str) -> bytes:
-    from math_verify import LatexExtractionConfig, parse, verify
+def judge(gold: str, answer: str, digits: int = 0) -> bytes:
+    """The verdict byte on two answers as they were written; equal texts are parsed all the same."""
+    from intfast.grading import algebra, compare
+    from intfast.grading.normal import normalise
 
-    def parsed(text: str) -> list:
-        # The plain-expression extractor hands text to an evaluating parser, so only LaTeX.
-        return parse(
-            f"${text}$",
-            extraction_config=[LatexExtractionConfig()],
-            fallback_mode="no_fallback",
-            extraction_mode="first_match",
-            parsing_timeout=None,
-        )
+    def on_gold(is_gold: bool) -> None:
+        global refusal
+        refusal = GOLD_REFUSED if is_gold else REFUSED
 
-    global refusal
-    refusal = GOLD_REFUSED
-    gold_parsed = parsed(gold)
-    refusal = REFUSED
-    if not gold_parsed:
-        return GOLD_UNPARSEABLE
-    answer_parsed = parsed(answer)
-    if not answer_parsed:
-        return UNPARSEABLE
+    reason = compare.verdict(normalise(gold), normalise(answer), algebra.leaf(on_gold, digits))
+    return VERDICTS[reason]
 
-    def same(given: list) -> bool:
-        # Time-outs are the parent's: alarms miss C code and cost their exception to broad handlers.
-        return verify(gold_parsed, given, timeout_seconds=None)
 
-    if not same(answer_parsed):
-        return WRONG
-    # Of "99=x+1" only the last side was compared; a number on another side must agree too.
-    for side in answer.split("=")[:-1] if "=" not in gold else ():
-        value = parsed(side)
-        if value and getattr(value[0], "is_number", False) is True and not same(value):
-            return WRONG
-    return CORRECT
+def warm_up() -> None:
+    """Build the parser's tables and import what comparisons use, before any deadline runs."""
+    for text in WARM:
+        judge(text, text + "+0")
 
 
 def main() -> None:
-    """Arguments: CPU seconds for one answer, bytes of address space."""
-    cpu_s, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
+    """Arguments: CPU seconds for one answer, bytes of memory, digits that a decimal may have."""
+    cpu_s, memory_bytes, digits = map(int, sys.argv[1:])
     verdict_fd = os.dup(1)
     null_fd = os.open(os.devnull, os.O_RDWR)
     restrict_eval(verdict_fd)
-    # The first call builds the parser's tables; do it before any deadline runs.
-    assert judge("1", "1.0") == CORRECT
+    warm_up()
     # Nothing that a library prints may reach the verdict pipe.
     logging.disable()
     for fd in (1, 2):
@@ -136,11 +146,11 @@ def main() -> None:
         limit_cpu(cpu_s)
         gold, answer = json.loads(line)
         try:
-            verdict = judge(gold, answer)
+            verdict = judge(gold, answer, digits)
         except MemoryError:
             os._exit(1)
         except Exception:
-            verdict = UNPARSEABLE
+            verdict = VERDICTS["unparseable"]
         os.write(verdict_fd, verdict)
 
 

@@ -124,7 +124,9 @@ class PackedAttention:
 
     @cached_property
     def _starts(self) -> Tensor:
-        return torch.tensor([0, *self.lengths]).cumsum(0).to(self.device, torch.int32)
+        starts = torch.tensor([0, *self.lengths]).cumsum(0).to(torch.int32)
+        # For the kernel of CUDA alone; from pinned memory the host does not wait for the copy.
+        return starts.pin_memory().to(self.device, non_blocking=True)
 
     @cached_property
     def _padding(self) -> _Padding:

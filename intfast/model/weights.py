@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,7 @@ from intfast import checks
 from intfast.model import folder as model_folder
 from intfast.model.decoder import Architecture, Decoder
 from intfast.model.folder import INDEX, SINGLE
+from intfast.model.layer_ops import Kernels
 from intfast.state import files, interrupt, tensorfile
 
 DTYPES = ("F32", "F16", "BF16", "F64")
@@ -86,7 +87,7 @@ def load(
     path: str | os.PathLike[str],
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    kernels: Literal["torch", "liger"] = "torch",
+    kernels: Kernels = "torch",
 ) -> tuple[Decoder, dict[str, Any]]:
     """The decoder of a Hugging Face folder or hub id, and the content of its config.json.
 

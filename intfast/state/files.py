@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -67,6 +69,15 @@ def write(path: Path, pieces: Iterable[bytes | memoryview]) -> Written:
                 size += len(part)
                 _write_all(descriptor, part)
     return Written(size, digest.hexdigest())
+
+
+def json_line(record: Any) -> bytes:
+    """A record as one line of JSON. Lone surrogates, which UTF-8 does not have, become U+FFFD."""
+    try:
+        return msgspec.json.encode(record) + b"\n"
+    except UnicodeEncodeError:
+        text = json.dumps(msgspec.to_builtins(record), ensure_ascii=False)
+        return re.sub("[\ud800-\udfff]", "\ufffd", text).encode() + b"\n"
 
 
 def append(path: Path, data: bytes) -> None:

@@ -53,14 +53,14 @@ class Journal(Generic[T]):
         records = list(records)
         if not records:
             return
-        data = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+        data = b"".join(files.json_line(record) for record in records)
         files.append(self.path, data)
         self.records += records
 
     def replace(self, records: Iterable[T]) -> None:
         """Put these records in place of all, atomically."""
         self.records = list(records)
-        data = b"".join(msgspec.json.encode(record) + b"\n" for record in self.records)
+        data = b"".join(files.json_line(record) for record in self.records)
         files.write_atomic(self.path, data)
 
 
@@ -163,6 +163,11 @@ def write_json(path: Path, value: Any) -> None:
 def prompt_time(run: Path) -> datetime:
     """What chat templates with a date are told: when the run of a folder, or the one that it has
     its records from, was started; now where nothing is there yet."""
+    # One clock for all ranks.
+    return ranks.now().first(lambda: _prompt_time(run))
+
+
+def _prompt_time(run: Path) -> datetime:
     file, manifest = run / PROMPT_TIME, run / "manifest.json"
     if file.is_file():
         text = file.read_text(encoding="utf-8")

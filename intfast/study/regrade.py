@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from intfast import cli
+from intfast.config import GradeConfig
 from intfast.grading.grader import Grader, Submission
 from intfast.prompts import split_steps
 from intfast.records import Attempt, Intervention
@@ -116,14 +117,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--problems", type=cli.expanded, help="default: problems.jsonl beside FILE")
     parser.add_argument("--mode", help='default: as in config.toml beside FILE, else "boxed"')
     parser.add_argument("--workers", default="2")
-    parser.add_argument("--timeout-s", default="10.0")
+    parser.add_argument("--timeout-s", default="5.0")
     with outcome("nothing was graded") as ended:
         options = parser.parse_args(arguments)
         config = options.file.with_name("config.toml")
-        mode = options.mode or (cli.load(config).grade.mode if config.is_file() else "boxed")
+        own = cli.load(config).grade if config.is_file() else GradeConfig()
+        mode = options.mode or own.mode
         # Under the rules of the settings that they stand for.
         words = [f"workers={options.workers}", f"timeout_s={options.timeout_s}", f"mode={mode}"]
         grade = cli.load(None, ["data.train=unread", *(f"grade.{word}" for word in words)]).grade
-        with Grader(grade.mode, grade.workers, grade.timeout_s) as grader:
+        with Grader(mode, grade.workers, grade.timeout_s, own.digits) as grader:
             print(shown(report(options.file, grader, options.problems)))
     return ended.code

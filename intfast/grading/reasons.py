@@ -1,0 +1,41 @@
+"""Why an answer counts as it does.
+
+What the model did not answer readably is wrong; what *we* could not decide is unscored, and an
+unscored sample belongs in neither a reward nor a baseline.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNSCORED = "unscored"
+
+
+class Reason(StrEnum):
+    """Why an answer counts as it does."""
+
+    CORRECT = "correct"  # equal to the gold answer
+    WRONG = "wrong"  # a readable answer, not equal
+    UNIT = "unit"  # another unit, angle, base or half of the day
+    UNDEFINED = "undefined"  # a division by zero, infinity minus infinity, ...
+    LEFTOVER = "leftover"  # something beside the value that is not understood
+    NO_ANSWER = "no_answer"  # the text names no answer
+    TRUNCATED = "truncated"  # no answer, and the text was cut at the token limit
+    TOO_LONG = "too_long"  # more than MAX_CHARS characters
+    BAD_CHARACTERS = "bad_characters"  # characters that no answer needs
+    TOO_COMPLEX = "too_complex"  # a power tower or factorial that would not finish
+    UNPARSEABLE = "unparseable"  # not mathematics that the parser knows
+    # Unscored are the last three.
+    TIMEOUT = "timeout"  # the comparison passed the deadline; its worker was killed
+    CRASH = "crash"  # the worker died: memory, recursion, a fault of the parser
+    GOLD_UNPARSEABLE = "gold_unparseable"  # the gold answer cannot be compared: drop the problem
+
+    @property
+    def status(self) -> Status:
+        if self in (Reason.TIMEOUT, Reason.CRASH, Reason.GOLD_UNPARSEABLE):
+            return Status.UNSCORED
+        return Status.CORRECT if self is Reason.CORRECT else Status.WRONG
