@@ -21,6 +21,7 @@ from intfast.config import SAMPLED, BatchConfig, Config, SamplingConfig
 from intfast.grading.answers import MATHEMATICS
 from intfast.grading.grader import Grader
 from intfast.model import folder as model_folder
+from intfast.model import weights
 from intfast.records import Example, Problem, Record
 from intfast.sample import fits
 from intfast.sources import named
@@ -78,6 +79,7 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
             "and hints need; add a column reference_solution, or for plain RL set sft.epochs = 0 "
             'and rl.problems = "selected"'
         )
+    compare_ranks(config, [*problems, *tests])
     return problems, tests
 
 
@@ -106,11 +108,12 @@ def _told_apart(problems: list[Problem], tests: list[Problem], say: Say) -> list
     return unique
 
 
-def compare_ranks(config: Config, problems: Sequence[Problem], folder: Path) -> None:
+def compare_ranks(config: Config, problems: Sequence[Problem]) -> None:
     """Raise ranks.Refused unless all ranks have the same settings, problems, model and versions."""
     world = ranks.now()
     if world.world == 1:
         return
+    folder = weights.resolve(config.model.path)
     about = identity.surroundings(torch.device("cpu"))
     mine = {
         "settings": cli.to_toml(config),

@@ -118,7 +118,6 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     interrupt.check()
     path = weights.resolve(config.model.path)
     weights.check(path)
-    intake.compare_ranks(config, [*problems, *tests], path)
     tokenizer = load_tokenizer(path)
     # Tomorrow's prompts are today's, also of a template that writes the date.
     started = prompt_time(Path(config.run))

@@ -51,8 +51,8 @@ class Watchdog:
             if silent_s > self.limit_s:
                 text = (
                     f"{ranks.now().name}error: {text} (watchdog_s = {self.limit_s:g}); the stacks "
-                    f"are in {self.path}. The same command continues this run; raise watchdog_s when the phase is "
-                    "slow, not stuck\n"
+                    f"are in {self.path}. The same command continues this run; raise watchdog_s "
+                    "when the phase is slow, not stuck\n"
                 )
                 try:
                     faulthandler.cancel_dump_traceback_later()
