@@ -159,8 +159,9 @@ def _train(
 ) -> dict[str, Any]:
     """SFT on what the rule kept, and its accuracy on the held-out problems."""
     problems = {problem.id: problem for problem in run.problems}
-    judged = intervene.judge(candidates, drawn, rule)
-    examples = sft_data.build_examples(run.sampler, problems, judged, drawn, run.config.sft.target)
+    judged = list(intervene.judge(candidates, drawn, rule))
+    target = run.config.sft.target
+    examples = list(sft_data.build_examples(run.sampler, problems, judged, drawn, target))
     stage = name.replace(" ", "-").replace(",", "")
     sft.sft(run, stage, examples)
     found = collect.evaluation(run, stage)

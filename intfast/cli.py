@@ -49,7 +49,7 @@ GONE = {
     "policy.correction_high": "use policy.correction_bounds = [low, high]",
     "metrics.project": 'the project in wandb and trackio is "intfast"',
     "rollout.graphs": "the constant CUDA_GRAPHS of intfast/engine/vllm_start.py",
-    "rollout.chunk_samples": "the constant CHUNK_SAMPLES of intfast/collect.py",
+    "rollout.chunk_samples": "the constant CHUNK_SAMPLES of intfast/engine/protocol.py",
     "grade.max_unscored": "the constant MAX_UNSCORED of intfast/grading/watch.py",
     "parity.threshold": "the dtype decides: THRESHOLDS of intfast/parity.py",
     "weights": 'use rollout.engine = "vllm_copy" for weights.share = false',

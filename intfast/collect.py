@@ -8,22 +8,20 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from intfast import intervene, parity
 from intfast.config import Config
-from intfast.engine.protocol import derive_seed
+from intfast.engine.protocol import CHUNK_SAMPLES, derive_seed
 from intfast.evaluate import Evaluation, ProblemCounts, count_samples
-from intfast.records import Attempt, Continuation, Example, Guided, Intervention, Problem
+from intfast.grading.watch import at_gates
+from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.run import Run
 from intfast.sample import Graded, Item, Start, chunks
 from intfast.state import interrupt
-from intfast.state.runfolder import Journal
-
-CHUNK_SAMPLES = 4096
-"""Samples per call of the engine. Records are written to disk after every call, an evaluation after
-its last one: interrupted, it is drawn again."""
+from intfast.state.journal import Journal, Lazy
 
 
 @dataclass
@@ -31,11 +29,12 @@ class Found:
     """What the stages before training brought to light."""
 
     selected: list[Problem]
-    attempts: list[Attempt] = field(default_factory=list)
-    wrong: list[tuple[Problem, Attempt]] = field(default_factory=list)
-    interventions: list[Intervention] = field(default_factory=list)
-    continuations: list[Continuation] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
+    # Read from the disk as they are asked for: together they do not fit into memory.
+    attempts: Sequence[Attempt] = ()
+    wrong: Sequence[tuple[Problem, Attempt]] = ()
+    interventions: Sequence[Intervention] = ()
+    continuations: Sequence[Continuation] = ()
+    examples: Sequence[Example] = ()
     supervised: str = "base"
     """The weights after SFT, where RL starts."""
 
@@ -81,19 +80,19 @@ def draw_missing(
 # --- attempts ----------------------------------------------------------------------------------
 
 
-def attempts(run: Run) -> list[Attempt]:
+def attempts(run: Run) -> Sequence[Attempt]:
     """`attempts.samples` graded attempts of every training problem, from the base model."""
     num = run.config.attempts.samples
     journal = run.folder.journal("attempts", Attempt)
     # What is there is known by its name, not by its place: records may be missing anywhere.
-    done = {(record.problem_id, record.sample) for record in journal.records}
+    done = {(record.problem_id, record.sample) for record in journal}
     todo = [
         (problem, missing)
         for problem in run.problems
         if (missing := [n for n in range(num) if (problem.id, n) not in done])
     ]
     if not todo:
-        return journal.records
+        return journal
 
     def work(chunk: Any, advance: intervene.Advance) -> None:
         journal.append(_attempt(run, chunk, advance))
@@ -101,10 +100,12 @@ def attempts(run: Run) -> list[Attempt]:
     # Held only where something is drawn: a finished stage loads no weights.
     run.hold("base")
     draw_missing(run, "attempts", todo, lambda item: len(item[1]), work)
-    grades = Counter(record.grade for record in journal.records)
+    grades = Counter(record.grade for record in journal)
     line = "attempts: " + ", ".join(f"{count} {grade}" for grade, count in grades.most_common())
-    run.metrics.row("attempts", 1, dict(grades), line)
-    return journal.records
+    if cut := sum(record.finish_reason == "length" for record in journal):
+        line += f"; {cut} cut at the length limit"
+    run.metrics.row("attempts", 1, dict(grades) | {"cut": cut}, line)
+    return journal
 
 
 def _attempt(
@@ -140,19 +141,20 @@ def select(run: Run, records: Sequence[Attempt]) -> list[Problem]:
 
 def wrong_attempts(
     run: Run, selected: Sequence[Problem], records: Sequence[Attempt]
-) -> list[tuple[Problem, Attempt]]:
+) -> Sequence[tuple[Problem, Attempt]]:
     """The first `wrong_per_problem` wrong attempts of each selected problem with a reference."""
     # Ungraded attempts are not wrong ones: nothing is learned from correcting them.
-    by_problem: dict[str, list[Attempt]] = defaultdict(list)
-    for record in records:
+    by_problem: dict[str, list[int]] = defaultdict(list)
+    for place, record in enumerate(records):
         if record.grade == "wrong":
-            by_problem[record.problem_id].append(record)
-    return [
-        (problem, attempt)
+            by_problem[record.problem_id].append(place)
+    chosen = [
+        (problem, place)
         for problem in selected
         if problem.reference
-        for attempt in by_problem[problem.id][: run.config.attempts.wrong_per_problem]
+        for place in by_problem[problem.id][: run.config.attempts.wrong_per_problem]
     ]
+    return Lazy(chosen, lambda pair: (pair[0], records[pair[1]]))
 
 
 # --- interventions -----------------------------------------------------------------------------
@@ -160,104 +162,84 @@ def wrong_attempts(
 
 def interventions(
     run: Run, wrong: Sequence[tuple[Problem, Attempt]]
-) -> tuple[list[Intervention], list[Continuation]]:
+) -> tuple[Sequence[Intervention], Sequence[Continuation]]:
     """Candidates with their final gate, and all continuations, for these wrong attempts."""
     config, seed = run.config.intervene, run.config.seed
     journal = run.folder.journal("interventions", Intervention)
-    drawn = Counter((record.problem_id, record.attempt) for record in journal.records)
+    drawn = Counter((record.problem_id, record.attempt) for record in journal)
     # An attempt whose candidates were cut off in the middle is verified again.
     done = {key for key, count in drawn.items() if count == config.samples}
     if len(done) < len(drawn):
-        journal.replace([r for r in journal.records if (r.problem_id, r.attempt) in done])
-    todo = [pair for pair in wrong if (pair[1].problem_id, pair[1].sample) not in done]
+        journal.replace(r for r in journal if (r.problem_id, r.attempt) in done)
+    # Records name their attempt; the problem and its text are looked up by it.
+    places = {(problem.id, attempt.sample): n for n, (problem, attempt) in enumerate(wrong)}
+    todo = [place for key, place in places.items() if key not in done]
 
-    def propose(chunk: Any, advance: intervene.Advance) -> None:
-        journal.append(intervene.propose(run.sampler, chunk, config, seed, advance))
+    def propose(chunk: Sequence[int], advance: intervene.Advance) -> None:
+        pairs = [wrong[place] for place in chunk]
+        journal.append(intervene.propose(run.sampler, pairs, config, seed, advance))
 
     if todo:
         run.hold("base")
         # Guided solution and verifications of an attempt, on one progress bar.
         turns = config.samples + int(config.guided_solve)
         draw_missing(run, "verify and intervene", todo, lambda _: turns, propose)
-        gates = Counter(record.gate for record in journal.records)
-        line = "interventions: " + ", ".join(f"{n} {gate}" for gate, n in gates.most_common())
-        run.metrics.row("verify", 1, dict(gates), line)
+        gates, words = at_gates(journal)
+        run.metrics.row("verify", 1, gates, f"interventions: {words}")
 
-    # Records name their attempt; the problem and its text are looked up here.
-    pairs = {(problem.id, attempt.sample): (problem, attempt) for problem, attempt in wrong}
     # Those that reached the continuations once reach them again, whatever was judged so far.
-    passed = [
-        (*pairs[record.problem_id, record.attempt], record)
-        for record in journal.records
-        if record.gate in intervene.REACHED_CONTINUATION
-    ]
+    passed = []
+    for place, record in enumerate(journal):
+        if record.gate in intervene.REACHED_CONTINUATION:
+            pair = places[record.problem_id, record.attempt]
+            read = partial(_read, wrong, pair, journal, place)
+            passed.append(intervene.Passed(record.problem_id, record.id, read))
     continuations = run.folder.journal("continuations", Continuation)
     if config.continuations:
         _continue(run, passed, continuations)
     # Judged again each time: a run that continues with more continuations decides by all of them.
-    journal.replace(intervene.judge(journal.records, continuations.records, config))
-    return journal.records, continuations.records
+    journal.replace(intervene.judge(journal, continuations, config))
+    return journal, continuations
+
+
+def _read(
+    wrong: Sequence[tuple[Problem, Attempt]], pair: int, journal: Journal[Intervention], place: int
+) -> tuple[Problem, Attempt, Intervention]:
+    return *wrong[pair], journal[place]
 
 
 def _continue(
     run: Run,
-    passed: Sequence[tuple[Problem, Attempt, Intervention]],
+    passed: Sequence[intervene.Passed],
     journal: Journal[Continuation],
 ) -> None:
     """Draw waves of continuations until the stop rule is met for every intervention."""
     config, seed = run.config.intervene, run.config.seed
 
-    def work(chunk: Any, advance: intervene.Advance) -> None:
-        journal.append(
-            intervene.continue_from(run.sampler, chunk, config.continuation, seed, advance)
-        )
+    # Read once: a wave needs only what became of those before it.
+    done = intervene.outcomes(journal)
 
-    wave = 0
-    while todo := intervene.missing(run.sampler, passed, journal.records, config):
+    def work(chunk: Sequence[intervene.Todo], advance: intervene.Advance) -> None:
+        records = intervene.continue_from(run.sampler, chunk, config.continuation, seed, advance)
+        journal.append(records)
+        for key, found in intervene.outcomes(records).items():
+            done.setdefault(key, {}).update(found)
+
+    while todo := intervene.missing(passed, done, config):
         run.hold("base")
         # The earliest wave alone, so that an interrupted run keeps the order of its records.
         first = min(item.samples[0] // config.wave for item in todo)
         todo = [item for item in todo if item.samples[0] // config.wave == first]
-        wave += 1
-        title = f"continuations, wave {wave}"
+        title = f"continuations, wave {first + 1}"
         draw_missing(run, title, todo, lambda item: len(item.samples), work)
         # Over all waves so far, so that the line says where the stage stands.
-        right = Counter(r.start for r in journal.records if r.grade == "correct")
-        drawn = Counter(record.start for record in journal.records)
+        right, drawn = Counter(), Counter()
+        for (_, start), found in done.items():
+            right[start] += sum(found.values())
+            drawn[start] += len(found)
         line = ", ".join(f"{right[start]} of {n} right from {start}" for start, n in drawn.items())
         values = {f"right_{s}": right[s] for s in drawn} | {f"drawn_{s}": drawn[s] for s in drawn}
-        run.metrics.row("continue", wave, values, f"continuations: {line}")
-
-
-def generated_tokens(run: Run) -> dict[str, int]:
-    """Tokens that the model generated to make training data and choose problems, by journal.
-
-    Continuations from the error or the prefix alone, and evaluations, only measure: not counted.
-    """
-
-    def records(name: str, kind: type) -> list[Any]:
-        return run.folder.journal(name, kind).records
-
-    return {
-        # An attempt is stored without the token that stopped it.
-        "attempts": sum(
-            len(record.token_ids) + (record.finish_reason == "stop")
-            for record in records("attempts", Attempt)
-        ),
-        "verify": sum(record.num_tokens for record in records("interventions", Intervention)),
-        "continue": sum(
-            len(record.token_ids)
-            for record in records("continuations", Continuation)
-            if record.start == "intervention"
-        ),
-        "guided": sum(len(record.token_ids) for record in records("guided", Guided)),
-    }
-
-
-def rl_tokens(run: Run, name: str) -> int:
-    """Tokens that an RL stage has generated so far: rollouts, and verifications of `credit`."""
-    rows = run.metrics.rows(name)
-    return sum(row.get("sampled_tokens", 0) + row.get("verify_tokens", 0) for row in rows)
+        run.metrics.row("continue", first + 1, values, f"continuations: {line}")
 
 
 # --- evaluation --------------------------------------------------------------------------------
@@ -293,12 +275,17 @@ def evaluation(run: Run, name: str, step: int | None = None) -> Evaluation | Non
     draw_missing(run, f"evaluate {key}", starts, lambda start: len(start.seeds), work)
     result = Evaluation(name=key, seed=seed, problems=counted)
     run.folder.write_json("evaluations.json", stored | {key: result})
-    accuracy = result.summary(config.ks).accuracy
-    line = (
-        f"evaluation of {key}: accuracy {accuracy.value:.4f} [{accuracy.low:.4f}, "
-        f"{accuracy.high:.4f}] on {accuracy.num_problems} problems"
-    )
-    run.metrics.row("evaluate", step or 0, {"of": key, "accuracy": accuracy.value}, line)
+    row: dict[str, Any] = {"of": key}
+    line = f"evaluation of {key}: no answer could be graded"
+    if result.accuracies():
+        found = result.summary([])
+        row |= {"accuracy": found.accuracy.value, "truncated": found.truncated}
+        line = (
+            f"evaluation of {key}: accuracy {found.accuracy.value:.4f} [{found.accuracy.low:.4f}, "
+            f"{found.accuracy.high:.4f}] on {found.accuracy.num_problems} problems"
+        )
+        line += f", {found.truncated:.0%} cut at the length limit" if found.truncated else ""
+    run.metrics.row("evaluate", step or 0, row, line)
     return result
 
 

@@ -1,7 +1,6 @@
 """Every setting of a run: one tree of frozen Structs; the text after a field is its help text.
 
-Defaults are the InT paper's, but for `intervene.stop`; they stand here and nowhere else. The rules
-are in checks.py; cli.py loads and explains the tree.
+Defaults are the InT paper's, but for `intervene.stop`. The rules are in checks.py.
 """
 
 from __future__ import annotations
@@ -41,11 +40,9 @@ class ModelConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" is CUDA where torch sees it, else the CPU; the choice is printed."""
     kernels: Literal["auto", "torch", "liger", "fused"] = "auto"
-    """Norms, rotary embedding, SwiGLU: "torch", or on CUDA "liger"'s kernels or our "fused" ones;
-    "auto" is Liger's on CUDA where it is installed; the choice is printed."""
+    """Of norms, rotation, SwiGLU; "auto" is Liger's on CUDA where it is installed, and printed."""
     activation_checkpointing: bool | Literal["selective"] = False
-    """Recompute activations in backward: about a third more time, much less memory. "selective"
-    keeps matrix products and attention: little more time, about half the memory of none."""
+    """Recompute activations in backward; "selective" keeps matrix products and attention."""
     threads: int | None = None
     """CPU threads of torch; absent: torch's own choice."""
     memory_gib: float | None = None
@@ -175,7 +172,7 @@ class OptimConfig(Settings):
     lr: float = 1e-6
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    """Its shape after the warm-up, over all planned steps, with an update or without."""
     floor: float = 0.1
     """Learning rate at the end, as a share of the peak."""
     warmup_ratio: float = 0.0
@@ -193,8 +190,8 @@ class SftConfig(Settings):
         "intervention"
     )
     """"reference": reference solutions; "reflection": the model's rewrites of its wrong attempts;
-    "rft": its right attempts; "star": those, and right solutions written with the reference in
-    view; "prefix": beginnings of its attempts, right or wrong (UPFT)."""
+    "rft": its right attempts; "star": those, and right solutions with the reference in view;
+    "prefix": beginnings of its attempts, right or wrong (UPFT)."""
     target: Literal["recipe", "intervention", "suffix", "one_per_problem", "no_filter"] = "recipe"
     """"recipe": prefix + intervention of all that are kept, as in the paper. Its ablations:
     "intervention": no loss on the prefix; "suffix": a right continuation is appended;
@@ -249,8 +246,7 @@ class CreditConfig(Settings):
     mask_truncated: bool = False
     """Leave completions that hit the length limit out of the loss (their reward still counts)."""
     process: Literal["none", "vppo", "capo"] = "none"
-    """Credit inside wrong rollouts, located by verification: "vppo" rewards the tokens before the
-    wrong step, "capo" penalises those of the step."""
+    """In wrong rollouts "vppo" rewards tokens before the wrong step, "capo" penalises its own."""
     process_weight: float = 0.5
     """That reward or penalty; a right rollout earns 1."""
 
@@ -269,8 +265,8 @@ class RlConfig(Settings):
     problems: Literal["selected", "unlocked"] = "unlocked"
     """"selected": all of stage 1; "unlocked": those with a kept intervention (the paper)."""
     hint: Literal["off", "shortest"] | float = "off"
-    """Hint-guided RL: problems also appear with the beginning of their reference, one to one. A
-    number: that share; "shortest": the first of guided.SHARES from which a sample is right."""
+    """Problems also appear with the beginning of their reference, one to one: this share of it, or
+    "shortest", the first of guided.SHARES from which a sample is right."""
     refill: int = 0
     """Dynamic sampling: extra rounds that replace groups without variance, at most so many."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0)
@@ -327,9 +323,8 @@ class MetricsConfig(Settings):
     """SFT examples whose tokens the report colours by what SFT did to them; 0 is off."""
 
 
-SAMPLED = (
-    "attempts.sampling intervene.sampling intervene.continuation rl.sampling evaluate.sampling"
-)
+SAMPLED = "attempts.sampling intervene.sampling intervene.continuation "
+SAMPLED += "rl.sampling evaluate.sampling"
 """Where the stages say how they draw tokens."""
 
 
@@ -344,8 +339,7 @@ class Config(Settings):
     seed: int = 0
     """Drives sampling and data order through named streams."""
     watchdog_s: float = 1800.0
-    """Seconds without progress after which the run prints where it is stuck and ends with code 124;
-    0 switches it off."""
+    """Seconds without progress after which the run says where it is stuck and ends; 0 is off."""
     sampling: SamplingConfig = SamplingConfig(
         temperature=0.7, top_p=0.8, top_k=20, max_new_tokens=16384
     )
@@ -378,7 +372,7 @@ class Config(Settings):
     @property
     def needs_interventions(self) -> bool:
         """Whether interventions are what is trained on, or what selects the problems of RL."""
-        by_rl = bool(self.rl.steps) and self.rl.problems == "unlocked"
+        by_rl = self.rl.steps > 0 and self.rl.problems == "unlocked"
         return by_rl or (bool(self.sft.epochs) and self.sft.data == "intervention")
 
     @property
@@ -391,13 +385,16 @@ class Config(Settings):
     def needs_references(self) -> bool:
         """Whether a reference solution takes part anywhere."""
         by_sft = bool(self.sft.epochs) and self.sft.data not in ("rft", "prefix")
-        return self.needs_interventions or by_sft or self.rl.hint != "off"
+        by_rl = self.rl.hint != "off" or (self.rl.steps > 0 and self.rl.credit.process != "none")
+        return self.needs_interventions or by_sft or by_rl
 
 
 MAY_CHANGE = {
-    *("run", "watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
+    *("run", "model.path", "data.train", "data.test", "rl.steps", "rl.checkpoint_every"),
+    *("watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
     *("model.memory_gib", "model.activation_checkpointing", "batch.max_tokens", "grade.workers"),
     *("rollout.cache_gib", "rollout.max_rows", "rollout.sleep"),
 }
-"""Settings that have no part in what a run computes, on a CPU but for `batch.max_tokens` to the
-last bit: what a run that was moved, out of memory, or stopped by a check, may be continued with."""
+"""What a run that was moved, out of memory, or stopped by a check may be continued with: no part of
+what it computes (on a CPU to the last bit, but for `batch.max_tokens`). Inputs must have the
+digests they had; `rl.steps`, with its schedule, may only grow."""

@@ -6,7 +6,7 @@ What is dropped is counted and printed before anything is generated.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from operator import attrgetter
@@ -75,9 +75,9 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
     tests = _told_apart(problems, loaded["test"], partial(say_on, console))
     if config.needs_references and not any(problem.reference for problem in problems):
         raise ValueError(
-            f"{settings.train}: no problem has a reference solution, which interventions, rewrites "
-            "and hints need; add a column reference_solution, or for plain RL set sft.epochs = 0 "
-            'and rl.problems = "selected"'
+            f"{settings.train}: no problem has a reference solution, which interventions, "
+            "rewrites, hints and process credit need; add a column reference_solution, or for "
+            'plain RL set sft.epochs = 0 and rl.problems = "selected"'
         )
     compare_ranks(config, [*problems, *tests])
     return problems, tests
@@ -289,14 +289,29 @@ def fitting_train(
     return problems, said
 
 
-def fitting_examples(examples: Sequence[Example], batch: BatchConfig) -> tuple[list[Example], str]:
-    """The training sequences within the token budget, and a sentence on the others."""
-    if batch.too_long != "error":
-        return list(examples), ""
-    kept = [example for example in examples if len(example.token_ids) <= batch.max_tokens]
-    if len(kept) == len(examples):
-        return kept, ""
-    return kept, (
-        f"dropped {len(examples) - len(kept)} of {len(examples)} training sequences: longer than "
-        f'batch.max_tokens = {batch.max_tokens:,}; raise it, or set batch.too_long = "alone"'
-    )
+class Fitting(Iterable[Example]):
+    """The training sequences within the token budget; `said` is of those that came before."""
+
+    def __init__(self, examples: Iterable[Example], batch: BatchConfig) -> None:
+        self.examples, self.batch = examples, batch
+        self.kept = self.dropped = 0
+
+    def __iter__(self) -> Iterator[Example]:
+        for example in self.examples:
+            fits = len(example.token_ids) <= self.batch.max_tokens
+            if fits or self.batch.too_long != "error":
+                self.kept += 1
+                yield example
+            else:
+                self.dropped += 1
+
+    @property
+    def said(self) -> str:
+        """A sentence on those that were dropped; empty where none was."""
+        if not self.dropped:
+            return ""
+        return (
+            f"dropped {self.dropped} of {self.kept + self.dropped} training sequences: longer than "
+            f"batch.max_tokens = {self.batch.max_tokens:,}; raise it, or set "
+            'batch.too_long = "alone"'
+        )

@@ -6,7 +6,7 @@ Every candidate is recorded with the gate that it reached; GATES has them in the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -97,7 +97,8 @@ def propose(
             has_passed = has_passed or found["gate"] == "passed"
             # The guided solution is paid for once, with the first candidate.
             num_tokens = draft.num_tokens + len(completion.token_ids)
-            out.append(msgspec.structs.replace(draft, reply=reply, num_tokens=num_tokens, **found))
+            found |= {"num_tokens": num_tokens, "finish_reason": completion.finish_reason}
+            out.append(msgspec.structs.replace(draft, reply=reply, **found))
     return out
 
 
@@ -170,30 +171,41 @@ def _gate(
 # --- continue ----------------------------------------------------------------------------------
 
 
+class Passed(NamedTuple):
+    """An intervention to continue from; `read` brings what it is made of when it is its turn."""
+
+    problem_id: str
+    id: str
+    read: Callable[[], tuple[Problem, Attempt, Intervention]]
+
+
 class Todo(NamedTuple):
     """Continuations to draw: which samples, from which start of which intervention."""
 
-    problem: Problem
-    intervention: Intervention
+    passed: Passed
     start: str
     samples: list[int]
-    answer_ids: list[int]
 
 
-def missing(
-    sampler: Sampler,
-    passed: Sequence[tuple[Problem, Attempt, Intervention]],
-    records: Sequence[Continuation],
-    config: InterveneConfig,
-) -> list[Todo]:
+Outcomes = dict[tuple[str, str], dict[int, bool]]
+"""(intervention id, start) -> sample number -> was it right."""
+
+
+def outcomes(records: Iterable[Continuation]) -> Outcomes:
+    """What became of continuations."""
+    done: Outcomes = {}
+    for record in records:
+        found = done.setdefault((record.intervention_id, record.start), {})
+        found[record.sample] = record.grade == "correct"
+    return done
+
+
+def missing(passed: Sequence[Passed], done: Outcomes, config: InterveneConfig) -> list[Todo]:
     """The next wave of continuations, given those drawn; empty when the stop rule is met for all.
 
     With `config.baselines` the prefix + wrong step and the prefix alone are continued as well,
     as often as the rule allows at most.
     """
-    done: dict[tuple[str, str], dict[int, bool]] = defaultdict(dict)
-    for record in records:
-        done[record.intervention_id, record.start][record.sample] = record.grade == "correct"
     todo = []
     for start in ("intervention", "error", "prefix") if config.baselines else ("intervention",):
         # The rule to stop early is for interventions: of baselines the rates are wanted.
@@ -201,11 +213,10 @@ def missing(
         if start != "intervention":
             rule = msgspec.structs.replace(config, stop="never", one_per_problem=False)
         # Outcomes so far, by sample number: what a wave decides must not depend on when it ran.
-        tried = [Tried(problem.id, done[record.id, start]) for problem, _, record in passed]
-        for (problem, attempt, record), samples in zip(passed, next_wave(tried, rule), strict=True):
-            if samples:
-                ids = answer_so_far(sampler, attempt, record, start)
-                todo.append(Todo(problem, record, start, samples, ids))
+        tried = [Tried(item.problem_id, done.get((item.id, start), {})) for item in passed]
+        samples_I = next_wave(tried, rule)
+        found = zip(passed, samples_I, strict=True)
+        todo += [Todo(item, start, samples) for item, samples in found if samples]
     return todo
 
 
@@ -217,22 +228,16 @@ def continue_from(
     advance: Advance | None = None,
 ) -> list[Continuation]:
     """Draw and grade these continuations."""
-    starts = [
-        Start(
-            item.problem,
-            [
-                derive_seed(seed, "continue", item.intervention.id, item.start, n)
-                for n in item.samples
-            ],
-            item.answer_ids,
-        )
-        for item in todo
-    ]
+    starts = []
+    for (_, key, read), start, samples in todo:
+        problem, attempt, record = read()
+        seeds = [derive_seed(seed, "continue", key, start, n) for n in samples]
+        starts.append(Start(problem, seeds, answer_so_far(sampler, attempt, record, start)))
     graded_P_G = sampler.sample(starts, sampling, advance)
     return [
         Continuation(
-            intervention_id=item.intervention.id,
-            problem_id=item.problem.id,
+            intervention_id=item.passed.id,
+            problem_id=item.passed.problem_id,
             start=item.start,
             sample=sample,
             token_ids=graded.completion.token_ids,
@@ -266,26 +271,21 @@ def answer_so_far(
 
 
 def judge(
-    candidates: Sequence[Intervention],
-    continuations: Sequence[Continuation],
+    candidates: Iterable[Intervention],
+    continuations: Iterable[Continuation],
     config: InterveneConfig,
-) -> list[Intervention]:
+) -> Iterator[Intervention]:
     """The candidates with their final gate: "kept" or "unsolved" for those that were continued."""
-    if not config.continuations:
-        return list(candidates)
     # Right continuations are the evidence that a step opens a way to the answer.
     correct = correct_counts(continuations)
-    return [
-        msgspec.structs.replace(
-            candidate, gate="kept" if correct[candidate.id] >= config.min_correct else "unsolved"
-        )
-        if candidate.gate in REACHED_CONTINUATION
-        else candidate
-        for candidate in candidates
-    ]
+    for candidate in candidates:
+        if config.continuations and candidate.gate in REACHED_CONTINUATION:
+            gate = "kept" if correct[candidate.id] >= config.min_correct else "unsolved"
+            candidate = msgspec.structs.replace(candidate, gate=gate)
+        yield candidate
 
 
-def correct_counts(continuations: Sequence[Continuation]) -> dict[str, int]:
+def correct_counts(continuations: Iterable[Continuation]) -> dict[str, int]:
     """Intervention id -> number of right continuations from it."""
     counts: dict[str, int] = defaultdict(int)
     for record in continuations:

@@ -9,6 +9,7 @@ from intfast.model import weights
 from intfast.rl import rl
 from intfast.run import Run
 from intfast.sft import sft
+from intfast.state import identity
 
 
 def train(run: Run) -> Found:
@@ -50,7 +51,9 @@ def train(run: Run) -> Found:
 def export(run: Run, name: str) -> None:
     """Write the named weights as a Hugging Face folder, `export/` in the run folder."""
     target = run.folder.path / "export"
-    if not target.exists():  # it appears only when complete
+    # Looked at again each time: somebody may have deleted or cut what is in it.
+    if not identity.is_exported(run.folder, name, run.metrics.say):
         run.hold(name)
-        weights.save(run.decoder, run.model_path, target)
+        weights.save(run.decoder, run.model_path, target)  # it appears only when complete
+        identity.keep_export(run.folder, name)
     run.metrics.say(f"exported the weights {name} to {target}")

@@ -77,6 +77,8 @@ class Intervention(Record):
     intervention_ids: list[int] = []
     num_tokens: int = 0
     """Tokens generated for this candidate (guided solve counted once, with sample 0)."""
+    finish_reason: str = ""
+    """Of the reply, as in a Completion; "" where there is none, and in runs before this field."""
 
 
 class Continuation(Record):

@@ -14,9 +14,11 @@ from typing import Any
 
 from intfast import collect, credit, loss, parity
 from intfast.batch import Packed, pack, shuffled, split
+from intfast.config import RlConfig
 from intfast.credit import Credit
 from intfast.engine.protocol import derive_seed
-from intfast.methods import process_credit
+from intfast.grading.watch import cut_short
+from intfast.methods import cost, process_credit
 from intfast.model.decoder import Decoder
 from intfast.records import Problem
 from intfast.run import Run
@@ -38,17 +40,19 @@ def rl(
     it carries no loss.
     """
     config, check_every = run.config.rl, run.config.parity.every
-    if is_finished(run, name):
+    if is_finished(run, name, config.steps):
         return
-    tasks = _tasks(problems, hints or {})
+    tasks = _tasks(problems, hints or {}, run)
     # For a comparison at equal tokens: what the run generated before RL counts too.
-    collected = sum(collect.generated_tokens(run).values()) if config.until_tokens else 0
+    collected = sum(cost.generated_tokens(run).values()) if config.until_tokens else 0
     reference = _reference(run, initial) if config.policy.kl else None
     temperature = config.sampling.temperature
     policy_loss = partial(loss.policy_loss, config=config.policy, temperature=temperature)
-    # The schedule is over updates, of which a step has as many as it has minibatches.
-    with Stage(run, name, initial, config.optim, config.steps * config.minibatches) as stage:
+    # A step moves the schedule by all its minibatches, whether or not each makes an update.
+    with Stage(run, name, initial, config.optim, config.steps, config.minibatches) as stage:
         start, is_last = stage.step, False
+        if stage.state.get("finished"):  # rl.steps has grown since
+            run.folder.rename_entry("evaluations.json", name, f"{name}@{start}")
         parity.before_generating(run)
         while not is_last:
             # Not at the end of a step: what is done is saved before an evaluation is broken off.
@@ -70,7 +74,7 @@ def rl(
             # The engine sleeps while the step trains: their memory is the same memory.
             with run.updating():
                 with run.metrics.phase("prepare"):
-                    updates = minibatches(run, rollouts, advantages_P_G, step)
+                    updates, row["examples"] = minibatches(run, rollouts, advantages_P_G, step)
                 stats = []
                 with run.metrics.phase("train"):
                     # Off-policy from the second update on; the clipped ratio to the old policy
@@ -79,11 +83,11 @@ def rl(
                         stats.append(update(stage, packed, divisor, policy_loss))
             row |= loss.together(stats)
             # Written before the step is saved: a row of a step that was lost is dropped on resume.
-            run.metrics.row(name, step, row, _line(name, step, config.steps, row))
+            run.metrics.row(name, step, row, _line(name, step, config, row))
             # A stage at equal tokens goes on past its steps until the budget is generated.
             is_last = step >= config.steps and (
                 not config.until_tokens
-                or collected + collect.rl_tokens(run, name) >= config.until_tokens
+                or collected + cost.rl_tokens(run, name) >= config.until_tokens
             )
             save = is_last or step % config.checkpoint_every == 0
             stage.finish_step(save=save, finished=is_last, cursor=rollouts.cursor)
@@ -92,11 +96,11 @@ def rl(
 # --- rollouts ----------------------------------------------------------------------------------
 
 
-def _tasks(problems: Sequence[Problem], hints: Hints) -> list[Task]:
+def _tasks(problems: Sequence[Problem], hints: Hints, run: Run) -> list[Task]:
     if not problems:
         raise ValueError(
             'rl.problems = "unlocked" leaves no problem: no intervention was kept; '
-            'use rl.problems = "selected"'
+            + (cut_short(run.folder, run.config) or 'use rl.problems = "selected"')
         )
     # Bare and hinted version are two tasks of one stream: a step has both kinds.
     bare: list[Task] = [(problem, None) for problem in problems]
@@ -196,12 +200,15 @@ def _mean_reward(groups_P_G: Sequence[Sequence[Graded]]) -> float:
     return sum(scored) / max(1, len(scored))
 
 
-def _line(name: str, step: int, total: int, row: Mapping[str, Any]) -> str:
+def _line(name: str, step: int, config: RlConfig, row: Mapping[str, Any]) -> str:
     line = (
-        f"{name} {step}/{total}  reward {row['reward']:.3f}  "
+        f"{name} {step}/{config.steps}  reward {row['reward']:.3f}  "
         f"zero-advantage {row['zero_advantage']:.2f} (all wrong {row['all_wrong']:.2f}, "
         f"all right {row['all_right']:.2f})  length {row['length']:.0f}"
+        + (f" ({row['truncated']:.0%} cut)" if row["truncated"] else "")
     )
+    if row["examples"] < config.minibatches:
+        line += f"  only {row['examples']} rollouts to learn from, for {config.minibatches} updates"
     if not row["updates"]:
         return line + "  no update: no group has variance"
     skipped = f"  SKIPPED, not finite: {row['cause']}" if row["skipped"] else ""
@@ -213,8 +220,11 @@ def _line(name: str, step: int, total: int, row: Mapping[str, Any]) -> str:
 
 def minibatches(
     run: Run, rollouts: Rollouts, advantages_P_G: Sequence[Any], step: int
-) -> list[tuple[Packed, float]]:
-    """(packed, divisor) of each update of a step; those without any gradient are left out."""
+) -> tuple[list[tuple[Packed, float]], int]:
+    """(packed, divisor) of each update of a step, and the number of rollouts that take part.
+
+    Fewer rollouts than minibatches make fewer updates; those without any gradient are left out.
+    """
     config = run.config.rl
     # One training sequence per rollout: prompt without loss, sampled tokens with their advantage.
     made = credit.examples(
@@ -226,13 +236,14 @@ def minibatches(
     )
     updates = []
     seed = derive_seed(run.config.seed, "minibatches", step)
-    for part in split(made, config.minibatches, seed) if made else []:
-        # Counted before sequences of advantage 0 are left out: they are part of the mean.
-        divisor = credit.divisor(part, config.credit, config.sampling.max_new_tokens)
+    # What was drawn may leave few: unscored and masked rollouts, groups that refill did not find.
+    for part in split(made, min(config.minibatches, len(made)), seed) if made else []:
         # Sequences of advantage zero cost a forward and change nothing, unless KL or entropy does.
         if kept := credit.with_gradient(part, config.policy):
+            # Of the whole part: sequences of advantage 0 are left out, but are part of the mean.
+            divisor = credit.divisor(part, config.credit, config.sampling.max_new_tokens)
             updates.append((pack(kept, run.config.batch), divisor))
-    return updates
+    return updates, len(made)
 
 
 def scored(

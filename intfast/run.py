@@ -120,8 +120,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     weights.check(path)
     tokenizer = load_tokenizer(path)
     # Tomorrow's prompts are today's, also of a template that writes the date.
-    started = prompt_time(Path(config.run))
-    style = style_of(config.prompt, tokenizer, started)
+    style = style_of(config.prompt, tokenizer, started := prompt_time(Path(config.run)))
     # Before the engine starts: it tests its bits with this number of threads.
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
@@ -145,17 +144,7 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
         metrics.carry(prompt_reuse(engine))
         sampler = Sampler(engine, tokenizer, style, grader, context, metrics.phase, watch.add)
         both = intake.fitting(problems, tests, sampler.prompt, context, config, metrics.say)
-        run = Run(
-            config=config,
-            folder=folder,
-            metrics=metrics,
-            problems=both[0],
-            tests=both[1],
-            model_path=path,
-            decoder=decoder,
-            sampler=sampler,
-            opened=opened,
-        )
+        run = Run(config, folder, metrics, *both, path, decoder, sampler, opened=opened)
         # Compared with what the folder was started from, before anything is added to it.
         about = manifest(run, choice) | {"prompt_time": started.isoformat()}
         identity.keep(folder, about, metrics.say)
@@ -202,6 +191,9 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         "ranks": ranks.now().world,
         "stop_ids": list(run.sampler.style.stop_ids),
         "model": str(config.model.path),
+        # Of this start: they may move, their content may not.
+        "paths": {k: getattr(config.data, k) for k in ("train", "test")}
+        | {"model": str(run.model_path)},
         "num_parameters": sum(p.numel() for p in run.decoder.parameters()),
         **identity.digests(run.model_path, model_folder.files(run.model_path)),
         "train": {"problems": len(run.problems), "hash": data.fingerprint(run.problems)},

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from intfast import loss
 from intfast.batch import pack, shuffled
 from intfast.engine.protocol import derive_seed
+from intfast.grading.watch import at_gates, cut_short
 from intfast.intervene import REACHED_CONTINUATION
 from intfast.records import Example, Intervention
 from intfast.run import Run
@@ -55,15 +55,16 @@ def sft(run: Run, name: str, examples: Sequence[Example]) -> None:
 
 def _why_no_examples(run: Run) -> str:
     """What the records say, and what would help: a looser filter only where one held anything."""
+    cut = cut_short(run.folder, run.config)
     if run.config.sft.data != "intervention":
         return (
             "sft.data gave no example: the model was right in none of the samples it could come "
-            "from; draw more of them, or take another sft.data"
+            f"from; {cut or 'draw more of them, or take another sft.data'}"
         )
-    records = run.folder.journal("interventions", Intervention).records
-    gates = Counter(record.gate for record in records)
-    said = ", ".join(f"{count} {gate}" for gate, count in gates.most_common()) or "none was drawn"
+    gates, said = at_gates(run.folder.journal("interventions", Intervention))
     helps = "read the replies in interventions.jsonl; more attempts, or a stronger base model, help"
     if gates.keys() & set(REACHED_CONTINUATION):
         helps = 'draw more continuations, or set sft.target = "no_filter"; more attempts help too'
-    return f"no intervention is left to fine-tune on ({said}): {helps}"
+    # What was cut says nothing of the model: that comes before any other advice.
+    helps = cut or helps
+    return f"no intervention is left to fine-tune on ({said or 'none was drawn'}): {helps}"

@@ -66,7 +66,11 @@ def main(arguments: Sequence[str]) -> int:
             from intfast.study import finish
 
             device = partial(pick_device, config)
-            with ranks.joined(device, config.watchdog_s), open_run(config) as run:
+            with (
+                ranks.joined(device, config.watchdog_s),
+                open_run(config) as run,
+                finish.page_of_failure(run),
+            ):
                 finish.finish(run, pipeline.train(run))
     return ended.code
 

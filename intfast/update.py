@@ -38,11 +38,11 @@ class Stage:
     """
 
     def __init__(
-        self, run: Run, name: str, initial: str, config: OptimConfig, total_updates: int
+        self, run: Run, name: str, initial: str, config: OptimConfig, steps: int, updates: int = 1
     ) -> None:
-        """name: what the weights are called in the end; total_updates: for the schedule."""
+        """name: what the weights are called in the end; the schedule: steps of so many updates."""
         self.run, self.name, self.initial = run, name, initial
-        self.config, self.total_updates = config, total_updates
+        self.config, self.total_updates, self.updates = config, steps * updates, updates
         self.step = self.saved = 0
         """Steps finished, and those that the newest checkpoint holds."""
         self.state: dict[str, Any] = {}
@@ -69,8 +69,9 @@ class Stage:
                 k.removeprefix("optim."): x for k, x in tensors.items() if k.startswith("optim.")
             }
             self.optimizer.load_state_tensors(moments, state.pop("optim"))
+            longer = self.optimizer.stretched(state.pop("total", self.total_updates))
             self.saved, self.state = self.step, state
-            run.metrics.say(f"{self.name}: continues after step {self.step}")
+            run.metrics.say(f"{self.name}: continues after step {self.step}{longer}")
         # Rows of steps that ran but were not saved: those steps come again.
         run.metrics.forget_after(self.name, self.step)
         return self
@@ -81,6 +82,8 @@ class Stage:
         The first step is saved as well: a disk that is full shows now and not hours later.
         """
         self.step += 1
+        # The schedule is one of steps: updates that this one did not make are passed over.
+        self.optimizer.num_steps = self.step * self.updates
         self.state = state  # where the stream of problems stands, for one
         if save or self.step == 1:
             self.save()
@@ -94,7 +97,8 @@ class Stage:
         optim = {f"optim.{key}": tensor for key, tensor in tensors.items()}
         with self.run.metrics.phase("save"):
             # Weights and moments and counters in one folder that appears whole or not at all.
-            self.saver.save(self.step, model | optim, self.state | {"optim": counters})
+            more = {"optim": counters, "total": self.optimizer.total_steps}
+            self.saver.save(self.step, model | optim, self.state | more)
         self.saved = self.step
 
     def __exit__(
@@ -117,14 +121,15 @@ class Stage:
             self.run.changed(self.name)
 
 
-def is_finished(run: Run, name: str) -> bool:
-    """Whether a training stage is done: its last checkpoint says so."""
+def is_finished(run: Run, name: str, steps: int = 0) -> bool:
+    """Whether a training stage is done: its last checkpoint says so, and has so many steps."""
     folder = checkpoint.newest(run.stage_folder(name), run.metrics.say)
     if folder is None or not checkpoint.read_state(folder)["finished"]:
         return False
+    step = int(folder.name[5:])
     # The last save may have been killed before it removed the checkpoints that it replaced.
-    checkpoint.prune(folder.parent, int(folder.name[5:]))
-    return True
+    checkpoint.prune(folder.parent, step)
+    return step >= steps
 
 
 # --- an update ---------------------------------------------------------------------------------

@@ -184,28 +184,15 @@ def test_held_out_interventions_stay_out_of_sft(run):
     judged = [intervention(n, f"p{n}", "kept") for n in range(40)]
     problem = run.problems[0]
     problems = {r.problem_id: msgspec.structs.replace(problem, id=r.problem_id) for r in judged}
-    made = sft_data.build_examples(run.sampler, problems, judged, [], "recipe", 0.25)
+    made = list(sft_data.build_examples(run.sampler, problems, judged, [], "recipe", 0.25))
     out = {r.problem_id for r in judged} - {example.problem_id for example in made}
     assert 4 <= len(out) <= 16
     assert all(sft_data.is_held_out(problem_id, 0.25) for problem_id in out)
 
 
 def test_where_a_rule_stops_early_accuracy_is_that_of_the_first_wave():
-    records = [
-        Continuation(
-            intervention_id="i0",
-            problem_id="p",
-            start="intervention",
-            sample=n,
-            token_ids=[1],
-            text="",
-            finish_reason="stop",
-            grade="correct" if n == 5 else "wrong",
-            reason="",
-        )
-        for n in range(6)
-    ]
-    continued = [intervention(0, "p", "kept")]
+    records = [summary.Drawn("i0", n, "correct" if n == 5 else "wrong") for n in range(6)]
+    continued = {"i0": "p"}
     assert summary.start_figures(continued, records, 0)["accuracy"].value == pytest.approx(1 / 6)
     first = summary.start_figures(continued, records, 0, 4)
     assert (first["accuracy"].value, first["problem_coverage"].value) == (0, 1)

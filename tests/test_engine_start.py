@@ -13,7 +13,7 @@ from tiny import make_model
 
 from intfast.config import Config, DataConfig, ModelConfig, RolloutConfig
 from intfast.engine import protocol
-from intfast.engine.device import pick_device, pick_kernels
+from intfast.engine.device import Kernels, pick_device, pick_kernels
 from intfast.engine.native import NativeEngine
 from intfast.engine.protocol import pick_engine
 from intfast.engine.start import start
@@ -191,8 +191,19 @@ def test_a_card_without_the_memory_is_refused_before_weights_are_read(
         start(config, tmp_path, torch.device("cuda"))
 
 
-def test_the_choice_of_kernels_reaches_the_decoder_and_the_manifest(tmp_path):
+def test_the_choice_of_kernels_reaches_the_decoder_and_the_manifest(tmp_path, monkeypatch):
     make_model(tmp_path)
+    load, taken = weights.load, []
+
+    def recorded(folder, dtype, device, kernels):
+        taken.append(kernels)
+        return load(folder, dtype, device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "load", recorded)
+        patch.setattr("intfast.engine.start.pick_kernels", lambda *_: Kernels("liger", "because"))
+        *_, choice = start(config_of(tmp_path), tmp_path, torch.device("cpu"))
+    assert taken == ["liger"] and choice[-2:] == ("liger", "because")
     *_, choice = start(config_of(tmp_path), tmp_path, torch.device("cpu"))
     assert (choice.kernels, choice.kernels_reason) == ("torch", "the model is on the CPU")
     wanted = config_of(tmp_path)

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from small_run import Quiet, words, write_inputs
+from small_run import MODEL, Quiet, words, write_inputs
 from torch.nn.attention.varlen import varlen_attn
 
 from benchmarks import traffic
 from benchmarks.fake_cuda import FakeCuda
+from benchmarks.quickstart_task import base
 from intfast import cli, loss, pipeline, rl, sft
 from intfast.batch import Batch
+from intfast.config import ModelConfig
 from intfast.engine import sampler
 from intfast.engine.generation import Generation
-from intfast.model.decoder import PackedAttention
+from intfast.model.decoder import Architecture, Decoder, PackedAttention
 from intfast.run import open_run
 
 ROOT = Path(__file__).parents[1]
+KERNELS = get_args(get_type_hints(ModelConfig)["kernels"])
 CUDA = ["model.device=cuda", "rollout.engine=native", "model.kernels=torch"]
 RL = ["rl.steps=2", "rl.problems_per_step=2", "rl.group_size=4", "evaluate.samples=2"]
 CASES = {
@@ -121,6 +125,27 @@ def test_the_quickstart_in_bf16(tmp_path, monkeypatch):
     watch, rows = train(settings, monkeypatch, "configs/quickstart_short.toml")
     watch.check()
     assert rows
+
+
+# Liger's kernels are launched outside of any operator, so there is no twin of them.
+@pytest.mark.parametrize("kernels", sorted(set(KERNELS) - {"auto", "liger"}))
+def test_a_decoder_waits_for_nothing(kernels):
+    config = Architecture.from_hf(MODEL)
+    found = []
+    for kind in ("cpu", "cuda"):
+        with FakeCuda() as device:
+            decoder = Decoder(config, torch.float32, kind, kernels if kind == "cuda" else "torch")
+            base.initialise(decoder, 0)
+            decoder.activation_checkpointing = True
+            token_T = torch.arange(5).pin_memory().to(kind, non_blocking=True)
+            device.waits.clear()
+            out = decoder(token_T, token_T, PackedAttention([5], kind))
+            out.square().sum().backward()
+            assert not device.waits
+            found.append([out, *(p.grad for p in decoder.parameters())])
+            found[-1] = [x.detach().cpu() for x in found[-1]]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-3)
 
 
 # --- each of these checks can fail -------------------------------------------------------------

@@ -167,8 +167,35 @@ def test_the_watchdog_ends_code_that_never_yields_to_its_thread(tmp_path):
     path = tmp_path / "watchdog.txt"
     process = child(STUCK.format(stuck="__import__('re').match('(a+)+b', 'a' * 60)"), str(path))
     _, said = process.communicate()
-    assert process.returncode == 1
-    assert b"Timeout" in said and b"in asleep" in said and "in phase" in path.read_text()
+    assert process.returncode == -signal.SIGABRT
+    assert b"no thread could run" in said and b"in asleep" in said
+    assert "in phase" in path.read_text()
+
+
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_a_process_that_was_stopped_goes_on(tmp_path, whole_group):
+    """Ctrl-Z stops the guard as well, a scheduler's SIGSTOP the process alone."""
+    code = STUCK.format(stuck="print('up', flush=True); time.sleep(0.5)").replace("(0.2", "(1.0")
+    words = [sys.executable, "-c", code, str(tmp_path / "watchdog.txt")]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True
+    )
+    send = os.killpg if whole_group else os.kill
+    assert process.stdout.readline() == b"up\n"
+    send(process.pid, signal.SIGSTOP)
+    time.sleep(2.5)
+    send(process.pid, signal.SIGCONT)
+    assert (process.communicate()[1], process.returncode) == (b"", 0)
+
+
+def test_a_stop_does_not_hide_that_a_process_is_stuck(tmp_path):
+    code = STUCK.format(stuck="print('up', flush=True); time.sleep(60)")
+    process = child(code, str(tmp_path / "watchdog.txt"))
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGCONT)
+    assert b"in phase 'generate'" in process.communicate()[1] and process.returncode == 124
 
 
 def test_a_run_that_lives_is_left_alone(tmp_path):

@@ -78,11 +78,11 @@ def test_only_the_stages_of_the_run_decide():
 
 def test_sequences_above_the_budget_are_counted_and_not_cut():
     examples = [Example(token_ids=[1] * n, weights=[1.0] * n) for n in (3, 9, 10)]
-    kept, said = intake.fitting_examples(examples, BatchConfig(max_tokens=9))
-    assert kept == examples[:2] and "dropped 1 of 3" in said
-    alone = BatchConfig(max_tokens=1, too_long="alone")
-    assert intake.fitting_examples(examples, alone) == (examples, "")
-    assert intake.fitting_examples(examples, BatchConfig(max_tokens=10)) == (examples, "")
+    found = intake.Fitting(examples, BatchConfig(max_tokens=9))
+    assert list(found) == examples[:2] and "dropped 1 of 3" in found.said
+    for batch in (BatchConfig(max_tokens=1, too_long="alone"), BatchConfig(max_tokens=10)):
+        found = intake.Fitting(examples, batch)
+        assert (list(found), found.said) == (examples, "")
 
 
 # --- ids and gold answers over a whole run -----------------------------------------------------

@@ -157,9 +157,9 @@ def run_continuations(config: InterveneConfig, *texts: str):
     sampler = solver_of(REPLY, *texts)
     one = msgspec.structs.replace(config, samples=1)
     (candidate,) = intervene.propose(sampler, [(PROBLEM, ATTEMPT)], one, seed=0)
-    passed = [(PROBLEM, ATTEMPT, candidate)]
+    passed = [intervene.Passed("p", candidate.id, lambda: (PROBLEM, ATTEMPT, candidate))]
     records: list[Continuation] = []
-    while todo := intervene.missing(sampler, passed, records, config):
+    while todo := intervene.missing(passed, intervene.outcomes(records), config):
         records += intervene.continue_from(sampler, todo, SAMPLING, seed=0)
     return candidate, records, sampler
 
@@ -205,11 +205,11 @@ def test_judging_needs_min_correct_and_touches_only_what_was_continued():
     dropped = msgspec.structs.replace(candidate, id="x", gate="leak")
     for needed, gate in ((1, "kept"), (2, "kept"), (3, "unsolved")):
         config = msgspec.structs.replace(CONFIG, min_correct=needed)
-        judged = intervene.judge([candidate, dropped], records, config)
+        judged = list(intervene.judge([candidate, dropped], records, config))
         assert [record.gate for record in judged] == [gate, "leak"]
-        assert intervene.judge(judged, records, config) == judged
+        assert list(intervene.judge(judged, records, config)) == judged
     none = msgspec.structs.replace(CONFIG, continuations=0)
-    assert intervene.judge([candidate], [], none) == [candidate]
+    assert list(intervene.judge([candidate], [], none)) == [candidate]
 
 
 # --- examples ----------------------------------------------------------------------------------
@@ -218,8 +218,9 @@ def test_judging_needs_min_correct_and_touches_only_what_was_continued():
 def built(target="recipe", judged=None):
     candidate, records, sampler = run_continuations(CONFIG, WRONG, RIGHT, WRONG, RIGHT)
     if judged is None:
-        judged = intervene.judge([candidate], records, CONFIG)
-    return sft_data.build_examples(sampler, {"p": PROBLEM}, judged, records, target), candidate
+        judged = list(intervene.judge([candidate], records, CONFIG))
+    made = sft_data.build_examples(sampler, {"p": PROBLEM}, judged, records, target)
+    return list(made), candidate
 
 
 def spans(example, weight):

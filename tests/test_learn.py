@@ -4,9 +4,10 @@ import bounds
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_run import Quiet, rounding_of, words, write_inputs
 
-from intfast import cli, collect, credit, rl, sft
+from intfast import cli, collect, credit, pipeline, rl, sft
 from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade
 from intfast.model import optim
@@ -14,7 +15,7 @@ from intfast.model.decoder import PackedAttention
 from intfast.records import Example, Intervention
 from intfast.run import open_run
 from intfast.state import checkpoint
-from intfast.study import analysis
+from intfast.study import analysis, summary
 from intfast.study.read import TokenLogprobs
 
 
@@ -161,6 +162,131 @@ def test_dynamic_sampling_replaces_idle_groups_within_its_bound(run_of, monkeypa
     assert {start.problem.id for start in rollouts.starts_P} <= set(ids)
 
 
+def answers(monkeypatch, grade):
+    """Lets `grade(number)` say what becomes of the answers, in the order in which they come."""
+    numbers = iter(range(10**6))
+
+    def grade_many(self, submissions):
+        reasons = [grade(next(numbers)) for _ in submissions]
+        return [Grade(status=reason.status, reason=reason) for reason in reasons]
+
+    monkeypatch.setattr("intfast.grading.grader.Grader.grade_many", grade_many)
+    monkeypatch.setattr("intfast.grading.watch.GradeWatch.add", lambda self, grades: None)
+
+
+FEW = {
+    "masked": (("rl.credit.mask_truncated=true",), lambda n: (Reason.CORRECT, Reason.WRONG)[n % 2]),
+    "unscored": ((), lambda n: (Reason.CORRECT, *[Reason.TIMEOUT] * 6, Reason.WRONG)[n % 8]),
+    "not refilled": (("rl.refill=1",), lambda n: Reason.CORRECT if n % 64 == 0 else Reason.WRONG),
+    "never refilled": (("rl.refill=1",), lambda n: Reason.WRONG),
+}
+
+
+@pytest.mark.parametrize("case", FEW)
+def test_fewer_rollouts_than_minibatches_make_fewer_updates(run_of, monkeypatch, case):
+    """32 rollouts are drawn for 32 minibatches, and not all of them take part in the loss."""
+    options, grade = FEW[case]
+    answers(monkeypatch, grade)
+    taking_part, made = [], credit.examples
+    monkeypatch.setattr(
+        credit, "examples", lambda *a: taking_part.append(found := made(*a)) or found
+    )
+    with run_of("rl.minibatches=32", "rl.steps=2", *options) as run:
+        rl.rl(run, "base_rl", "base", run.problems)
+        rows, said = run.metrics.rows("base_rl"), "\n".join(run.metrics.console.lines)
+    numbers = [len(found) for found in taking_part]
+    assert [row["examples"] for row in rows] == numbers and max(numbers) < 32
+    with_gradient = [sum(any(e.advantages) for e in found) for found in taking_part]
+    assert [row["updates"] for row in rows] == with_gradient
+    assert f"only {numbers[0]} rollouts to learn from, for 32 updates" in said
+
+
+@pytest.mark.parametrize("minibatches", [1, 4])
+def test_a_schedule_is_one_of_steps_with_or_without_an_update(run_of, monkeypatch, minibatches):
+    schedule = ("rl.optim.schedule=linear", "rl.optim.floor=0.0", "rl.optim.lr=0.01")
+    learning = {1, 4, 5, 9}  # steps of 32 answers
+    right = (Reason.CORRECT, Reason.WRONG)
+    answers(monkeypatch, lambda n: right[n % 2] if n // 32 + 1 in learning else Reason.WRONG)
+    options = ("rl.steps=10", f"rl.minibatches={minibatches}", *schedule)
+    with run_of(*options, run="whole") as run:
+        rl.rl(run, "base_rl", "base", run.problems)
+        rows, expected = run.metrics.rows("base_rl"), weights_of(run)
+    rates = {row["step"]: row["lr"] for row in rows if row["updates"]}
+    late = (minibatches - 1) / minibatches / 2  # the mean of a step's updates
+    wanted = {step: 0.01 * (1 - (step - 1 + late) / 10) for step in learning}
+    assert rates == pytest.approx(wanted)
+
+    # Stopped between the steps and continued, it is the same, bit for bit.
+    answers(monkeypatch, lambda n: right[n % 2] if n // 32 + 1 in learning else Reason.WRONG)
+    drawn, calls = rl.draw, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return drawn(*arguments)
+
+    monkeypatch.setattr(rl, "draw", interrupted)
+    with run_of(*options) as run, pytest.raises(KeyboardInterrupt):
+        rl.rl(run, "base_rl", "base", run.problems)
+    with run_of(*options) as run:
+        rl.rl(run, "base_rl", "base", run.problems)
+        assert same(weights_of(run), expected)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_a_finished_run_is_lengthened(run_of, schedule):
+    """With a constant rate it becomes the run that had the steps from the start."""
+    options = (f"rl.optim.schedule={schedule}", "rl.optim.lr=0.01")
+    with run_of("rl.steps=6", *options, run="whole") as run:
+        rl.rl(run, "base_rl", "base", run.problems)
+        expected, rows = weights_of(run), run.metrics.rows("base_rl")
+    with run_of("rl.steps=3", *options) as run:
+        rl.rl(run, "base_rl", "base", run.problems)
+        short = collect.evaluation(run, "base_rl")
+        pipeline.export(run, "base_rl")
+    with run_of("rl.steps=6", "rl.checkpoint_every=5", *options) as run:
+        rl.rl(run, "base_rl", "base", run.problems)
+        long = collect.evaluation(run, "base_rl")
+        pipeline.export(run, "base_rl")
+        stored = run.folder.read_json("evaluations.json")
+        said = "\n".join(run.metrics.console.lines)
+        again = run.metrics.rows("base_rl")
+        assert same(weights_of(run), expected) is (schedule == "constant")
+        exported = load_file(run.folder.path / "export/model.safetensors")
+        trained = run.decoder.head_weight_VD
+        assert torch.equal(exported["model.embed_tokens.weight"], trained)
+    assert [row["step"] for row in again] == [row["step"] for row in rows]
+    assert stored["base_rl@3"]["problems"] == msgspec.to_builtins(short.problems)
+    assert stored["base_rl"]["problems"] == msgspec.to_builtins(long.problems)
+    assert "rl.steps = 6 (was 3)" in said
+    # Three of six steps: half of the way from the peak to its tenth, where the old one had ended.
+    sentence = "the learning rate goes on at 0.0055, not 0.001"
+    assert (sentence in said) is (schedule == "linear")
+    with pytest.raises(ValueError, match=r"rl\.steps: was 6, is 5"), run_of("rl.steps=5", *options):
+        pass
+
+
+@pytest.mark.parametrize("harm", ["delete", "cut", "flip", "unfinished"])
+def test_an_export_is_looked_at_before_it_is_called_one(run_of, harm):
+    with run_of("rl.steps=1") as run:
+        rl.rl(run, "base_rl", "base", run.problems)
+        pipeline.export(run, "base_rl")
+        file = run.folder.path / "export/model.safetensors"
+        before, said = file.read_bytes(), run.metrics.console.lines
+        pipeline.export(run, "base_rl")
+        assert "exported again" not in " ".join(said) and file.read_bytes() == before
+        if harm == "unfinished":
+            (run.folder.path / "export.json").unlink()
+        elif harm == "delete":
+            file.unlink()
+        else:
+            file.write_bytes(before[:-9] if harm == "cut" else before[:-1] + b"\xff")
+        pipeline.export(run, "base_rl")
+        why = "not finished" if harm == "unfinished" else "model.safetensors missing or changed"
+        assert f"{why}; exported again" in " ".join(said) and file.read_bytes() == before
+
+
 def test_every_epoch_of_the_stream_is_a_permutation(run_of):
     with run_of() as run:
         tasks = [(problem, None) for problem in run.problems]
@@ -264,7 +390,7 @@ def test_token_logprobs_are_those_of_the_whole_logits_and_change_nothing(run_of,
         trained = weights_of(run)
         analysis.write_tokens(run, "int", made)
         assert run.holds == "int" and same(weights_of(run), trained)
-        rows = run.folder.journal("example_logprobs", TokenLogprobs).records
+        rows = run.folder.journal("example_logprobs", TokenLogprobs)
         assert [row.example for row in rows] == analysis.spread(len(made), 3)
         for held in ("base", "trained"):
             run.hold("base" if held == "base" else "int")
@@ -313,6 +439,24 @@ def test_nothing_to_train_on_says_at_which_gates_it_was_lost(run_of, gates):
     assert ("no_filter" in str(caught.value)) is ("unsolved" in gates)
 
 
+@pytest.mark.parametrize("cut", [2, 1])
+def test_replies_that_hit_the_length_limit_are_no_weak_model(run_of, cut):
+    with run_of(*SFT) as run:
+        run.folder.journal("interventions", Intervention).append(
+            Intervention(
+                id=str(i), problem_id="p", attempt=0, sample=i, guided="", reply="",
+                gate="unparsed", finish_reason="length" if i < cut else "stop",
+            )
+            for i in range(3)
+        )  # fmt: skip
+        with pytest.raises(sft.NoExamples) as caught:
+            sft.sft(run, "int", [])
+    assert f"3 unparsed ({cut} cut at the length limit)" in str(caught.value)
+    advice = "2 of 3 interventions were cut at the length limit: raise intervene.sampling"
+    assert (advice in str(caught.value)) is (cut == 2)
+    assert ("stronger base model" in str(caught.value)) is (cut == 1)
+
+
 def test_evaluation_counts_and_is_not_repeated(run_of):
     with run_of() as run:
         found = collect.evaluation(run, "base")
@@ -322,6 +466,20 @@ def test_evaluation_counts_and_is_not_repeated(run_of):
         assert collect.evaluation(run, "base") == found
         stored = run.folder.read_json("evaluations.json")
     assert msgspec.convert(stored["base"], type(found)) == found
+
+
+@pytest.mark.parametrize("scored", [0, 1])
+def test_an_evaluation_that_could_hardly_be_graded_ends_no_run(run_of, monkeypatch, scored):
+    """evaluate.ks are checked against the samples that are drawn; fewer of them may be scored."""
+    answers(monkeypatch, lambda n: Reason.WRONG if n % 4 < scored else Reason.TIMEOUT)
+    with run_of("evaluate.ks=[1, 4]") as run:
+        collect.evaluation(run, "base")
+        said = run.metrics.console.lines
+        found = summary.write(run, collect.Found(selected=run.problems), 1.0)
+    assert ("no answer could be graded" in " ".join(said)) is (scored == 0)
+    assert ([*found["evaluations"]["base"].pass_at_k] if scored else found["evaluations"]) == (
+        [1] if scored else {}
+    )
 
 
 def test_a_kill_before_the_last_tidying_up_leaves_no_old_checkpoint(run_of, monkeypatch):

@@ -4,9 +4,10 @@ import pytest
 import torch
 from small_run import Quiet, words, write_inputs
 
-from intfast import cli, collect, rl
+from intfast import cli, rl
 from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade
+from intfast.methods import cost
 from intfast.records import Guided
 from intfast.run import open_run
 
@@ -112,8 +113,8 @@ def test_rl_goes_on_until_the_tokens_and_resumes_to_the_same_weights(
         rl.rl(run, "base_rl", "base", run.problems)
         rows = run.metrics.rows("base_rl")
         weights = {name: p.detach().clone() for name, p in run.decoder.named_parameters()}
-        assert sum(collect.generated_tokens(run).values()) == 400
-        assert collect.rl_tokens(run, "base_rl") == sum(row["sampled_tokens"] for row in rows)
+        assert sum(cost.generated_tokens(run).values()) == 400
+        assert cost.rl_tokens(run, "base_rl") == sum(row["sampled_tokens"] for row in rows)
     sums = [400 + sum(row["sampled_tokens"] for row in rows[: n + 1]) for n in range(len(rows))]
     assert len(rows) >= 4 and sums[-2] < until <= sums[-1]
     if stop_before is None:

@@ -1,5 +1,7 @@
 """The memory plan: against arithmetic by hand, and against the peak that torch reports."""
 
+import tracemalloc
+
 import pytest
 import torch
 from test_learn import folder  # noqa: F401
@@ -195,6 +197,21 @@ def test_the_estimate_against_the_measured_peak(checkpointing, dtype, family, le
 
 
 # --- what is chosen, and what is refused --------------------------------------------------------
+
+
+def test_samples_that_are_not_yet_on_the_disk_are_planned_on_the_host():
+    tracemalloc.start()
+    ids = [1000 + n for n in range(100_000)]
+    logprobs = [-n / 7 for n in range(100_000)]
+    measured = tracemalloc.get_traced_memory()[0] / len(ids)
+    tracemalloc.stop()
+    assert len(logprobs) == len(ids) and measured == pytest.approx(memory.SAMPLE_BYTES, rel=0.2)
+    planned = {}
+    for kind in ("cpu", "cuda"):
+        made = Plan(paper(), qwen3("4B"), Target(kind, "native", 999 * GIB, 999 * GIB))
+        (planned[kind],) = [i for i in made.items() if "before they are on the disk" in i.what]
+    assert planned["cpu"][1:] == (0, 4096 * 16384 * memory.SAMPLE_BYTES)
+    assert planned["cuda"][1:] == (0, 0)
 
 
 def test_auto_takes_what_is_left_and_no_more_than_is_of_use():

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from intfast.state import metrics
+from intfast.state.journal import Journal
 from intfast.state.metrics import Metrics, Row
-from intfast.state.runfolder import Journal
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_rows_survive_and_unsaved_steps_are_forgotten(made):
     made.row("int", 3, {})
     made.forget_after("rl", 1)
     again = Metrics(Journal(made.journal.path, Row), made.console)
-    assert [(row["stage"], row["step"]) for row in again.journal.records] == [("rl", 1), ("int", 3)]
+    assert [(row["stage"], row["step"]) for row in again.journal] == [("rl", 1), ("int", 3)]
 
 
 def test_text_of_a_model_is_not_markup(made, out):

@@ -12,7 +12,9 @@ from intfast import cli
 from intfast.records import Problem
 from intfast.state import checkpoint
 from intfast.state.files import make_folder, write_atomic
-from intfast.state.runfolder import PROMPT_TIME, Journal, RunFolder, prompt_time
+from intfast.state.journal import Journal
+from intfast.state.runfolder import PROMPT_TIME, RunFolder, prompt_time
+from intfast.study.read import read_json
 
 ROWS = [Problem(id=str(n), problem=f"p{n} é", answer="1") for n in range(3)]
 
@@ -22,7 +24,8 @@ def test_a_journal_reads_back_what_was_appended(tmp_path):
     Journal(path, Problem).append(ROWS[:2])
     journal = Journal(path, Problem)
     journal.append(ROWS[2:])
-    assert journal.records == Journal(path, Problem).records == ROWS
+    assert list(journal) == list(Journal(path, Problem)) == ROWS
+    assert [journal[place] for place in (2, 0, -1)] == [ROWS[2], ROWS[0], ROWS[2]]
 
 
 def test_every_torn_tail_leaves_the_whole_lines(tmp_path):
@@ -33,8 +36,8 @@ def test_every_torn_tail_leaves_the_whole_lines(tmp_path):
         path = tmp_path / "torn.jsonl"
         path.write_bytes(data[:size])
         journal = Journal(path, Problem)
-        assert journal.records == ROWS[: data[:size].count(b"\n")]
-        journal.append(ROWS[len(journal.records) :])
+        assert list(journal) == ROWS[: data[:size].count(b"\n")]
+        journal.append(ROWS[len(journal) :])
         assert path.read_bytes() == data
 
 
@@ -66,7 +69,7 @@ def test_replace_is_all_or_nothing(tmp_path):
     journal = Journal(tmp_path / "x.jsonl", Problem)
     journal.append(ROWS)
     journal.replace(ROWS[:1])
-    assert Journal(journal.path, Problem).records == ROWS[:1]
+    assert list(journal) == list(Journal(journal.path, Problem)) == ROWS[:1]
     assert list(tmp_path.iterdir()) == [journal.path]
 
 
@@ -101,6 +104,18 @@ def test_a_folder_that_was_moved_is_continued(tmp_path):
     with RunFolder(load(tmp_path / "b")) as folder:
         assert folder.resumed
     assert cli.load(tmp_path / "b/run/config.toml").run == str(tmp_path / "b/run")
+
+
+@pytest.mark.parametrize("name", ["evaluations.json", "manifest.json"])
+def test_a_torn_json_file_is_named_with_what_to_do(tmp_path, name):
+    with RunFolder(load(tmp_path)) as folder:
+        folder.write_json(name, {"base": [1, 2]})
+        path = tmp_path / "run" / name
+        path.write_bytes(path.read_bytes()[:-3])
+        with pytest.raises(ValueError, match=f"{name} is damaged .*or delete it"):
+            folder.read_json(name)
+        with pytest.raises(ValueError, match=f"{name} is damaged .*or delete it"):
+            read_json(path)
 
 
 def test_records_from_elsewhere_are_no_run_that_continues(tmp_path):

@@ -13,8 +13,8 @@ from intfast.methods import guided, prompts, sft_data
 from intfast.prompts import ChatStyle, CompactStyle
 from intfast.records import Attempt, Example, Guided, Problem
 from intfast.sample import Sampler
+from intfast.state.journal import Journal
 from intfast.state.metrics import Metrics
-from intfast.state.runfolder import Journal
 from intfast.tokens import decode, encode
 
 END = TOKENIZER.eos_token_id
@@ -77,7 +77,7 @@ def build(run, *attempts: Attempt, selected=PROBLEMS) -> list[Example]:
         (p, a) for p in selected for a in attempts if a.problem_id == p.id and a.grade == "wrong"
     ]
     found = Found(selected=list(selected), attempts=list(attempts), wrong=wrong)
-    return sft_data.examples(run, found)
+    return list(sft_data.examples(run, found))
 
 
 def targets(examples: list[Example]) -> list[list[int]]:
@@ -95,7 +95,7 @@ def test_references_end_with_the_end_token(run_of):
     bare = msgspec.structs.replace(PROBLEMS[1], reference=None)
     built = build(run, selected=[PROBLEMS[0], bare])
     assert targets(built) == [[*encode(TOKENIZER, REFERENCE), END]]
-    assert run.folder.journal("examples", Example).records == built
+    assert list(run.folder.journal("examples", Example)) == built
 
 
 def test_a_continued_run_learns_from_the_examples_it_began_with(run_of):
@@ -113,7 +113,7 @@ def test_reflections_rewrite_wrong_attempts_and_are_not_filtered(run_of):
     assert targets(built) == [[*encode(TOKENIZER, text), END] for text in (RIGHT, WRONG)]
     asked = decode(TOKENIZER, run.sampler.engine.requests[0].prompt_ids)
     assert asked == f"<rewrite> {BODY} <sol> {WRONG} <ref> {REFERENCE} <out>"
-    drawn = run.folder.journal("guided", Guided).records
+    drawn = run.folder.journal("guided", Guided)
     assert [(r.kind, r.attempt, r.grade) for r in drawn] == [
         ("reflection", 0, "correct"),
         ("reflection", 3, "wrong"),
@@ -125,7 +125,7 @@ def test_one_row_per_problem_asks_for_no_more(run_of):
     built = build(run, attempt("p", 1, WRONG), attempt("p", 2, WRONG), attempt("q", 0, WRONG))
     assert [example.problem_id for example in built] == ["p", "q"]
     assert len(run.sampler.engine.requests) == 2
-    assert [r.attempt for r in run.folder.journal("guided", Guided).records] == [1, 0]
+    assert [r.attempt for r in run.folder.journal("guided", Guided)] == [1, 0]
 
 
 def test_rft_keeps_distinct_right_attempts_of_all_problems(run_of):
@@ -185,7 +185,7 @@ def test_the_shortest_beginning_that_unlocks_is_the_hint(run_of, monkeypatch):
     quarter, half = (guided.beginning(REFERENCE, share) for share in (0.25, 0.5))
     assert decode(TOKENIZER, chosen["q"]) == f"<solve> {BODY} {quarter}"
     assert decode(TOKENIZER, chosen["p"]) == f"<solve> {BODY} {half}"
-    shares = [(r.problem_id, r.share) for r in run.folder.journal("guided", Guided).records]
+    shares = [(r.problem_id, r.share) for r in run.folder.journal("guided", Guided)]
     assert shares == [("p", 0.25)] * 2 + [("q", 0.25)] * 2 + [("p", 0.5)] * 2
 
 

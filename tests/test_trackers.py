@@ -11,8 +11,9 @@ from rich.console import Console
 
 from intfast import cli
 from intfast.state import trackers
+from intfast.state.journal import Journal
 from intfast.state.metrics import Metrics, Row
-from intfast.state.runfolder import Journal, RunFolder
+from intfast.state.runfolder import RunFolder
 from intfast.train import main
 
 ROWS = [
@@ -59,7 +60,7 @@ def run(tmp_path):
                     metrics.row(stage, step, values)
             metrics.row("after", 1, {})
             assert metrics.listeners == []
-        return out.getvalue(), Journal(folder / "metrics.jsonl", Row).records
+        return out.getvalue(), list(Journal(folder / "metrics.jsonl", Row))
 
     return send
 

@@ -1,6 +1,7 @@
 """The command end to end, on the shipped base model: run, continue, dry run, and bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_run import TOKENIZER, Quiet
 from tiny import hf_model
 from transformers import AutoModelForCausalLM
@@ -84,6 +85,8 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert manifest["loss_head"] == manifest["starts"][0]["loss_head"]
     assert manifest["stop_ids"] == [TOKENIZER.eos_token_id]
     assert manifest["prompt_time"] == (folder / "prompt_time.txt").read_text()
+    assert manifest["kernels"] == manifest["starts"][0]["kernels"] == "torch"
+    assert manifest["kernels_reason"] == "the model is on the CPU"
 
 
 def test_the_rows_say_how_the_answers_were_graded(finished):
@@ -155,8 +158,12 @@ def test_a_finished_run_is_not_repeated(finished, monkeypatch):
     folder, summary = finished
     before = contents(folder)
     monkeypatch.setattr(Sampler, "complete", lambda *_: pytest.fail("generated again"))
+    stages = [row["stage"] for row in rows(folder, "metrics", dict)]
     again = train(config_of(folder), Quiet())
     assert contents(folder) == before
+    assert stages.count("analysis") == 1
+    # Weights are loaded for the analysis, and nothing else is done.
+    assert [row["stage"] for row in rows(folder, "metrics", dict)] == stages
     assert again["evaluations"] == summary["evaluations"]
 
 
@@ -179,6 +186,84 @@ def test_an_interrupted_run_continues_to_the_same_result(finished, tmp_path, mon
     expected = contents(finished[0])
     found = contents(tmp_path / "run")
     assert [name for name in expected if found[name] != expected[name]] == []
+
+    def stages(folder):
+        # Every set of weights that is loaded is checked for parity, so a continued run has more.
+        return [(r["stage"], r["step"]) for r in rows(folder, "metrics", dict) if "of" not in r]
+
+    assert stages(tmp_path / "run") == stages(finished[0])
+
+
+def test_waves_keep_their_numbers_when_a_run_continues(tmp_path, monkeypatch):
+    words = [
+        "intervene.wave=1",
+        "intervene.continuations=3",
+        "intervene.stop=never",
+        "rl.from_base=false",
+    ]
+    config = config_of(tmp_path / "run", *words)
+    complete, calls = Sampler.complete, []
+
+    def interrupted(self, requests, *rest):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return complete(self, requests, *rest)
+
+    monkeypatch.setattr(Sampler, "complete", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Quiet())
+    drawn = len(rows(tmp_path / "run", "continuations", Continuation))
+    monkeypatch.setattr(Sampler, "complete", complete)
+    train(config, Quiet())
+    waves = [row for row in rows(tmp_path / "run", "metrics", dict) if row["stage"] == "continue"]
+    assert [row["step"] for row in waves] == [1, 2, 3]
+    assert [row["drawn_prefix"] for row in waves] == [drawn // 3 * n for n in (1, 2, 3)]
+
+
+def test_inputs_may_move_where_their_digests_agree(finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    moved = [f"model.path={tmp_path / 'model'}", f"data.train={tmp_path / 'elsewhere.jsonl'}"]
+    shutil.copytree(ROOT / "configs/quickstart/base", tmp_path / "model")
+    shutil.copy(ROOT / "configs/quickstart/train.jsonl", tmp_path / "elsewhere.jsonl")
+    config = config_of(folder, *moved)
+    train(config, Quiet())
+    assert {k: v for k, v in contents(folder).items() if k != "problems"} == {
+        k: v for k, v in contents(finished[0]).items() if k != "problems"
+    }
+    stored = cli.load(folder / "config.toml")
+    assert (stored.model.path, stored.data.train) == (config.model.path, config.data.train)
+    starts = json.loads((folder / "manifest.json").read_text())["starts"]
+    places = [tmp_path / "elsewhere.jsonl", tmp_path / "model"]
+    assert [starts[-1]["paths"][name] for name in ("train", "model")] == list(map(str, places))
+    assert starts[0]["paths"]["train"] == str(ROOT / "configs/quickstart/train.jsonl")
+
+    # Other content is refused by name, wherever it lies, and the run stays what it was.
+    lines = (tmp_path / "elsewhere.jsonl").read_text().splitlines()
+    (tmp_path / "other.jsonl").write_text("\n".join([*lines[1:9], lines[0]]) + "\n")
+    other = arguments(folder, *moved, f"data.train={tmp_path / 'other.jsonl'}")
+    assert main(other) == 2
+    assert "differing:\n  train hash: was" in capsys.readouterr().err
+    weights = load_file(tmp_path / "model/model.safetensors")
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name] + 1}, tmp_path / "model/model.safetensors")
+    assert main(arguments(folder, *moved)) == 2
+    assert "model_files model.safetensors: was" in capsys.readouterr().err
+    assert cli.load(folder / "config.toml") == stored
+
+
+def test_a_run_that_fails_leaves_its_page(tmp_path, capsys):
+    words = arguments(tmp_path / "run", "intervene.sampling.max_new_tokens=8")
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "6 unparsed (6 cut at the length limit)" in said.out
+    assert "raise intervene.sampling.max_new_tokens = 8" in said.err
+    assert f"what it did is in {tmp_path / 'run/report.html'}" in said.out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "reply cut" in page and "this run has not finished" in page
+    records = rows(tmp_path / "run", "interventions", Intervention)
+    assert {record.finish_reason for record in records} == {"length"}
 
 
 # --- the command line --------------------------------------------------------------------------

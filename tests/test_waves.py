@@ -111,7 +111,8 @@ def test_stopping_at_a_success_keeps_what_drawing_everything_keeps():
     candidates, records = stored()
     for wave in (1, 2, 3, 6):
         rule = msgspec.structs.replace(FIRST, wave=wave)
-        judged = intervene.judge(candidates, collection.replay(candidates, records, rule), rule)
+        drawn = collection.replay(candidates, records, rule)
+        judged = intervene.judge(candidates, drawn, rule)
         assert [r.gate for r in judged] == ["kept", "kept", "unsolved", "kept"]
 
 

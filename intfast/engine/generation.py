@@ -103,12 +103,11 @@ class Generation:
         self.graphs = Graphs() if device.type == "cuda" else None
 
     def run(self) -> list[list[Completion]]:
-        """Completions_P_G of the requests."""
+        """Completions_P_G of the requests; a step waits for the device once, for what ended."""
         while self.groups or any(self.rows):
             interrupt.check()
             self._admit()
             self._compact()
-            # The only wait for the device in a step.
             done_B = self._step().tolist()
             self._end([r for r, is_done in enumerate(done_B) if is_done])
             self.step_number += 1

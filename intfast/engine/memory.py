@@ -24,6 +24,7 @@ from intfast import ranks
 from intfast.config import Config, SamplingConfig
 from intfast.engine.cache import bytes_per_slot, round_up
 from intfast.engine.generation import PREFILL_TOKENS
+from intfast.engine.protocol import CHUNK_SAMPLES
 from intfast.kernels.head.plan import DEFAULT_CHUNK_BYTES
 from intfast.model.decoder import Architecture, Decoder
 from intfast.model.fixed import BLOCK
@@ -33,6 +34,8 @@ PROMPT_TOKENS = 1024
 """Assumed longest prompt: the planner reads no data."""
 USABLE = 0.95
 """Share of the memory that is planned with; the rest is lost between allocations."""
+SAMPLE_BYTES = 72
+"""Of a sampled token: its id and its log-prob, as Python numbers in lists."""
 OVERHEAD = {
     ("cuda", "native"): GIB,
     ("cuda", "vllm"): 3 * GIB,
@@ -118,6 +121,9 @@ class Plan:
         part, said = num // target.ranks, f", 1/{target.ranks}" if target.ranks > 1 else ""
         masters = 4 * part if width < 4 else 0
         overhead = OVERHEAD[target.kind, target.engine]
+        # Journals stay on the disk; in host memory are the samples that are not written yet.
+        longest = max(sampling.max_new_tokens for _, sampling in self.requests())
+        drawn = CHUNK_SAMPLES * longest * SAMPLE_BYTES if target.kind == "cpu" else 0
         trained = f"a micro-batch of {config.batch.max_tokens:,} tokens: activations, loss head"
         cache = self.cache_bytes()
         items = [
@@ -127,6 +133,7 @@ class Plan:
             Item("gradients, fp32", 4 * num, 0),
             Item(trained, self.micro_batch(), 0),
             Item(f"prompts and sampling of {config.rollout.max_rows:,} rows", 0, self.sampling()),
+            Item(f"{CHUNK_SAMPLES:,} samples, before they are on the disk", 0, drawn),
             Item("keys and values of the engine", 0 if config.rollout.sleep else cache, cache),
             Item(f"{target.engine} engine and libraries, assumed", overhead, overhead),
         ]

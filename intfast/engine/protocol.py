@@ -15,6 +15,10 @@ from typing import NamedTuple, Protocol
 
 from intfast.records import Record
 
+CHUNK_SAMPLES = 4096
+"""Samples per call of the engine. Records are written to disk after every call, an evaluation after
+its last one: interrupted, it is drawn again."""
+
 
 class Sampling(Record):
     """How the tokens of one request are drawn. The defaults sample from the policy itself."""

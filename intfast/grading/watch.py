@@ -1,15 +1,20 @@
 """Rates of the reasons of grades, and a stop when too many answers cannot be scored.
 
-A run whose answers come back unscored, or name no answer, learns nothing and looks busy.
+A run whose answers come back unscored, or name no answer, learns nothing and looks busy; so does
+one whose answers are cut at the length limit.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 
+from intfast.config import Config
 from intfast.grading.grader import Grade
 from intfast.grading.reasons import Reason, Status
+from intfast.records import Attempt, Continuation, Intervention
+from intfast.state.runfolder import RunFolder
 
 WINDOW = 256
 """Latest answers that the rate of the stop is taken over."""
@@ -71,3 +76,36 @@ class GradeWatch:
         rates = {f"grade_{reason}": n / total for reason, n in sorted(self._counts.items())}
         self._counts.clear()
         return {"graded": total} | rates if total else {}
+
+
+def at_gates(candidates: Iterable[Intervention]) -> tuple[dict[str, int], str]:
+    """Candidates by gate, and under "cut_GATE" those whose reply hit the length limit; in words."""
+    gates: Counter[str] = Counter()
+    cut: Counter[str] = Counter()
+    for record in candidates:
+        gates[record.gate] += 1
+        cut[record.gate] += record.finish_reason == "length"
+    words = [
+        f"{n} {gate}" + (f" ({cut[gate]} cut at the length limit)" if cut[gate] else "")
+        for gate, n in gates.most_common()
+    ]
+    return {**gates, **{f"cut_{gate}": n for gate, n in cut.items() if n}}, ", ".join(words)
+
+
+def cut_short(folder: RunFolder, config: Config) -> str:
+    """Which length limits most of the collection ran into, and what to raise; "" for none."""
+    found = []
+    for name, kind, setting in (
+        ("attempts", Attempt, "attempts.sampling"),
+        ("interventions", Intervention, "intervene.sampling"),
+        ("continuations", Continuation, "intervene.continuation"),
+    ):
+        records = folder.journal(name, kind)
+        cut = sum(record.finish_reason == "length" for record in records)
+        if 2 * cut > len(records):
+            limit = attrgetter(setting)(config).max_new_tokens
+            found.append(
+                f"{cut} of {len(records)} {name} were cut at the length limit: raise "
+                f"{setting}.max_new_tokens = {limit:,} (and rollout.context, where that is reached)"
+            )
+    return "; ".join(found)

@@ -7,6 +7,7 @@ Reflections (a wrong attempt is rewritten), rationales (STaR: solve along the re
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from intfast.methods import prompts
 from intfast.records import Attempt, Guided, Problem
 from intfast.run import Run
 from intfast.sample import Start
+from intfast.state.journal import Lazy
 
 SHARES = (0.25, 0.5, 0.75)
 """Shares of a reference's characters that the search for the shortest hint tries."""
@@ -31,20 +33,20 @@ class Ask(NamedTuple):
 
     kind: str
     problem: Problem
-    prompt_ids: list[int]
+    prompt_ids: Sequence[int]
     samples: list[int]
     attempt: int = -1
     share: float = 0.0
 
 
-def reflections(run: Run, wrong: Sequence[tuple[Problem, Attempt]]) -> list[Guided]:
+def reflections(run: Run, wrong: Sequence[tuple[Problem, Attempt]]) -> Sequence[Guided]:
     """One rewrite of each wrong attempt, right or not, in the order of the attempts."""
     style = run.sampler.style
     asks = [
         Ask(
             "reflection",
             problem,
-            prompts.reflect(style, problem, attempt.text),
+            array("I", prompts.reflect(style, problem, attempt.text)),
             [0],
             attempt.sample,
         )
@@ -53,7 +55,7 @@ def reflections(run: Run, wrong: Sequence[tuple[Problem, Attempt]]) -> list[Guid
     return _draw(run, "reflections", asks, run.config.intervene.sampling)
 
 
-def rationales(run: Run, problems: Sequence[Problem]) -> list[Guided]:
+def rationales(run: Run, problems: Sequence[Problem]) -> Sequence[Guided]:
     """`sft.samples` solutions along the reference of each problem that has one."""
     samples = list(range(run.config.sft.samples))
     asks = [
@@ -64,7 +66,7 @@ def rationales(run: Run, problems: Sequence[Problem]) -> list[Guided]:
     return _draw(run, "rationales", asks, run.config.intervene.sampling)
 
 
-def hints(run: Run, problems: Sequence[Problem]) -> dict[str, list[int]]:
+def hints(run: Run, problems: Sequence[Problem]) -> dict[str, Sequence[int]]:
     """Problem id -> prompt ids of the problem with the beginning of its reference.
 
     "shortest": the shares are tried in rising order until one of SAMPLES is right;
@@ -77,7 +79,7 @@ def hints(run: Run, problems: Sequence[Problem]) -> dict[str, list[int]]:
         return {}
     if config.hint != "shortest":
         return {a.problem.id: a.prompt_ids for a in _hinted(run, pending, config.hint)}
-    chosen: dict[str, list[int]] = {}
+    chosen: dict[str, Sequence[int]] = {}
     for share in SHARES:
         asks = _hinted(run, pending, share)
         drawn = _draw(run, f"hints of {share:.0%}", asks, config.sampling)
@@ -111,10 +113,10 @@ def beginning(text: str, share: float) -> str:
     return text[:end]
 
 
-def _draw(run: Run, title: str, asks: Sequence[Ask], sampling: SamplingConfig) -> list[Guided]:
+def _draw(run: Run, title: str, asks: Sequence[Ask], sampling: SamplingConfig) -> Sequence[Guided]:
     """The records of these asks, in their order; what the journal lacks is drawn."""
     journal = run.folder.journal("guided", Guided)
-    done = {_key(record): record for record in journal.records}
+    done = {_key(record): place for place, record in enumerate(journal)}
     fitting = [ask for ask in asks if run.sampler.fits(len(ask.prompt_ids), sampling)]
     todo = [
         ask._replace(samples=missing)
@@ -149,8 +151,9 @@ def _draw(run: Run, title: str, asks: Sequence[Ask], sampling: SamplingConfig) -
     if todo:
         run.hold("base")
         draw_missing(run, title, todo, lambda ask: len(ask.samples), work)
-        done = {_key(record): record for record in journal.records}
-    found = [done[key] for a in asks for n in a.samples if (key := (*_name(a), n)) in done]
+        done = {_key(record): place for place, record in enumerate(journal)}
+    places = [done[key] for a in asks for n in a.samples if (key := (*_name(a), n)) in done]
+    found = Lazy(places, journal.__getitem__)
     if todo:
         right = sum(record.grade == "correct" for record in found)
         too_long = len(asks) - len(fitting)

@@ -107,7 +107,6 @@ def inside(
         [start.problem for start in starts_P],
         groups_P_G,
         run.config.intervene,
-        config,
         seed,
     )
     made: list[TokenAdvantages] = []
@@ -128,19 +127,13 @@ def locate(
     problems_P: Sequence[Problem],
     groups_P_G: Sequence[Sequence[Graded]],
     verification: InterveneConfig,
-    config: CreditConfig,
     seed: int,
 ) -> tuple[list[list[Located | None]], dict[str, float]]:
     """The located step of the first ROLLOUTS wrong rollouts of each group, and counts.
 
-    One verification each, read by the same gates as an intervention's: no location, no credit.
-    Raises ValueError when no problem has a reference solution.
+    One verification each, read by the same gates as an intervention's: no location, no credit; so
+    in a step whose problems have no reference solution.
     """
-    if not any(problem.reference for problem in problems_P):
-        raise ValueError(
-            f'credit.process = "{config.process}" verifies wrong rollouts against reference '
-            'solutions, and no problem of this step has one; add references, or use "none"'
-        )
     wrong: dict[int, tuple[int, int, Problem, Attempt]] = {}
     for p, (problem, group) in enumerate(zip(problems_P, groups_P_G, strict=True)):
         places = [g for g, graded in enumerate(group) if graded.grade.status == "wrong"]

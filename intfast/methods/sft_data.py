@@ -7,7 +7,11 @@ bare problem, whatever the solution was sampled from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from itertools import chain, zip_longest
+
+import msgspec
 
 from intfast import intake
 from intfast.collect import Found
@@ -17,6 +21,7 @@ from intfast.methods import guided
 from intfast.records import Attempt, Continuation, Example, Guided, Intervention, Problem
 from intfast.run import Run
 from intfast.sample import Sampler
+from intfast.state.journal import Lazy
 from intfast.tokens import encode
 
 STAGES = {"intervention": "int"}
@@ -25,26 +30,36 @@ FULL_EVERY = 10
 """One in so many beginnings stays a whole attempt, as UPFT does to keep the structure."""
 
 
-def examples(run: Run, found: Found) -> list[Example]:
-    """The training sequences of the SFT stage, also written to examples.jsonl."""
+def examples(run: Run, found: Found) -> Sequence[Example]:
+    """The training sequences of the SFT stage: built one by one, and kept in examples.jsonl."""
     built = BUILDERS[run.config.sft.data](run, found)
     if run.config.sft.target == "one_per_problem":
-        built = list({example.problem_id: example for example in reversed(built)}.values())[::-1]
-    built, said = intake.fitting_examples(built, run.config.batch)
-    if said:
-        run.metrics.say(said)
+        built = _first_of_each_problem(built)
+    built = intake.Fitting(built, run.config.batch)
     journal = run.folder.journal("examples", Example)
-    if journal.records and journal.records != built:
+    # All are compared, so that all are counted.
+    if journal and sum(ours != theirs for ours, theirs in zip_longest(journal, built)):
         raise ValueError(
-            f"this run learns from {len(journal.records)} examples, and now there would be "
-            f"{len(built)}{': ' + said if said else ''}; continue it with a batch.max_tokens that "
-            "holds the longest of them, or use another run=FOLDER"
+            f"this run learns from {len(journal)} examples, and now there would be "
+            f"{built.kept}{': ' + built.said if built.said else ''}; continue it with a "
+            "batch.max_tokens that holds the longest of them, or use another run=FOLDER"
         )
-    journal.replace(built)
-    return built
+    if not journal:
+        journal.replace(built)
+    if built.said:
+        run.metrics.say(built.said)
+    return journal
 
 
-def _interventions(run: Run, found: Found) -> list[Example]:
+def _first_of_each_problem(built: Iterable[Example]) -> Iterator[Example]:
+    seen: set[str] = set()
+    for example in built:
+        if example.problem_id not in seen:
+            seen.add(example.problem_id)
+            yield example
+
+
+def _interventions(run: Run, found: Found) -> Iterator[Example]:
     problems = {problem.id: problem for problem in run.problems}
     target, held_out = run.config.sft.target, run.config.analysis.held_out
     return build_examples(
@@ -64,7 +79,7 @@ def build_examples(
     continuations: Sequence[Continuation],
     target: str,
     held_out: float = 0.0,
-) -> list[Example]:
+) -> Iterator[Example]:
     """Prompt + prefix + intervention as training sequences; no suffix and no end token.
 
     target     `sft.target`: the recipe, or one of the paper's ablations
@@ -72,109 +87,104 @@ def build_examples(
     """
     correct = correct_counts(continuations)
     gates = REACHED_CONTINUATION if target == "no_filter" else ("kept",)
-    chosen = [
-        record
-        for record in judged
+    chosen: Iterable[int] = (
+        place
+        for place, record in enumerate(judged)
         if record.gate in gates and not is_held_out(record.problem_id, held_out)
-    ]
+    )
     if target == "one_per_problem":
-        best: dict[str, Intervention] = {}
-        for record in chosen:
+        best: dict[str, tuple[int, int]] = {}
+        for place in chosen:
+            record = judged[place]
             held = best.get(record.problem_id)
-            if held is None or correct[record.id] > correct[held.id]:
-                best[record.problem_id] = record
-        chosen = list(best.values())
-    suffixes: dict[str, list[int]] = {}
+            if held is None or correct[record.id] > held[0]:
+                best[record.problem_id] = (correct[record.id], place)
+        chosen = [place for _, place in best.values()]
+    suffixes: dict[str, int] = {}
     if target == "suffix":
-        for record in continuations:
+        for place, record in enumerate(continuations):
             if record.start == "intervention" and record.grade == "correct":
-                suffixes.setdefault(record.intervention_id, record.token_ids)
-    examples = []
-    for record in chosen:
+                suffixes.setdefault(record.intervention_id, place)
+    on_prefix = 0.0 if target == "intervention" else 1.0
+    for place in chosen:
+        record = judged[place]
         prompt = sampler.prompt(problems[record.problem_id])
-        suffix = suffixes.get(record.id, [])
-        on_prefix = 0.0 if target == "intervention" else 1.0
+        suffix = continuations[suffixes[record.id]].token_ids if record.id in suffixes else []
         weights = [0.0] * len(prompt) + [on_prefix] * len(record.prefix_ids)
         weights += [1.0] * (len(record.intervention_ids) + len(suffix))
-        examples.append(
-            Example(
-                token_ids=[*prompt, *record.prefix_ids, *record.intervention_ids, *suffix],
-                weights=weights,
-                problem_id=record.problem_id,
-                kind="intervention",
-            )
+        yield Example(
+            token_ids=[*prompt, *record.prefix_ids, *record.intervention_ids, *suffix],
+            weights=weights,
+            problem_id=record.problem_id,
+            kind="intervention",
         )
-    return examples
 
 
-def _references(run: Run, found: Found) -> list[Example]:
+def _references(run: Run, found: Found) -> Iterator[Example]:
     """The reference solution of each selected problem that has one."""
     tokenizer, style = run.sampler.tokenizer, run.sampler.style
-    end = style.stop_ids[0]
-    return [
-        _example(
-            run, problem, [*encode(tokenizer, style.lead + problem.reference), end], "reference"
-        )
-        for problem in found.selected
-        if problem.reference
-    ]
+    for problem in found.selected:
+        if problem.reference:
+            ids = encode(tokenizer, style.lead + problem.reference)
+            yield _example(run, problem, [*ids, style.stop_ids[0]], "reference")
 
 
-def _reflections(run: Run, found: Found) -> list[Example]:
+def _reflections(run: Run, found: Found) -> Iterator[Example]:
     """The model's rewrites of its wrong attempts, not filtered; those cut short are left out."""
     wrong = found.wrong
     if run.config.sft.target == "one_per_problem":
-        wrong = list({problem.id: (problem, a) for problem, a in reversed(wrong)}.values())[::-1]
-    problems = {problem.id: problem for problem, _ in wrong}
-    return [
+        first: dict[str, int] = {}
+        for place, (problem, _) in enumerate(wrong):
+            first.setdefault(problem.id, place)
+        wrong = Lazy(list(first.values()), wrong.__getitem__)
+    problems = {problem.id: problem for problem in found.selected}
+    return (
         _example(run, problems[record.problem_id], record.token_ids, "reflection")
         for record in guided.reflections(run, wrong)
         if record.finish_reason == "stop"
-    ]
+    )
 
 
-def _right_attempts(run: Run, found: Found) -> list[Example]:
+def _right_attempts(run: Run, found: Found) -> Iterator[Example]:
     """RFT: the distinct right attempts of all training problems, the selected ones or not."""
     problems = {problem.id: problem for problem in run.problems}
     end = run.sampler.style.stop_ids[0]
-    return [
-        _example(run, problems[record.problem_id], [*record.token_ids, end], "rft")
-        for record in _distinct(found.attempts)
-    ]
+    for record in _distinct(found.attempts):
+        yield _example(run, problems[record.problem_id], [*record.token_ids, end], "rft")
 
 
-def _rationales(run: Run, found: Found) -> list[Example]:
+def _rationales(run: Run, found: Found) -> Iterator[Example]:
     """STaR: right attempts, and right solutions along the reference where there is none."""
     solved = {record.problem_id for record in found.attempts if record.grade == "correct"}
     failed = {problem.id: problem for problem in found.selected if problem.id not in solved}
-    return _right_attempts(run, found) + [
+    along = (
         _example(run, failed[record.problem_id], record.token_ids, "star")
         for record in _distinct(guided.rationales(run, list(failed.values())))
-    ]
+    )
+    return chain(_right_attempts(run, found), along)
 
 
-def _beginnings(run: Run, found: Found) -> list[Example]:
+def _beginnings(run: Run, found: Found) -> Iterator[Example]:
     """UPFT: the beginning of the first attempt at each selected problem, right or wrong."""
-    first = {record.problem_id: record for record in found.attempts if record.sample == 0}
+    first = {r.problem_id: place for place, r in enumerate(found.attempts) if r.sample == 0}
     end = run.sampler.style.stop_ids[0]
-    built = []
     for place, problem in enumerate(found.selected):
-        record = first[problem.id]
+        record = found.attempts[first[problem.id]]
         whole = [*record.token_ids, *[end][: record.finish_reason == "stop"]]
         length = len(whole) if place % FULL_EVERY == 0 else run.config.sft.prefix_tokens
-        built.append(_example(run, problem, whole[:length], "prefix"))
-    return built
+        yield _example(run, problem, whole[:length], "prefix")
 
 
-def _distinct(records: Iterable[Attempt | Guided]) -> list[Attempt | Guided]:
+def _distinct(records: Iterable[Attempt | Guided]) -> Iterator[Attempt | Guided]:
     """The right ones that ended by themselves, each sequence of tokens once per problem."""
-    return list(
-        {
-            (record.problem_id, tuple(record.token_ids)): record
-            for record in records
-            if record.grade == "correct" and record.finish_reason == "stop"
-        }.values()
-    )
+    seen: set[tuple[str, bytes]] = set()
+    for record in records:
+        if record.grade == "correct" and record.finish_reason == "stop":
+            # A digest takes 16 bytes where the tokens take 36 each.
+            digest = blake2b(msgspec.json.encode(record.token_ids), digest_size=16).digest()
+            if (record.problem_id, digest) not in seen:
+                seen.add((record.problem_id, digest))
+                yield record
 
 
 def _example(run: Run, problem: Problem, target_ids: Sequence[int], kind: str) -> Example:
@@ -195,4 +205,4 @@ BUILDERS = {
     "star": _rationales,
     "prefix": _beginnings,
 }
-"""`sft.data` -> (run, found) -> Examples."""
+"""`sft.data` -> (run, found) -> Examples; the call draws what they are made of."""

@@ -67,7 +67,7 @@ class Optimizer:
     """One update of all trainable parameters per `step`, after any number of `backward` calls.
 
     A step with a non-finite loss or gradient changes no weight and no moment, but counts in the
-    schedule.
+    schedule; so do those that a caller passes over by setting `num_steps`, the place in it.
     Call `close` before another Optimizer takes the same parameters.
     """
 
@@ -221,6 +221,14 @@ class Optimizer:
                 'optim.max_grad_norm, or with model.dtype = "float32"'
             )
         return cause
+
+    def stretched(self, was: int) -> str:
+        """What it makes of the rate that so many steps were planned before; "" for nothing."""
+        old, new = (learning_rate(self.num_steps, n, self.config) for n in (was, self.total_steps))
+        words = (
+            f"; with more steps than planned the learning rate goes on at {new:.3g}, not {old:.3g}"
+        )
+        return "" if new == old else words
 
     def non_finite_gradient(self) -> str:
         """Name of the parameter nearest to the loss whose gradient is not finite; "" for none."""

@@ -92,10 +92,10 @@ def append(path: Path, data: bytes) -> None:
             sync(path.parent)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
+def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a file, given whole or in pieces, so that a reader sees the old content or the new."""
     aside = path.with_name(path.name + ".part")
-    write(aside, [data])
+    write(aside, [data] if isinstance(data, bytes) else data)
     with ranks.now().in_turn() as is_mine, failures_named(path):
         if is_mine:
             os.rename(aside, path)

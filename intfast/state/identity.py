@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from intfast.state.files import write_atomic
+from intfast.state import checkpoint, files
 from intfast.state.processor import processor
 from intfast.state.runfolder import PROMPT_TIME, RunFolder
 
@@ -99,12 +99,47 @@ def keep(folder: RunFolder, about: dict[str, Any], say: Callable[[str], None]) -
     if stored and not about["bits_hold"]:
         say(f"continues with the same records, not the same bits: {about['bits']}")
     keys = ("intfast", "commit", "packages", "device", "cpu", "threads", "loss_head", "kernels")
-    keys = (*keys, "ranks")
+    keys += ("paths", "ranks")
     start = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
     start |= {key: about[key] for key in keys}
     starts = [*(stored or {}).get("starts", []), start]
     folder.write_json("manifest.json", (stored or about) | {"starts": starts})
-    write_atomic(folder.path / PROMPT_TIME, about["prompt_time"].encode())
+    files.write_atomic(folder.path / PROMPT_TIME, about["prompt_time"].encode())
+    if folder.changed:
+        folder.keep_config()
+
+
+def is_exported(folder: RunFolder, name: str, say: Callable[[str], None]) -> bool:
+    """Whether `export/` holds these weights, each file as it was written; if not, it is removed."""
+    target, stored = folder.path / "export", folder.read_json("export.json")
+    if not target.exists():
+        return False
+    if stored is None:
+        fault = "it was not finished"
+    elif {key: stored[key] for key in ("weights", "checkpoint")} != _weights(folder, name):
+        fault = "it holds earlier weights"
+    else:
+        found = digests(target, {"files": stored["files"]})["files"]
+        bad = sorted(name for name, digest in stored["files"].items() if found.get(name) != digest)
+        fault = f"{', '.join(bad)} missing or changed" if bad else ""
+    if fault:
+        say(f"{target}: {fault}; exported again")
+        files.retire(target)
+    return not fault
+
+
+def keep_export(folder: RunFolder, name: str) -> None:
+    """Write export.json: which weights `export/` holds, and the digests of its files."""
+    target = folder.path / "export"
+    names = [path.name for path in target.iterdir()]
+    about = _weights(folder, name) | digests(target, {"files": names})
+    folder.write_json("export.json", about)
+
+
+def _weights(folder: RunFolder, name: str) -> dict[str, Any]:
+    """Which weights the name stands for now: a stage may have been lengthened."""
+    newest = checkpoint.newest(folder.path / "checkpoints" / name, lambda text: None)
+    return {"weights": name, "checkpoint": newest and newest.name}
 
 
 def check_unchanged(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from intfast import ranks
 from intfast.safe_text import shown
 from intfast.state import interrupt, oom
-from intfast.state.runfolder import Journal
+from intfast.state.journal import Journal
 
 Row = dict[str, Any]
 PLAIN_EVERY_S = 30.0
@@ -94,17 +94,17 @@ class Metrics:
 
     def rows(self, stage: str) -> list[Row]:
         """The rows of a stage so far."""
-        return [row for row in self.journal.records if row["stage"] == stage]
+        return [row for row in self.journal if row["stage"] == stage]
 
     def forget_after(self, stage: str, step: int) -> None:
         """Drop rows of steps that an interrupted run did, but did not save."""
-        kept = [r for r in self.journal.records if r["stage"] != stage or r["step"] <= step]
-        if len(kept) < len(self.journal.records):
+        kept = [r for r in self.journal if r["stage"] != stage or r["step"] <= step]
+        if len(kept) < len(self.journal):
             self.journal.replace(kept)
 
     def seconds(self) -> dict[str, dict[str, float]]:
         """Stage -> phase -> seconds, over all rows."""
-        return seconds(self.journal.records)
+        return seconds(self.journal)
 
     def say(self, text: str) -> None:
         """Print one line, see the function `say`."""

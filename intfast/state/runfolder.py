@@ -7,61 +7,22 @@ and compute only what is missing, so the same command continues an interrupted r
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import msgspec
 
 from intfast import cli, ranks
 from intfast.config import MAY_CHANGE, Config
 from intfast.state import files
+from intfast.state.journal import Journal
 
 T = TypeVar("T")
 PROMPT_TIME = "prompt_time.txt"
 """The file of a run that says what its prompts take for now."""
-
-
-class Journal(Generic[T]):
-    """A JSONL file of records of one type, append-only.
-
-    Opening reads what is there; a last line without its line end (a write that was cut off) is
-    removed. A damaged line elsewhere raises ValueError with file and line number.
-    """
-
-    def __init__(self, path: Path, kind: type[T]) -> None:
-        self.path = path
-        self.kind = kind
-        self.records: list[T] = []
-        data = path.read_bytes() if path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data) and ranks.now().is_main:
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                self.records.append(msgspec.json.decode(line, type=kind))
-            except msgspec.DecodeError as error:
-                raise ValueError(
-                    f"{path}:{number} is no {kind.__name__} record ({error}); "
-                    "restore the file, or delete it to repeat its stage"
-                ) from error
-
-    def append(self, records: Iterable[T]) -> None:
-        """Add records; they are on the disk when this returns."""
-        records = list(records)
-        if not records:
-            return
-        data = b"".join(files.json_line(record) for record in records)
-        files.append(self.path, data)
-        self.records += records
-
-    def replace(self, records: Iterable[T]) -> None:
-        """Put these records in place of all, atomically."""
-        self.records = list(records)
-        data = b"".join(files.json_line(record) for record in self.records)
-        files.write_atomic(self.path, data)
+INPUTS = {"model.path", "data.train", "data.test"}
+"""Settings of MAY_CHANGE whose content may not."""
 
 
 class RunFolder:
@@ -78,8 +39,9 @@ class RunFolder:
         ranks.now().meet(self.path)
         self.changed: dict[str, tuple[Any, Any]] = {}
         """Settings with another value than before: key -> (old, new)."""
+        self._config = config
         try:
-            self.resumed = self._keep_config(config)
+            self.resumed = self._compare_config()
         except BaseException:
             self.__exit__()
             raise
@@ -88,7 +50,7 @@ class RunFolder:
         """When a process before this one last wrote a file here, in Unix seconds; None: never."""
 
     def _take(self) -> float | None:
-        """Lock the folder; when it was last written before."""
+        """Make and lock the folder; when it was last written before."""
         files.make_folder(self.path)
         last_write = _last_write(self.path)
         self._lock = (self.path / ".lock").open("w")
@@ -120,22 +82,34 @@ class RunFolder:
         """The content of a JSON file of the run, see files.read_json."""
         return files.read_json(self.path / name, kind)
 
-    def _keep_config(self, config: Config) -> bool:
-        """Store the resolved config, or compare with the stored one; whether one was there."""
+    def rename_entry(self, file: str, old: str, new: str) -> None:
+        """Give an entry of a JSON file of named things another name, where there is one."""
+        stored = self.read_json(file) or {}
+        if old in stored:
+            stored[new] = stored.pop(old) | {"name": new}
+            self.write_json(file, stored)
+
+    def keep_config(self) -> None:
+        """Store the resolved config."""
+        files.write_atomic(self.path / "config.toml", cli.to_toml(self._config).encode())
+
+    def _compare_config(self) -> bool:
+        """Store a new config, or compare with the stored one; whether one was there."""
         path = self.path / "config.toml"
-        if path.exists():
-            changed, self.changed = changed_settings(config, path)
-            if changed:
-                raise ValueError(
-                    f"{self.path} holds a run with another config; differing keys:"
-                    f"{in_words(changed)}\n"
-                    "use another run=FOLDER, or the old values to continue it"
-                )
-            if self.changed:
-                files.write_atomic(path, cli.to_toml(config).encode())
-            return True
-        files.write_atomic(path, cli.to_toml(config).encode())
-        return False
+        if not path.exists():
+            self.keep_config()
+            return False
+        changed, self.changed = changed_settings(self._config, path)
+        if changed:
+            raise ValueError(
+                f"{self.path} holds a run with another config; differing keys:"
+                f"{in_words(changed)}\n"
+                "use another run=FOLDER, or the old values to continue it"
+            )
+        # Inputs at another place are believed when their digests agree, see identity.keep.
+        if self.changed and not self.changed.keys() & INPUTS:
+            self.keep_config()
+        return True
 
 
 Changed = dict[str, tuple[Any, Any]]
@@ -144,9 +118,12 @@ Changed = dict[str, tuple[Any, Any]]
 
 def changed_settings(config: Config, stored: Path) -> tuple[Changed, Changed]:
     """The settings that differ from those of a stored config.toml: a run cannot go on with the
-    first ones, and can with the second, MAY_CHANGE."""
+    first ones, and can with the second, MAY_CHANGE (model and data after their digests)"""
     changed = cli.differences(config, cli.load(stored))
     may = {key: pair for key, pair in changed.items() if key in MAY_CHANGE}
+    if "rl.steps" in may and may["rl.steps"][0] > config.rl.steps:
+        # Steps that are done are in the weights.
+        del may["rl.steps"]
     return {key: pair for key, pair in changed.items() if key not in may}, may
 
 

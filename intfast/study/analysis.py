@@ -24,6 +24,7 @@ from intfast.labels import label
 from intfast.methods import sft_data
 from intfast.records import Attempt, Example, Intervention, Problem
 from intfast.run import Run
+from intfast.state.journal import where
 from intfast.study.read import TokenLogprobs, read_evaluations
 from intfast.study.summary import summarised
 from intfast.study.tables import Table, heads, interval
@@ -51,7 +52,7 @@ def write(run: Run, found: Found, supervised: str) -> dict[str, Any]:
     ks = sorted({2**power for power in range(samples.bit_length())} | {samples})
     stored = read_evaluations(run.folder.path)
     summaries = {key: summarised(evaluation, ks) for key, evaluation in stored.items()}
-    stages = {row["stage"] for row in run.metrics.journal.records if "zero_advantage" in row}
+    stages = {row["stage"] for row in run.metrics.journal if "zero_advantage" in row}
     result = {
         "texts": _texts(run, found, names) if run.config.analysis.texts else {},
         "pass_at_k": {key: summary.pass_at_k for key, summary in summaries.items() if summary},
@@ -80,22 +81,24 @@ def sources(run: Run, found: Found) -> dict[str, list[Example]]:
     (`analysis.held_out`), "unsolved" ones never led to an answer.
     """
     problems = {problem.id: problem for problem in found.selected}
-    by_id = {record.id: record for record in found.interventions}
+    by_id = {record.id: place for place, record in enumerate(found.interventions)}
     share = run.config.analysis.held_out
 
-    def attempts(grade: str) -> list[Attempt]:
-        return [r for r in found.attempts if r.grade == grade and r.problem_id in problems]
+    def attempts(grade: str) -> Sequence[Attempt]:
+        return where(found.attempts, lambda r: r.grade == grade and r.problem_id in problems)
 
-    def gate(name: str, *held_out: bool) -> list[Intervention]:
+    def gate(name: str, *held_out: bool) -> Sequence[Intervention]:
         wanted = held_out or (False, True)
-        passed = [record for record in found.interventions if record.gate == name]
-        return [r for r in passed if sft_data.is_held_out(r.problem_id, share) in wanted]
+        return where(
+            found.interventions,
+            lambda r: r.gate == name and sft_data.is_held_out(r.problem_id, share) in wanted,
+        )
 
     def target(record: Intervention) -> list[int]:
         return [*record.prefix_ids, *record.intervention_ids]
 
-    right = [r for r in found.continuations if (r.start, r.grade) == ("intervention", "correct")]
-    guided = [record for record in found.interventions if record.guided]
+    right = where(found.continuations, lambda r: (r.start, r.grade) == ("intervention", "correct"))
+    guided = where(found.interventions, lambda r: bool(r.guided))
     references = [problem for problem in found.selected if problem.reference]
     nothing, sampled = (lambda r: []), attrgetter("token_ids")
     prefix, step = attrgetter("prefix_ids"), attrgetter("intervention_ids")
@@ -107,7 +110,11 @@ def sources(run: Run, found: Found) -> dict[str, list[Example]]:
         "reference": (references, nothing, lambda r: encode(tokenizer, lead + r.reference)),
         "guided solution": (guided, nothing, lambda r: encode(tokenizer, lead + r.guided)),
         "prefix + intervention": (gate("kept"), nothing, target),
-        "continuation, right": (right, lambda r: target(by_id[r.intervention_id]), sampled),
+        "continuation, right": (
+            right,
+            lambda r: target(found.interventions[by_id[r.intervention_id]]),
+            sampled,
+        ),
         "intervention, kept": (gate("kept", False), prefix, step),
         "intervention, held out": (gate("kept", True), prefix, step),
         "intervention, unsolved": (gate("unsolved"), prefix, step),
@@ -140,6 +147,8 @@ def _texts(run: Run, found: Found, names: Sequence[str]) -> dict[str, Any]:
         with run.metrics.phase("score"):
             for kind, examples in made.items():
                 measured[kind][name] = measure(run, examples)
+    # A run that is continued after its analysis scores again: one row, of the last time.
+    run.metrics.forget_after("analysis", 0)
     run.metrics.row("analysis", 1, {"texts": sum(map(len, made.values()))})
     seed = run.config.seed
     return {
@@ -179,7 +188,7 @@ def write_tokens(run: Run, name: str, examples: Sequence[Example]) -> None:
     """
     chosen = spread(len(examples), run.config.metrics.example_logprobs)
     journal = run.folder.journal("example_logprobs", TokenLogprobs)
-    if [row.example for row in journal.records] == chosen:
+    if [row.example for row in journal] == chosen:
         return
     wanted = [examples[index] for index in chosen]
     found = {}

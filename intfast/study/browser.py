@@ -15,7 +15,7 @@ from intfast.evaluate import wilson
 from intfast.prompts import split_steps
 from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.study.page_data import RunData
-from intfast.study.read import TokenLogprobs, read_problems, read_rows
+from intfast.study.read import TokenLogprobs, read_problems, read_rows, rows
 
 ITEM_BYTES = 24_000_000
 """Texts of candidates in one page: problems, references, attempts, replies."""
@@ -33,24 +33,36 @@ def browse(run: RunData) -> dict[str, Any]:
     """The candidates with all that belongs to them, other SFT examples, and what was left out."""
     separator, folder = run.config.prompt.separator, run.folder
     candidates = run.interventions
-    examples = read_rows(folder / "examples.jsonl", Example)
+    examples = rows(folder / "examples.jsonl", Example)
     scored = read_rows(folder / "example_logprobs.jsonl", TokenLogprobs)
     fits = _Room(TOKENS).takes
     fitting = [r for r in scored if fits(len(r.pieces)) and r.example < len(examples)]
-    others = [row for row in fitting if examples[row.example].kind != "intervention"]
-    with_others = {examples[row.example].problem_id for row in others}
+    example_of = {row.example: examples[row.example] for row in fitting}
+    others = [row for row in fitting if example_of[row.example].kind != "intervention"]
+    with_others = {example_of[row.example].problem_id for row in others}
     wanted = {record.problem_id for record in candidates} | with_others
     found = read_problems(folder / "problems.jsonl")
     problems = {key: problem for key, problem in found.items() if key in wanted}
-    attempts = {(record.problem_id, record.sample): record for record in run.attempts}
-    kept = _within_budget(candidates, problems, attempts)
-    shown = {record.problem_id for record in kept}
     pairs = {(record.problem_id, record.attempt) for record in candidates}
-    chips, left_out = _chips(run.continuations, {record.id for record in kept})
-    tokens = _tokens(examples, fitting, kept, attempts)
+    sizes = {
+        pair: len(record.text)
+        for record in run.attempts
+        if (pair := (record.problem_id, record.sample)) in pairs
+    }
+    # Only what the page has room for is read into memory.
+    chosen = _within_budget(candidates, problems, sizes)
+    kept = [record for record in candidates if record.id in chosen]
+    shown = {record.problem_id for record in kept}
+    attempts = {
+        pair: record
+        for record in run.attempts
+        if (pair := (record.problem_id, record.sample)) in sizes and pair[0] in shown
+    }
+    chips, left_out = _chips(run.continuations, chosen)
+    tokens = _tokens([(example_of[row.example], row) for row in fitting], kept, attempts)
     return {
         "scored": len(scored),
-        "trained": [_trained(examples[row.example], row) for row in others],
+        "trained": [_trained(example_of[row.example], row) for row in others],
         "examples": [_streams(row, _begin(row)) for row in others],
         "left_out": {
             "examples": len(scored) - len(fitting),
@@ -65,7 +77,6 @@ def browse(run: RunData) -> dict[str, Any]:
         "attempts": {
             f"{key}/{sample}": [split_steps(record.text, separator), record.reason]
             for (key, sample), record in attempts.items()
-            if key in shown and (key, sample) in pairs
         },
         "items": [
             {name: getattr(record, name) for name in SHOWN}
@@ -92,25 +103,31 @@ class _Room:
 def _within_budget(
     candidates: Sequence[Intervention],
     problems: Mapping[str, Problem],
-    attempts: Mapping[tuple[str, int], Attempt],
-) -> list[Intervention]:
-    """The candidates whose texts fit, in their order: those that got furthest are taken first."""
+    sizes: Mapping[tuple[str, int], int],
+) -> set[str]:
+    """The ids of the candidates whose texts fit: those that got furthest are taken first.
+
+    sizes: characters of each attempt
+    """
     furthest = {gate: -place for place, gate in enumerate(intervene.GATES)}
     room = _Room(ITEM_BYTES)
     seen: set[Any] = set()
     kept: set[str] = set()
-    for record in sorted(candidates, key=lambda record: furthest[record.gate]):
-        pair = (record.problem_id, record.attempt)
-        size = len(record.reply) + len(record.guided) + len(record.content) + 400
-        if pair in attempts and pair not in seen:
-            size += len(attempts[pair].text)
-        if record.problem_id in problems and record.problem_id not in seen:
-            problem = problems[record.problem_id]
+    asked = [
+        (furthest[r.gate], len(r.reply) + len(r.guided) + len(r.content) + 400, r.id, pair)
+        for r in candidates
+        if (pair := (r.problem_id, r.attempt))
+    ]
+    for _, size, key, pair in sorted(asked, key=lambda entry: entry[0]):
+        if pair in sizes and pair not in seen:
+            size += sizes[pair]
+        if pair[0] in problems and pair[0] not in seen:
+            problem = problems[pair[0]]
             size += len(problem.problem) + len(problem.reference or "")
         if room.takes(size):
-            seen |= {pair, record.problem_id}
-            kept.add(record.id)
-    return [record for record in candidates if record.id in kept]
+            seen |= {pair, pair[0]}
+            kept.add(key)
+    return kept
 
 
 def _chips(
@@ -121,33 +138,36 @@ def _chips(
 
     The first right and the first wrong one of each start come first, then the others in order.
     """
-    drawn: dict[str, dict[str, list[Continuation]]] = defaultdict(lambda: defaultdict(list))
-    for record in continuations:
+    # (sample, grade, line of the journal, characters)
+    drawn: dict[str, dict[str, list[tuple[int, str, int, int]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for line, record in enumerate(continuations):
         if record.intervention_id in wanted:
-            drawn[record.intervention_id][record.start].append(record)
+            entry = (record.sample, record.grade, line, len(record.text))
+            drawn[record.intervention_id][record.start].append(entry)
     chips: dict[str, dict[str, Any]] = defaultdict(dict)
     first, rest = [], []
     for key, starts in drawn.items():
-        for start, records in starts.items():
-            records.sort(key=lambda record: record.sample)
+        for start, entries in starts.items():
+            entries.sort()
             texts: dict[int, str] = {}
-            marks = "".join(MARKS[record.grade] for record in records)
+            marks = "".join(MARKS[grade] for _, grade, _, _ in entries)
             right, scored = marks.count("c"), len(marks) - marks.count("u")
             chips[key][start] = (marks, texts, wilson(right, scored) if scored else None)
             seen: set[str] = set()
-            for place, record in enumerate(records):
-                (rest if record.grade in seen else first).append((texts, place, record.text))
-                seen.add(record.grade)
+            for place, (_, grade, line, size) in enumerate(entries):
+                (rest if grade in seen else first).append((texts, place, line, size))
+                seen.add(grade)
     room, queue = _Room(CONTINUATION_BYTES), [*first, *rest]
-    fitting = [entry for entry in queue if room.takes(len(entry[2]))]
-    for texts, place, text in fitting:
-        texts[place] = text
+    fitting = [entry for entry in queue if room.takes(entry[3])]
+    for texts, place, line, _ in fitting:
+        texts[place] = continuations[line].text
     return chips, len(queue) - len(fitting)
 
 
 def _tokens(
-    examples: Sequence[Example],
-    scored: Sequence[TokenLogprobs],
+    scored: Sequence[tuple[Example, TokenLogprobs]],
     candidates: Sequence[Intervention],
     attempts: Mapping[tuple[str, int], Attempt],
 ) -> dict[str, Any]:
@@ -156,8 +176,7 @@ def _tokens(
     An Example does not name its intervention; the same ids behind the same prompt are it.
     """
     by_problem: dict[str, list[tuple[list[int], TokenLogprobs]]] = defaultdict(list)
-    for row in scored:
-        example = examples[row.example]
+    for example, row in scored:
         by_problem[example.problem_id].append((example.token_ids, row))
     found = {}
     for record in candidates:

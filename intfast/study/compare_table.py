@@ -16,6 +16,7 @@ import msgspec
 from intfast import cli
 from intfast.evaluate import Estimate, Evaluation, ProblemCounts, pass_at_k
 from intfast.state.files import read_json
+from intfast.state.journal import Rows
 from intfast.study import arms
 from intfast.study.charts import dot, whisker
 from intfast.study.paired import bootstrap_seeds
@@ -46,7 +47,7 @@ def measure(root: Path, name: str, names: Sequence[str], seed: int) -> Cells | N
     weights = arms.ARMS[name].weights
     evaluations, summary = read_evaluations(folder), read_json(folder / "summary.json")
     tokens = {part: summary["generated_tokens"].get(part, 0) for part in COLLECTION}
-    examples = len(read_rows(folder / "examples.jsonl", msgspec.Raw))
+    examples = len(Rows(folder / "examples.jsonl", msgspec.Raw))
     cells: Cells = {"collection": tokens, "examples": examples}
     ended = evaluations[weights.key]
     collected = sum(tokens.values())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from intfast import pipeline, ranks
@@ -14,8 +16,25 @@ from intfast.study import analysis, report, summary
 
 def train(config: Config, console: Any = None) -> dict[str, Any]:
     """All stages of a config, then `finish`; returns the content of summary.json."""
-    with open_run(config, console) as run:
+    with open_run(config, console) as run, page_of_failure(run):
         return finish(run, pipeline.train(run))
+
+
+@contextmanager
+def page_of_failure(run: Run) -> Iterator[None]:
+    """Write the page also where the work inside fails: why it did can be read from it."""
+    try:
+        yield
+    except (ValueError, RuntimeError):
+        if not ranks.now().is_main:
+            raise
+        try:
+            with ranks.alone():
+                page = report.write([run.folder.path], run.folder.path / "report.html")
+            run.metrics.say(f"the run failed; what it did is in {page}")
+        except Exception as second:  # said, and never in place of what went wrong first
+            run.metrics.say(f"the run failed, and its page could not be written: {second!r}")
+        raise
 
 
 def finish(run: Run, found: Found) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from intfast.evaluate import Evaluation
 from intfast.labels import LABELS, Weights, in_order
 from intfast.records import Attempt, Continuation, Intervention
 from intfast.state.files import read_json
-from intfast.study.read import read_evaluations, read_figures, read_rows
+from intfast.study.read import read_evaluations, read_figures, read_rows, rows
 from intfast.study.tables import element
 
 SHOWS = {
@@ -73,9 +73,9 @@ class RunData:
         self.summary: dict[str, Any] = read_figures(folder / "summary.json") or {}
         self.analysis: dict[str, Any] = read_figures(folder / "analysis.json") or {}
         self.ablations: dict[str, Any] = read_json(folder / "ablations.json") or {}
-        self.attempts = read_rows(folder / "attempts.jsonl", Attempt)
-        self.interventions = read_rows(folder / "interventions.jsonl", Intervention)
-        self.continuations = read_rows(folder / "continuations.jsonl", Continuation)
+        self.attempts = rows(folder / "attempts.jsonl", Attempt)
+        self.interventions = rows(folder / "interventions.jsonl", Intervention)
+        self.continuations = rows(folder / "continuations.jsonl", Continuation)
         self.colors: dict[str, int] = {}
         """Stage -> colour, the same all over the page."""
         self.texts: dict[str, Any] = {}

@@ -10,6 +10,7 @@ import msgspec
 from intfast.evaluate import Estimate, Evaluation
 from intfast.records import Problem, Record
 from intfast.state.files import read_json
+from intfast.state.journal import Rows
 
 
 class TokenLogprobs(Record):
@@ -33,41 +34,36 @@ MAX_SHOWN = 20
 """Faulty lines that an error lists."""
 
 
-def read_rows(path: Path, kind: type = dict, finished: bool = False) -> list[Any]:
-    """The records of a JSONL file; [] where it does not exist.
+def rows(path: Path, kind: type = dict, finished: bool = False) -> Rows[Any]:
+    """The records of a JSONL file, read as they are asked for; none where it does not exist.
 
     A last line without its end is left out: a run may be writing it. `finished` says that nobody
     writes: then every line counts, and the file must exist.
     Raises ValueError with every line that is no `kind`.
     """
-    if not finished and not path.is_file():
-        return []
     try:
-        data = path.read_bytes()
+        found: Rows[Any] = Rows(path, kind, finished)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    whole = data if finished else data[: data.rfind(b"\n") + 1]
-    decoder = msgspec.json.Decoder(kind)
-    rows, faults = [], []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            rows.append(decoder.decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            faults.append(f"{path}:{number}: no {kind.__name__} record ({error})")
-    if faults:
+    if faults := [f"{path}:{n}: no {kind.__name__} record ({error})" for n, error in found.faults]:
         more = [f"and {len(faults) - MAX_SHOWN} more"] if len(faults) > MAX_SHOWN else []
         raise ValueError("\n".join([*faults[:MAX_SHOWN], *more]))
-    return rows
+    return found
+
+
+def read_rows(path: Path, kind: type = dict, finished: bool = False) -> list[Any]:
+    """All that `rows` gives, in memory: for files that are small."""
+    return list(rows(path, kind, finished))
 
 
 def read_problems(path: Path, finished: bool = False) -> dict[str, Problem]:
-    """The problems of a JSONL file by id, read as `read_rows` does.
+    """The problems of a JSONL file by id, read as `rows` does.
 
     Raises ValueError where an id names two problems, so that no row is shown or graded with
     another problem's text or answer.
     """
     found: dict[str, Problem] = {}
-    for number, problem in enumerate(read_rows(path, Problem, finished), 1):
+    for number, problem in enumerate(rows(path, Problem, finished), 1):
         if found.setdefault(problem.id, problem) != problem:
             raise ValueError(
                 f"{path}:{number}: id {problem.id!r} names another problem further up; expected "

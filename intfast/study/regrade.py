@@ -16,7 +16,8 @@ from intfast.prompts import split_steps
 from intfast.records import Attempt, Intervention
 from intfast.safe_text import shown
 from intfast.state.command import outcome
-from intfast.study.read import MAX_SHOWN, read_problems, read_rows
+from intfast.study import read
+from intfast.study.read import MAX_SHOWN, read_problems
 
 
 class Row(msgspec.Struct):
@@ -45,7 +46,7 @@ def report(path: Path, grader: Grader, problems: Path | None = None) -> str:
             f"{path} holds no answers; expected attempts.jsonl, continuations.jsonl, or rows with "
             "`text` and `answer`"
         )
-    rows: list[Row] = read_rows(path, Row, finished=True)
+    rows: Sequence[Row] = read.rows(path, Row, finished=True)
     golds = _golds(path, rows, problems)
     begun = _begun(path) if any(row.intervention_id for row in rows) else {}
     grades = grader.grade_many(
@@ -69,7 +70,7 @@ def report(path: Path, grader: Grader, problems: Path | None = None) -> str:
     return "\n".join(lines + changed[:MAX_SHOWN] + ([f"and {more} more"] if more > 0 else []))
 
 
-def _golds(path: Path, rows: list[Row], named: Path | None) -> dict[str, str]:
+def _golds(path: Path, rows: Sequence[Row], named: Path | None) -> dict[str, str]:
     wanted = {row.problem_id for row in rows if row.answer is None}
     if not wanted:
         return {}
@@ -91,15 +92,16 @@ def _begun(path: Path) -> Mapping[tuple[str, str], str]:
     prompt = cli.load(config).prompt
     # The words of the compact style are tokens; texts of tokens are joined by a space.
     between = " " if prompt.style == "compact" else ""
-    texts = {(a.problem_id, a.sample): a.text for a in read_rows(attempts, Attempt, finished=True)}
+    drawn = read.rows(attempts, Attempt, finished=True)
+    places = {(a.problem_id, a.sample): place for place, a in enumerate(drawn)}
     begun = {}
-    for record in read_rows(interventions, Intervention, finished=True):
+    for record in read.rows(interventions, Intervention, finished=True):
         if not record.location:
             continue
         attempt = (record.problem_id, record.attempt)
-        if attempt not in texts:
+        if attempt not in places:
             raise ValueError(f"{attempts} lacks attempt {attempt}, which {interventions} names")
-        steps = split_steps(texts[attempt], prompt.separator)
+        steps = split_steps(drawn[places[attempt]].text, prompt.separator)
         before = "".join(steps[: record.location - 1])
         begun[record.id, "prefix"] = before + between
         begun[record.id, "error"] = "".join(steps[: record.location]) + between

@@ -118,6 +118,7 @@ def _funnel(run: RunData) -> list[Any]:
     if not records:
         return []
     gates = Counter(record.gate for record in records)
+    cut = Counter(record.gate for record in records if record.finish_reason == "length")
     summary = run.summary.get("intervention") or {}
     cost = summary.get("tokens_per_unlocked_problem")
     text = (
@@ -134,9 +135,11 @@ def _funnel(run: RunData) -> list[Any]:
             button = Cell(gate, element("button", gate, data_run=run.place, data_gate=gate))
             share = f"{100 * count / len(records):.1f}"
             meter = bar([("", count, 2)], len(records))
-            rows.append([button, f"{count:,}", share, meter, meaning])
+            rows.append([button, f"{count:,}", share, f"{cut[gate]:,}", meter, meaning])
     parts = [element("p", text)]
-    parts.append(Table("", heads("gate", ">candidates", ">%", "share", "meaning"), rows))
+    parts.append(
+        Table("", heads("gate", ">candidates", ">%", ">reply cut", "share", "meaning"), rows)
+    )
     if starts := continued_from(records, run.continuations, run.config):
         table = starts_table(starts, summary.get("problem_alone"), first_wave(run.config))
         title = element("h3", "Does the intervention help the model go on?")
@@ -157,11 +160,16 @@ def _funnel(run: RunData) -> list[Any]:
 
 def places(run: RunData) -> list[int]:
     """How many located steps lie in each tenth of their attempt, counted in steps."""
-    texts = {(record.problem_id, record.sample): record.text for record in run.attempts}
+    separator = run.config.prompt.separator
+    asked = {(record.problem_id, record.attempt) for record in run.interventions}
+    sizes = {
+        key: len(split_steps(record.text, separator))
+        for record in run.attempts
+        if (key := (record.problem_id, record.sample)) in asked
+    }
     found = [0] * 10
     for record in run.interventions:
-        text = texts.get((record.problem_id, record.attempt), "")
-        num_steps = len(split_steps(text, run.config.prompt.separator))
+        num_steps = sizes.get((record.problem_id, record.attempt), 0)
         if 1 <= record.location <= num_steps:
             found[(record.location - 1) * 10 // num_steps] += 1
     return found

@@ -6,11 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from intfast import collect, evaluate, intervene
+from intfast import evaluate, intervene
 from intfast.collect import Found
 from intfast.config import Config
 from intfast.evaluate import Evaluation, Summary, coverage
 from intfast.labels import LABELS, STARTS, Weights, in_order, label
+from intfast.methods import cost
 from intfast.records import Continuation, Intervention
 from intfast.run import Run
 from intfast.study.charts import bar, dotted, whisker
@@ -24,6 +25,7 @@ from intfast.study.tables import Cell, Column, Table, element, heads, interval, 
 def intervention_figures(run: Run, found: Found) -> dict[str, Any]:
     """Counts of the gates, and accuracy and coverage of continuing from each start."""
     gates = Counter(record.gate for record in found.interventions)
+    cut = Counter(r.gate for r in found.interventions if r.finish_reason == "length")
     tokens = {
         "verify": sum(record.num_tokens for record in found.interventions),
         "continue": sum(len(r.token_ids) for r in found.continuations if r.start == "intervention"),
@@ -34,6 +36,7 @@ def intervention_figures(run: Run, found: Found) -> dict[str, Any]:
         "wrong_attempts": len(found.wrong),
         "candidates": len(found.interventions),
         "gates": dict(gates),
+        "cut": dict(cut),
         "problem_alone": _problem_figures(run, found) if found.attempts else None,
         "continued_from": continued_from(found.interventions, found.continuations, run.config),
         "generated_tokens": tokens,
@@ -44,14 +47,17 @@ def intervention_figures(run: Run, found: Found) -> dict[str, Any]:
     }
 
 
-def _problem_figures(run: Run, found: Found) -> dict[str, Any]:
-    """The attempts on the selected problems: what starting from the problem alone gives.
+def _problem_figures(run: Run, found: Found) -> dict[str, Any] | None:
+    """The attempts on the selected problems: what starting from the problem alone gives; None where
+    none of them is scored.
 
     With `attempts.unsolved_only` nothing of it is right, because that is how they were selected.
     """
     counts = _scored((record.problem_id, record.grade) for record in found.attempts)
     tried = [counts[problem.id] for problem in found.selected if problem.id in counts]
     attempts = sum(num for num, _ in tried)
+    if not tried:
+        return None
     return {
         "attempts": attempts,
         "per_problem": attempts / len(tried),
@@ -65,14 +71,18 @@ def continued_from(
     interventions: Sequence[Intervention], continuations: Sequence[Continuation], config: Config
 ) -> dict[str, dict[str, Any]]:
     """Start -> figures of the continuations from it; a start without a scored one is left out."""
-    continued = [r for r in interventions if r.gate in intervene.REACHED_CONTINUATION]
-    known = {record.id for record in continued}
+    continued = {
+        r.id: r.problem_id for r in interventions if r.gate in intervene.REACHED_CONTINUATION
+    }
+    by_start: dict[str, list[Drawn]] = defaultdict(list)
+    for r in continuations:
+        if r.intervention_id in continued:
+            by_start[r.start].append(Drawn(r.intervention_id, r.sample, r.grade, r.finish_reason))
     found = {}
     for start in STARTS:
-        drawn = [r for r in continuations if r.start == start and r.intervention_id in known]
-        if any(record.grade != "unscored" for record in drawn):
+        if any(record.grade != "unscored" for record in by_start[start]):
             first = first_wave(config) if start == "intervention" else None
-            found[start] = start_figures(continued, drawn, config.seed, first)
+            found[start] = start_figures(continued, by_start[start], config.seed, first)
     return found
 
 
@@ -84,24 +94,34 @@ def first_wave(config: Config) -> int | None:
     return config.intervene.wave if config.intervene.stop != "never" else None
 
 
+class Drawn(NamedTuple):
+    """What is counted of a Continuation."""
+
+    intervention_id: str
+    sample: int
+    grade: str
+    finish_reason: str = "stop"
+
+
 def start_figures(
-    continued: Sequence[Intervention],
-    drawn: Sequence[Continuation],
+    continued: Mapping[str, str],
+    drawn: Sequence[Drawn],
     seed: int,
     first: int | None = None,
 ) -> dict[str, Any]:
     """Accuracy and coverage of the continuations `drawn` from one start, with their intervals.
 
     Attempts are the unit that is continued; a problem is covered when any of its attempts is.
-    `first` is that of `first_wave`. Raises ValueError when no continuation is scored.
+    continued   id of the intervention -> id of its problem
+    first       that of `first_wave`; accuracy is None where nothing of that wave is scored
+    Raises ValueError when no continuation is scored.
     """
-    problem_of = {record.id: record.problem_id for record in continued}
 
-    def counted(records: Sequence[Continuation]) -> tuple[list[Any], list[Any]]:
+    def counted(records: Sequence[Drawn]) -> tuple[list[Any], list[Any]]:
         """(scored, right) of each attempt, and of each problem over its attempts."""
         by_attempt = _scored((r.intervention_id, r.grade) for r in records)
         by_problem: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for key, problem_id in problem_of.items():
+        for key, problem_id in continued.items():
             if key in by_attempt:
                 by_problem[problem_id].append(by_attempt[key])
         problems = [tuple(map(sum, zip(*rows, strict=True))) for rows in by_problem.values()]
@@ -112,7 +132,8 @@ def start_figures(
     return {
         "continuations": len(drawn),
         "per_attempt": len(drawn) / max(1, len(attempts)),
-        "accuracy": evaluate.estimate([right / num for num, right in early], seed),
+        "truncated": sum(r.finish_reason == "length" for r in drawn) / max(1, len(drawn)),
+        "accuracy": evaluate.estimate([c / n for n, c in early], seed) if early else None,
         "attempt_coverage": coverage(attempts),
         "problem_coverage": coverage(problems),
     }
@@ -181,19 +202,23 @@ def write(run: Run, found: Found, seconds: float) -> dict[str, Any]:
     stored = read_evaluations(run.folder.path)
     evaluations = {key: stored[key] for key in in_order(list(stored)) if "@" not in key}
     config = run.config.evaluate
-    rows = {key: evaluation.summary(config.ks) for key, evaluation in evaluations.items()}
-    stages = in_order([*{row["stage"] for row in run.metrics.journal.records}])
+    # Fewer samples than evaluate.samples may be scored: for fewer ks then, or for none.
+    measured = {key: summarised(found, config.ks) for key, found in evaluations.items()}
+    rows = {key: row for key, row in measured.items() if row}
+    stages = in_order([*{row["stage"] for row in run.metrics.journal}])
     rl = {key: _rl_figures(run, key) for key in stages if Weights.parse(key).arm in LABELS}
-    *others, best = evaluations or [""]
+    *others, best = rows or [""]
     result = {
         "evaluations": rows,
         "differences": {
-            f"{best} - {key}": compare(evaluations[best], evaluations[key]) for key in others
+            f"{best} - {key}": compare(evaluations[best], evaluations[key])
+            for key in others
+            if evaluations[best].accuracies().keys() & evaluations[key].accuracies().keys()
         },
         "intervention": intervention_figures(run, found) if found.interventions else None,
         "rl": rl,
-        "generated_tokens": collect.generated_tokens(run)
-        | {key: collect.rl_tokens(run, key) for key, figures in rl.items() if figures},
+        "generated_tokens": cost.generated_tokens(run)
+        | {key: cost.rl_tokens(run, key) for key, figures in rl.items() if figures},
         "seconds": run.metrics.seconds(),
         "seconds_last_process": seconds,
     }
@@ -202,12 +227,12 @@ def write(run: Run, found: Found, seconds: float) -> dict[str, Any]:
         f"Held-out problems: {len(run.tests)}, {config.samples} samples each, "
         "95 % intervals (bootstrap over problems)"
     )
-    measured = []
-    for key, row in rows.items():
+    lines = []
+    for key, row in measured.items():
         quarters = [rl[key][f"{part}_quarter"] for part in ("first", "last")] if rl.get(key) else []
         shares = " -> ".join(f"{quarter['zero_advantage']:.2f}" for quarter in quarters)
-        measured.append(HeldOut(label(key), row, zero_advantage=shares))
-    tables = [held_out(measured, config.ks, title)] if measured else []
+        lines.append(HeldOut(label(key), row, zero_advantage=shares))
+    tables = [held_out(lines, config.ks, title)] if lines else []
     for table in [*tables, seconds_table(result["seconds"])]:
         run.metrics.console.print(table.rich())
     run.metrics.say(f"everything is in {run.folder.path}")
