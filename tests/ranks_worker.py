@@ -4,6 +4,7 @@ ranks_worker.py train NAME [key=value ...]     the command, with the fault that 
 ranks_worker.py runs FOLDER NAME...            whole runs, of the settings in RUNS
 ranks_worker.py world FOLDER                   checks of a world of several, into world.json
 FAULT=KIND:RANK:STEP                           at an RL step a rank raises, hangs, is killed, stops
+                                               (raise, hang, kill, stop), or orphan: torchrun is
 """
 
 import inspect
@@ -79,7 +80,9 @@ def plant(fault: str) -> None:
                 raise RuntimeError("planted")
             if kind == "hang":
                 time.sleep(3600)
-            os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGTERM)
+            # "orphan": torchrun itself is killed.
+            who = os.getppid() if kind == "orphan" else os.getpid()
+            os.kill(who, signal.SIGTERM if kind == "stop" else signal.SIGKILL)
         return sound(opened, rollouts, advantages, step)
 
     rl.minibatches = faulty
@@ -239,7 +242,7 @@ def world(folder: Path) -> None:
         still = updates(torch.float32, float("nan"))
     found["skipped"] = distance(updates(torch.float32, float("nan")), still, ())
     causes = [row.get("cause") for row in updates(torch.float32, float("nan"))[1]]
-    found["causes"] = ranks.now().gather(causes) + [[row["cause"] for row in still[1]]]
+    found["causes"] = [*ranks.now().gather(causes), [row["cause"] for row in still[1]]]
     # A rank alone, in the midst of several.
     found["first"] = ranks.now().gather(ranks.now().first(lambda: ranks.now().world))
     if ranks.now().is_main:

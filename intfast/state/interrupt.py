@@ -49,6 +49,8 @@ def check(meets: bool = False) -> None:
     beat()
     number, several = _State.requested or 0, ranks.now()
     if several.world > 1:
+        if os.getppid() != several.parent:  # nobody is left to end the others where one ends
+            number = number or signal.SIGTERM
         number = several.agree(number) if meets else 0
     if number:
         raise Stopped(number)
