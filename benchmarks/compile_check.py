@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from intfast.kernels import add_rms_norm, group_advantages, norm_rope, swiglu
+from intfast.kernels import adamw, add_gradient, add_rms_norm, group_advantages, norm_rope, swiglu
 from intfast.kernels.head import odds, rows
 from intfast.kernels.head.autotune import candidates
 from intfast.kernels.head.tiles import FALLBACK_TILES, ODDS_TILES, SHARED_LIMIT_BYTES, Tile
@@ -54,6 +54,9 @@ TYPES = {
     "scale": "fp32",
     "softcap": "fp32",
     "eps": "fp32",
+    "narrow_ptr": "*bf16",
+    **dict.fromkeys(("grad_scale", "keep", "beta1", "beta2", "rest1", "rest2", "rate"), "fp32"),
+    "root": "fp32",
     "right_above": "fp32",
     "V": "i32",
     "D": "i32",
@@ -114,6 +117,8 @@ def cases(arch: int) -> list[Case]:
         Case("row_gradient", rows._row_gradient, {**row, "ENTROPY": True}, num_warps=8),
         Case("group_advantages", group_advantages._advantages_of_a_group, groups, 8),
         *_layer(),
+        Case("adamw", adamw._adamw_of_a_tensor, {"BLOCK": 2048, "NARROW": True}, 8),
+        Case("add_gradient", add_gradient._add_a_block, {"BLOCK": 2048, "FRESH": False}, 8),
     ]
 
 

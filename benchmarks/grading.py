@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks import grading_pairs
 from benchmarks.grading_pairs import Pair
+from benchmarks.harness import RESULTS
 from intfast.grading.grader import Grader
+from intfast.study.read import read_rows
 
 NAME = "grading"
 
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         pairs = grading_pairs.made(args.seed + held, args.pairs, held)
         graded = {"intfast": ours(pairs), "math-verify": math_verify(pairs)}
         rows.append({"setting": {"held": held}, "figures": figures(pairs, graded)})
-        print(table(rows[-1]["figures"]))
+        print(table([rows[-1]["figures"]]))
         for pair, verdict in zip(pairs, graded["intfast"], strict=True) if args.show else ():
             if (verdict == "correct") != pair.is_right:
                 print(verdict, *pair)
@@ -67,18 +70,30 @@ def figures(pairs: Sequence[Pair], graded: dict[str, list[str]]) -> dict[str, An
     return {"pairs": len(pairs), "classes": found, "reasons_of_wrong": dict(reasons.most_common())}
 
 
-def table(found: dict[str, Any]) -> str:
-    """The table of the README: a class a line."""
+def table(sets: Sequence[dict[str, Any]]) -> str:
+    """The table of the README: a class a line, "first set / held-back set" in a cell."""
     lines = [
         "| class | right | refused | math-verify | wrong | accepted | math-verify |",
-        "| --- | " + "--- | " * 6,
+        "| --- | " + " | ".join(["---:"] * 6) + " |",
     ]
-    total = Counter()
-    for name, by in [*found["classes"].items(), ("all", None)]:
-        ours, plain = (by["intfast"], by["math-verify"]) if by else (total["o"], total["p"])
-        if by:
-            total["o"] = [a + b for a, b in zip(total["o"] or [0] * 4, ours, strict=True)]
-            total["p"] = [a + b for a, b in zip(total["p"] or [0] * 4, plain, strict=True)]
-        cells = (name.replace("_", " "), ours[0], ours[1], plain[1], ours[2], ours[3], plain[3])
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+    rows = [(name, [found["classes"][name] for found in sets]) for name in sets[0]["classes"]]
+    everything = [
+        {who: [sum(c) for c in zip(*(by[who] for by in found["classes"].values()), strict=True)]
+         for who in ("intfast", "math-verify")}
+        for found in sets
+    ]  # fmt: skip
+    for name, by in [*rows, ("**all**", everything)]:
+        columns = []
+        for found in by:
+            ours, plain = found["intfast"], found["math-verify"]
+            columns.append((ours[0], ours[1], plain[1], ours[2], ours[3], plain[3]))
+        cells = [" / ".join(map(str, column)) for column in zip(*columns, strict=True)]
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def stored(folder: Path = RESULTS) -> str:
+    """The table of the last rows of both sets in cpu.jsonl."""
+    rows = [row for row in read_rows(folder / "cpu.jsonl") if row["benchmark"] == NAME]
+    last = {row["setting"]["held"]: row["figures"] for row in rows}
+    return table([last[False], last[True]])

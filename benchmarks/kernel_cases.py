@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import costs, layer_cases, peers
+from benchmarks import costs, layer_cases, peers, update_cases
 from benchmarks.timing import Step
 from intfast.kernels import truth as definition
 from intfast.kernels.group_advantages import TokenLayout, group_advantages
@@ -347,6 +347,13 @@ def _peer_advantages(
     return lambda: (call(groups.rewards_N, GROUP, SAMPLE_TOKENS, weight_T),)
 
 
+def _update_op(name: str) -> Op:
+    return Op(
+        update_cases.shapes, update_cases.cost, update_cases.inputs, update_cases.truth,
+        update_cases.ours, update_cases.theirs, update_cases.PEERS[name], has_gradient=False,
+    )  # fmt: skip
+
+
 def _layer_op(name: str, hidden: int) -> Op:
     return Op(
         layer_cases.shapes(hidden), layer_cases.cost, layer_cases.inputs, layer_cases.truth,
@@ -359,6 +366,8 @@ OPS = {
         _samples, _advantage_cost, _make_groups, _advantage_truth, _our_advantages,
         _peer_advantages, peers.ADVANTAGES, has_gradient=False,
     ),
+    "adamw": _update_op("adamw"),
+    "add_gradient": _update_op("add_gradient"),
     "add_rms_norm": _layer_op("add_rms_norm", 2560),
     "norm_rope": _layer_op("norm_rope", 128),
     "swiglu": _layer_op("swiglu", 9728),

@@ -34,8 +34,8 @@ RANGES: tuple[Range, ...] = (
         lambda x: x >= 1,
     ),
     (
-        "intervene.continuations sft.epochs rl.steps rl.refill parity.every analysis.texts "
-        "metrics.example_logprobs",
+        "grade.digits intervene.continuations sft.epochs rl.steps rl.refill parity.every "
+        "analysis.texts metrics.example_logprobs",
         "a whole number >= 0",
         lambda x: x >= 0,
     ),

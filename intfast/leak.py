@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from fractions import Fraction
 
-from intfast.grading.answers import Reason, all_boxed, compare_quickly
-from intfast.grading.normal import normalise, number
+from intfast.grading.answers import all_boxed, compare_quickly
+from intfast.grading.normal import normalise, number, unspaced
 
 MIN_TELLING = 3
 """An answer of fewer characters (or a number of fewer digits) occurs in most steps by chance."""
@@ -34,20 +33,15 @@ def leaks(content: str, answer: str) -> bool:
     """
     # A box is a final answer wherever it stands, however short it is; no step needs many.
     boxes = all_boxed(content)
-    if len(boxes) > MAX_BOXES or any(
-        compare_quickly(answer, box) is Reason.CORRECT for box in boxes
-    ):
+    if len(boxes) > MAX_BOXES or any(compare_quickly(answer, box) == "correct" for box in boxes):
         return True
     text, wanted = _plain(content), _plain(answer)
     # As it is written, and as mathematics would write it.
-    spellings = {(text, wanted), (_math(text), _math(wanted))}
+    spellings = {(text, wanted), (unspaced(text), unspaced(wanted))}
     value = number(normalise(wanted))
     is_telling = value is not None and sum(map(str.isdigit, wanted)) >= MIN_TELLING
-    values: dict[str, Fraction | None] = {}
-    for found in _NUMBER.finditer(plain := _math(text)) if value is not None else ():
-        if found[0] not in values:
-            values[found[0]] = number(found[0])
-        if values[found[0]] != value:
+    for found in _NUMBER.finditer(plain := unspaced(text)) if value is not None else ():
+        if number(found[0]) != value:
             continue
         # "The answer is 7" tells with one digit; a bare 7 in the middle of a sum tells nothing.
         before = plain[max(0, found.start() - MAX_BEFORE) : found.start()]
@@ -62,14 +56,6 @@ def _states(text: str, wanted: str) -> bool:
     if re.search(_SAID + exact, text):
         return True
     return len(wanted) >= MIN_TELLING and re.search(rf"(?<![\w.]){exact}", text) is not None
-
-
-def _math(text: str) -> str:
-    """A plain text without what only spaces mathematics."""
-    text = re.sub(r"\\[,;:!]|\$|\\(?:left|right)(?![a-z])|~", " ", text).replace("{,}", ",")
-    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", " ".join(text.split()))
-    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
-    return re.sub(r"(?<=\W) | (?=\W)", "", text).rstrip(".")
 
 
 def _plain(text: str) -> str:

@@ -12,8 +12,9 @@ from msgspec.structs import replace
 from tiny import make_model
 
 from intfast.config import Config, DataConfig, ModelConfig, RolloutConfig
+from intfast.engine import device as device_module
 from intfast.engine import protocol
-from intfast.engine.device import Kernels, pick_device, pick_kernels
+from intfast.engine.device import Kernels, pick_device, pick_kernels, use_flash_attention
 from intfast.engine.native import NativeEngine
 from intfast.engine.protocol import pick_engine
 from intfast.engine.start import start
@@ -277,3 +278,24 @@ def test_models_that_cannot_be_shared_are_refused(tmp_path, nothing_loads, chang
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     refused(tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    "capability,installed,said",
+    [
+        ((9, 0), True, "FlashAttention 3: flash_attn_interface is installed"),
+        ((9, 0), False, "FlashAttention 2: flash_attn_interface is not installed"),
+        ((8, 0), True, "FlashAttention 2: 3 is for Hopper"),
+        ((10, 0), True, "FlashAttention 2: 3 is for Hopper"),
+    ],
+)
+def test_flash_attention_3_is_taken_on_hopper_where_it_is_installed(
+    monkeypatch, capability, installed, said
+):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(device_module.util, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(device_module, "activate_flash_attention_impl", taken.append)
+    assert use_flash_attention("cuda") == said
+    assert taken == (["FA3"] if "3: flash" in said else [])
+    assert use_flash_attention("cpu") == ""

@@ -79,7 +79,13 @@ def test_units_have_their_dimension_and_exact_factor():
     assert ratio("miles per hour", "mph") == 1
     assert ratio("Mg", "mg") == 10**9
     assert ratio("red apples", "apples") == 1
-    for one, two in (("kg", "m"), ("apples", "pears"), ("m", "m^2"), ("dollars", "euros")):
+    for one, two in (
+        ("kg", "m"),
+        ("apples", "pears"),
+        ("m", "m^2"),
+        ("dollars", "euros"),
+        ("pens per box", "caps per box"),
+    ):
         assert units.parse(one).powers != units.parse(two).powers
     refused = (
         "million|dozen|or more|squared|factorial|is wrong|minus|thirds|apple|at most|each|square"

@@ -16,7 +16,7 @@ CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").rglob("*.p
 READMES = [
     ROOT / "README.md",
     *(ROOT / name / "README.md" for name in ("benchmarks", "benchmarks/reliability", "intfast")),
-    *(ROOT / name / "README.md" for name in ("intfast/study", "kernels")),
+    *(ROOT / name / "README.md" for name in ("intfast/grading", "intfast/study", "kernels")),
 ]
 OLDEST = (ROOT / "tests/oldest.txt").read_text()
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
@@ -53,7 +53,7 @@ def test_the_core_is_named_and_bounded():
     assert comments >= 0.06 * sum(found.lines for found in core.values())
     assert sum(found.raising for found in core.values()) < comments
     # The aim is 13,000.
-    assert sum(house.measured(path).lines for path in house.PACKAGE.rglob("*.py")) <= 15_400
+    assert sum(house.measured(path).lines for path in house.PACKAGE.rglob("*.py")) <= 18_700
     known = {name.partition(".")[0] for file, name in house.crossings() if file in house.CORE}
     own = {name.removesuffix(".py") for name in house.CORE}
     packages = {"engine", "grading", "kernels", "methods", "model", "ranks", "state"}
@@ -98,14 +98,15 @@ def test_every_op_has_its_test_and_its_benchmark_under_its_name():
     files = sorted((ROOT / "kernels").glob("*.py"))
     ops = [path.stem for path in files if f"\ndef {path.stem}(" in path.read_text()]
     heads = ["linear_logprob", "linear_objective", "span_cross_entropy"]
-    assert ops == sorted(["add_rms_norm", "group_advantages", *heads, "norm_rope", "swiglu"])
+    layer, update = ["add_rms_norm", "norm_rope", "swiglu"], ["adamw", "add_gradient"]
+    assert ops == sorted([*heads, "group_advantages", *layer, *update])
     table = (ROOT / "kernels/README.md").read_text()
     cases = (ROOT / "benchmarks/kernel_cases.py").read_text()
     for op in ops:
         (row,) = [line for line in table.splitlines() if line.startswith(f"| [`{op}`]")]
         assert len(row.split(" | ")) == 8 and row.count("](") >= 7
         assert (ROOT / f"tests/test_kernels_{op}.py").exists() and f"test_kernels_{op}.py" in row
-        assert re.search(rf'^    "{op}": (Op|_layer_op)\(', cases, re.MULTILINE)
+        assert re.search(rf'^    "{op}": (Op|_layer_op|_update_op)\(', cases, re.MULTILINE)
 
 
 def test_no_pickle_and_no_remote_code():

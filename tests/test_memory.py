@@ -237,7 +237,8 @@ def test_a_plan_that_fits_is_settled_with_a_number():
 @pytest.mark.parametrize(
     ("overrides", "name", "gib", "remedy"),
     [
-        (["model.activation_checkpointing=false"], "1.7B", 80, "fits with model.activation_ch"),
+        (["model.activation_checkpointing=false"], "1.7B", 80, 'checkpointing = "selective"'),
+        (["model.activation_checkpointing=false"], "1.7B", 60, "checkpointing = true"),
         (["batch.max_tokens=300000"], "4B", 120, "fits with batch.max_tokens = "),
         (["rollout.cache_gib=60"], "4B", 120, 'fits with rollout.cache_gib = "auto"'),
         (["rollout.max_rows=8192"], "0.6B", 60, "fits with rollout.max_rows = "),

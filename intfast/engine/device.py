@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from importlib import metadata
+from importlib import metadata, util
 from typing import NamedTuple
 
 import torch
+from torch.nn.attention import activate_flash_attention_impl
 
 from intfast import ranks
 from intfast.config import Config
@@ -103,3 +104,20 @@ def pick_kernels(wanted: str, device: str) -> Kernels:
             "model.kernels=torch"
         )
     return Kernels("liger", 'model.kernels = "liger"')
+
+
+def use_flash_attention(device: str) -> str:
+    """Let torch's packed attention be FlashAttention 3 on Hopper, where its wheel is installed.
+
+    What attention is now, in words; "" on a CPU. Raises what the wheel raises where it does not
+    load: it was installed to be used.
+    """
+    if device == "cpu":
+        return ""
+    name = "flash_attn_interface"
+    if torch.cuda.get_device_capability() != (9, 0):
+        return "FlashAttention 2: 3 is for Hopper"
+    if util.find_spec(name) is None:
+        return f"FlashAttention 2: {name} is not installed"
+    activate_flash_attention_impl("FA3")
+    return f"FlashAttention 3: {name} is installed"

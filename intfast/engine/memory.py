@@ -278,8 +278,10 @@ class Plan:
         while rows > 16 and not self.changed("rollout.max_rows", rows).fits():
             rows //= 2
         is_long, is_vllm = config.batch.max_tokens > tokens, self.target.engine == "vllm"
+        # The least recomputation that is enough.
+        kept = "model.activation_checkpointing"
         wanted = {
-            "model.activation_checkpointing": True,
+            kept: "selective" if self.changed(kept, "selective").fits() else True,
             "batch.max_tokens": (self.largest_batch(tokens) or tokens) if is_long else None,
             "rollout.context": context if is_vllm and self.context > context else None,
             "rollout.max_rows": rows,

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from intfast import ranks
 from intfast.config import Config
 from intfast.engine import memory
-from intfast.engine.device import pick_kernels
+from intfast.engine.device import pick_kernels, use_flash_attention
 from intfast.engine.native import NativeEngine
 from intfast.engine.protocol import Choice, Engine, pick_engine
 from intfast.model import weights
@@ -28,7 +28,8 @@ def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, 
     kernels = pick_kernels(config.model.kernels, device.type)
     config = replace(config, model=replace(config.model, kernels=kernels.name))
     choice = pick_engine(rollout.engine, device.type)
-    choice = choice._replace(kernels=kernels.name, kernels_reason=kernels.reason)
+    reasons = filter(None, (kernels.reason, use_flash_attention(device.type)))
+    choice = choice._replace(kernels=kernels.name, kernels_reason="; ".join(reasons))
     architecture = weights.check(folder)
     longest = architecture.max_positions
     if (rollout.context or 0) > longest:

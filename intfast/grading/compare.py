@@ -72,6 +72,7 @@ class Comparison:
         if same_words(gold, answer) and gold != answer:
             return Reason.CORRECT
         gold, answer = stripped(gold), stripped(answer).lstrip("=")
+        gold, answer = (re.sub(r"^[a-z]\\in ?(?=\\\{[^|:]*$)", "", text) for text in (gold, answer))
         if r"\approx" in gold:
             gold, answer = (
                 re.sub(r"^=", "", text.replace(r"\approx", "=")) for text in (gold, answer)
@@ -292,12 +293,10 @@ class Comparison:
 
     def _ratios(self, golds: list[str], answers: list[str]) -> Reason:
         """3 : 4 is 6 : 8."""
-        pairs = zip(golds[1:], answers[1:], strict=True)
-        crossed = [(f"({gold})({answers[0]})", f"({answer})({golds[0]})") for gold, answer in pairs]
-        reasons = [
-            self._leaf(one.replace(")(", r")\cdot("), two.replace(")(", r")\cdot("))
-            for one, two in crossed
+        shares = [
+            [rf"\frac{{{part}}}{{{parts[0]}}}" for part in parts[1:]] for parts in (golds, answers)
         ]
+        reasons = [self._leaf(*pair) for pair in zip(*shares, strict=True)]
         return next((reason for reason in reasons if reason is not Reason.CORRECT), Reason.CORRECT)
 
     def _quantities(self, gold: str, answer: str) -> Reason:

@@ -140,7 +140,7 @@ def intervals(text: str) -> tuple[str, list[Interval]] | None:
     return _inequality(text)
 
 
-_VARIABLE = re.compile(r"[a-z](?:\([a-z]\))?")
+_VARIABLE = re.compile(r"(?:[a-z]|\\(?:alpha|beta|theta|phi|lambda|mu|omega))(?:\([a-z]\))?")
 
 
 def _inequality(text: str) -> tuple[str, list[Interval]] | None:

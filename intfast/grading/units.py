@@ -18,7 +18,7 @@ TABLE = {
     " yd yard=1143/1250"
     " mi mile=201168/125",
     "area": "acre=4046856.4224 hectare=10000000",
-    "mass": "g gram=1 kg kilogram kilo=1000 mg milligram=1/1000 Mg=1000000 t ton tonne=1000000"
+    "mass": "g gram=1 kg kilogram=1000 mg milligram=1/1000 Mg=1000000 t ton tonne=1000000"
     " lb lbs pound=45359237/100000 oz ounce=45359237/1600000",
     "time": "s sec second=1 ms millisecond=1/1000 min minute=60 h hr hour=3600 d day=86400"
     " week=604800",
@@ -51,7 +51,7 @@ _NO_NOUN = re.compile(
     r"(?:and|but|by|choose|divided|from|if|in|is|are|was|isn|not|nor|no|of|or|over|per|percent|percents|than|times|to"
     r"|vs|versus|minus|plus|mod|modulo|modulus|thus|less|unless|perhaps|always|sometimes|besides|hundreds?|thousands?"
     r"|[a-z]*illions?|dozens?|scores?|gross|pairs|couples|lakhs?|crores?|myriads?|halves|quarters|thirds|[a-z]+ths"
-    r"|tens|ones|twos|threes|[a-z]*squares|cubes|powers|factorials?|logs|digits|bases|wrong|false|base|about|at|as|least|most"
+    r"|tens|ones|twos|threes|[a-z]*squares|cubes|powers|factorials?|logs|digits|bases|wrong|false|negatives|positives|base|about|at|as|least|most"
     r"|more|roughly|nearly|almost|around|approximately|remainder|with|without|except|maybe|guess|guesses|it|this|that)"
 )
 _IRREGULAR = "people children men women mice feet geese fish sheep teeth dice oxen data pence deer"
@@ -115,7 +115,10 @@ def parse(text: str, is_one: bool = False) -> Unit | None:
         elif word in ("squared", "cubed") and last:
             unit, count = last, _POWER[word] - 1
         elif word in ("/", "per") and (powers or nouns):
-            sign, last = -1, None
+            if nouns and not (noun := _counted(nouns, is_one)):
+                return None
+            powers.update({noun: 1} if nouns else {})
+            sign, last, nouns = -1, None, []
             continue
         elif word in ("square", "sq", "cubic", "cu") and not nouns:
             times = _POWER[word]
@@ -133,10 +136,16 @@ def parse(text: str, is_one: bool = False) -> Unit | None:
     if times != 1 or not (powers or nouns):
         return None
     if nouns:
-        noun = nouns[-1]
-        is_plural = noun.endswith("s") or noun in _IRREGULAR.split()
-        if not (is_plural or is_one or sign < 0) or len(nouns) > 4 or noun == "more":
+        if not (noun := _counted(nouns, is_one or sign < 0)):
             return None
-        name = noun if noun in _IRREGULAR.split() else noun.removesuffix("s")
-        powers[f"count of {name}"] = sign
+        powers[noun] += sign
     return Unit(tuple(sorted((d, p) for d, p in powers.items() if p)), factor, pi)
+
+
+def _counted(words: list[str], is_one: bool) -> str:
+    """The dimension of a noun with what stands before it; "" where it is none."""
+    noun = words[-1]
+    is_same = noun in _IRREGULAR.split()
+    if len(words) > 4 or noun == "more" or not (is_one or is_same or noun.endswith("s")):
+        return ""
+    return f"count of {noun if is_same else noun.removesuffix('s')}"
