@@ -68,6 +68,8 @@ class Ranks:
     def __init__(self, rank: int = 0, world: int = 1, local: int = 0, neighbours: int = 1) -> None:
         """local: its number on its machine; neighbours: ranks there, itself included."""
         self.rank, self.world, self.local, self.neighbours = rank, world, local, neighbours
+        self.parent = os.getppid()
+        """torchrun, which ends the others when one ends."""
         self.waiting = False
         """Whether it waits for other ranks: then it is not stuck."""
 

@@ -159,7 +159,8 @@ def test_one_process_waits_for_nobody_and_starts_nothing(monkeypatch):
 
 
 def test_fewer_cards_than_ranks_are_refused(monkeypatch):
-    for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"), "5814"):
+    told = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in told.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "here")
     assert ranks.launched().world == 1  # and no port: of another launcher
