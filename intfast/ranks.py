@@ -8,6 +8,7 @@ alone writes and prints. One process is the same object, with nothing to wait fo
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -310,7 +311,9 @@ def joined(device: Callable[[], torch.device], watchdog_s: float) -> Iterator[Ra
     try:
         yield found
         found.agree()
-        # Not after an error: the others are elsewhere, and torchrun ends them.
-        distributed.destroy_process_group()
+        # Not after an error: the others are elsewhere, and torchrun ends them. vLLM ends its groups,
+        # and then the world, as the process exits.
+        if "vllm" not in sys.modules:
+            distributed.destroy_process_group()
     finally:
         _now = _ONE
