@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-Item = TypeVar("Item")
 NEVER_S = 7 * 24 * 3600.0
 """How long to wait for the others where no watchdog limits it."""
 
@@ -148,20 +147,16 @@ class Ranks:
                 group |= zip(share, part, strict=True)
         return [[group[g] for g in range(len(group))] for group in whole]
 
-    def map(
-        self, items: Sequence[Item], size: Callable[[Item], int], work: Callable[[Item], Any]
-    ) -> list[Any]:
-        """A tensor, or a dictionary of them, of every item, in order; the work is dealt by size."""
+    def collect(self, shares: list[list[int]], made: list[Any]) -> list[Any]:
+        """A tensor, or a dictionary of them, of every item, in order; `made` of the own share."""
         if self.world == 1:
-            return [work(item) for item in items]
-        shares = self.deal([size(item) for item in items])
-        made = [work(items[index]) for index in shares[self.rank]]
+            return made
         moved = [
             {k: x.cpu() for k, x in m.items()} if isinstance(m, dict) else m.cpu() for m in made
         ]
         parts = zip(shares, self.gather(moved), strict=True)
         found = {i: x for share, part in parts for i, x in zip(share, part, strict=True)}
-        return [found[index] for index in range(len(items))]
+        return [found[index] for index in range(len(found))]
 
     def agree(self, number: int = 0) -> int:
         """The largest number of any rank; nobody goes on before all are here."""

@@ -142,23 +142,23 @@ def update(stage: Stage, packed: Packed, divisor: float, loss_of: LossOf) -> dic
              packing into micro-batches gives the same gradient
     """
     run, decoder = stage.run, stage.run.decoder
-
-    def learn(batch: Batch) -> loss.Stats:
+    # Dealt to ranks by their tokens; divisor, schedule and the order of the sum are of all.
+    shares = ranks.now().deal([sum(batch.lengths) for batch in packed.batches])
+    made: list[loss.Stats] = []
+    for index in shares[ranks.now().rank]:
         # A sign of life for the watchdog; a stop waits until the step is whole.
         interrupt.beat()
         # Not ahead of time: the copy overlaps with the micro-batch before it.
-        batch = batch.to(run.device)
+        batch = packed.batches[index].to(run.device)
         # The last layer computes only the rows that carry loss.
         hidden_ND = decoder(*batch.inputs())
         loss_sum, stats = loss_of(hidden_ND, decoder.head_weight_VD, batch)
         # Divided before the sum over micro-batches, not by the number of them: their sizes differ.
         (loss_sum / divisor).backward()
         # Stays on the device: reading it here would wait once a micro-batch.
-        return stats
-
+        made.append(stats)
     total: loss.Stats | None = None
-    # Dealt to ranks by their tokens; divisor, schedule and the order of this sum are of all.
-    for stats in ranks.now().map(packed.batches, _rows, learn):
+    for stats in ranks.now().collect(shares, made):
         total = loss.merge_stats(total, stats)
     # The only wait for the device before the gradient norm.
     values = loss.read_stats(total)
@@ -172,22 +172,18 @@ def update(stage: Stage, packed: Packed, divisor: float, loss_of: LossOf) -> dic
     return values | stepped.row()
 
 
-def _rows(batch: Batch) -> int:
-    return sum(batch.lengths)
-
-
 @torch.no_grad()
 def logprobs(
     decoder: Decoder, packed: Packed, device: torch.device, temperature: float
 ) -> list[Tensor]:
     """logprob_N (fp32) of the targets of every micro-batch, without gradient."""
-
-    def score(batch: Batch) -> Tensor:
-        batch = batch.to(device)
+    shares = ranks.now().deal([sum(batch.lengths) for batch in packed.batches])
+    found = []
+    for index in shares[ranks.now().rank]:
+        batch = packed.batches[index].to(device)
         hidden_ND = decoder(*batch.inputs())
-        return loss.row_logprob(hidden_ND, decoder.head_weight_VD, batch, temperature)
-
-    return ranks.now().map(packed.batches, _rows, score)
+        found.append(loss.row_logprob(hidden_ND, decoder.head_weight_VD, batch, temperature))
+    return ranks.now().collect(shares, found)
 
 
 def with_logprobs(packed: Packed, stream: str, found: list[Tensor]) -> Packed:

@@ -162,11 +162,6 @@ def changed(method: str, body) -> None:
     )
 
 
-def own_only(self, items, size, work):
-    """As Ranks.map without the gather."""
-    return [work(items[index]) for index in self.deal([size(item) for item in items])[self.rank]]
-
-
 def decay_by_part() -> None:
     """Let the optimizer ask its flat parts whether they are matrices."""
     source = inspect.getsource(optim)
@@ -184,7 +179,7 @@ MUTANTS = {
     "no reduce": lambda: changed("reduce", lambda self, tensor: self.part(tensor).clone()),
     "no gather": lambda: changed("spread", lambda self, tensor: None),
     "norm of own part": lambda: changed("sum", lambda self, number: number),
-    "own loss": lambda: changed("map", own_only),
+    "own loss": lambda: changed("collect", lambda self, shares, made: made),
     "decay by part": decay_by_part,
 }
 

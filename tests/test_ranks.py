@@ -150,7 +150,7 @@ def test_one_process_waits_for_nobody_and_starts_nothing(monkeypatch):
         made = [object()]
         assert one.gather(made[0]) == made and one.agree(7) == 7
         assert one.first(lambda: made) is made and one.together([[0]], [made]) == [made]
-        assert one.map([3, 4], int, lambda x: -x) == [-3, -4]
+        assert one.deal([3, 4]) == [[0, 1]] and one.collect([[0]], made) is made
         tensor = torch.ones(3, 2)
         assert one.part(tensor) is tensor and one.sum(tensor) is tensor
         with one.in_turn() as is_mine:
