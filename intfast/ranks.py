@@ -306,8 +306,8 @@ def joined(device: Callable[[], torch.device], watchdog_s: float) -> Iterator[Ra
     try:
         yield found
         found.agree()
-        # Not after an error: the others are elsewhere, and torchrun ends them. vLLM ends its groups,
-        # and then the world, as the process exits.
+        # Not after an error: the others are elsewhere, and torchrun ends them. vLLM ends its own
+        # groups as the process exits, and then the world.
         if "vllm" not in sys.modules:
             distributed.destroy_process_group()
     finally:

@@ -121,6 +121,8 @@ def updates(dtype: torch.dtype, poison: float = 0.0) -> tuple[dict[str, torch.Te
         made = [Example(token_ids=x, weights=[0.0] + [1.0] * (len(x) - 1)) for x in ids]
         packed = pack(made, BatchConfig(max_tokens=44))
         rows.append(update.update(stage, packed, packed.weight_sum, loss_of))
+    state = sum(t.nbytes for t in optimizer._state().values())
+    rows[0]["state"] = state / sum(p.numel() for p in decoder.parameters())
     tensors, _ = optimizer.state_tensors()
     found = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     found |= {f"model.{name}": p.detach().clone() for name, p in decoder.named_parameters()}
@@ -228,7 +230,9 @@ def world(folder: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         with ranks.alone():
             truth = updates(dtype)
-        found["updates"][str(dtype)] = distance(updates(dtype), truth)
+        made = updates(dtype)
+        found["updates"][str(dtype)] = distance(made, truth)
+        found["state"] = [made[1][0]["state"], truth[1][0]["state"]]
         for name, mutate in MUTANTS.items():
             mutate()
             found["mutants"][f"{name}, {dtype}"] = distance(updates(dtype), truth)

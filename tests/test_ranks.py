@@ -248,6 +248,8 @@ def test_updates_are_those_of_one_process_to_rounding(runs):
     for name, apart in found["updates"].items():
         assert apart["weights"] < 1e-5 and apart["grad_norm"] < 1e-6, name
         assert apart["loss"] < 1e-6 and not apart["apart"], name
+    # Bytes a parameter of masters and moments, in bfloat16.
+    assert found["state"] == [6, 12]
     # Not finite on one rank: nobody steps, and all say the same as one process.
     assert found["skipped"] == {"weights": 0.0, "apart": 0.0}
     assert len({tuple(causes) for causes in found["causes"]}) == 1
