@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from benchmarks import fake_twins as twins
+from intfast.engine.graphs import Graphs
+from intfast.kernels import adamw, add_gradient
 from intfast.kernels.head.plan import HAS_TRITON
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +113,7 @@ class FakeCuda:
         self.data, self.counting = torch.device(data), counting
         self.waits: Counter[tuple[str, str]] = Counter()
         self.launches: list[Launch] = []
+        self.in_graph = False
 
     def __enter__(self) -> FakeCuda:
         self.opened = ExitStack()
@@ -144,6 +148,11 @@ class FakeCuda:
         return [
             *made,
             (cuda, "synchronize", lambda *_: self.wait("synchronize")),
+            # What the host waits for in a thread of its own does not hold up the trainer.
+            (cuda, "current_stream", lambda *_: mock.Mock()),
+            (Graphs, "capture", lambda graphs, step: lambda: self._replay(step)),
+            (adamw, "_triton", self._adamw),
+            (add_gradient, "_triton", self._add_gradient),
             # Noise of dropout, which no model here has.
             (checkpoint, "get_device_states", lambda *_: ([], [])),
             (checkpoint, "set_device_states", lambda *_, **__: None),
@@ -155,6 +164,8 @@ class FakeCuda:
 
     def wait(self, kind: str) -> None:
         """Note that the host waits."""
+        if self.in_graph:
+            raise RuntimeError(f"{kind} at {_place()}: not permitted when stream is capturing")
         self.waits[kind, _place()] += 1
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -210,6 +221,31 @@ class FakeCuda:
             moved = _bytes(list(tensors.values()))
             self.launches.append(Launch("triton", moved, _place()))
 
+    def _replay(self, step: Callable[[], None]) -> None:
+        """A step as its graph repeats it: computed, but nothing in it may wait."""
+        self.in_graph = True
+        try:
+            step()
+        finally:
+            self.in_graph = False
+
+    def _adamw(self, *arguments: Any) -> None:
+        """AdamW's step; the kernel demands what is asserted here."""
+        columns = arguments[:5]
+        assert all(x is None or x.is_contiguous() for column in columns for x in column)
+        assert all(x.dtype == torch.float32 for column in columns[:4] for x in column)
+        with torch.inference_mode(False):
+            adamw._plain(*tree_map(_data, arguments))
+
+    def _add_gradient(self, grad: Tensor, total: Tensor, fresh: bool) -> Tensor:
+        """A gradient added to its sum."""
+        assert grad.is_contiguous() and total.is_contiguous() and total.dtype == torch.float32
+        with torch.inference_mode(False):
+            if fresh:
+                _data(total).zero_()
+            _data(total).add_(_data(grad))
+            return FakeTensor(_data(total).square().sum()[None], self)
+
     def _check_devices(self, func: Any, name: str, args: Any, flat: list[Any]) -> None:
         # A number in a 0-dim tensor of the CPU is a number to CUDA as well.
         strangers = [x for x in flat if type(x) in (Tensor, torch.nn.Parameter) and x.ndim]
@@ -217,6 +253,10 @@ class FakeCuda:
             return
         if name == "copy_":
             to_cuda = isinstance(args[0], FakeTensor)
+            pinned = any(getattr(x, "is_pinned_copy", False) for x in strangers)
+            # (into, from, non_blocking)
+            if pinned and args[2:] == (True,):
+                return
             self.wait("copy from the host" if to_cuda else "copy to the host")
         elif name in INDEXED and isinstance(args[0], FakeTensor):
             self.wait("index on the host")

@@ -266,14 +266,10 @@ def differences(config: Config, other: Config | None = None) -> dict[str, tuple[
 
 def to_toml(config: Config) -> str:
     """The resolved config as a TOML file that `load` reads back to an equal Config."""
-    given = [(path, value) for path, value in _own(config) if value is not None]
-    return (
-        _in_sections(
-            (path, f"{path.rpartition('.')[2]} = {_toml_value(value)}")
-            for path, value in sorted(given, key=lambda row: row[0].rpartition(".")[0])
-        )
-        + "\n"
-    )
+    given = [(path.rpartition("."), value) for path, value in _own(config) if value is not None]
+    given.sort(key=lambda row: row[0][0])
+    lines = (("".join(path), f"{path[2]} = {_toml_value(value)}") for path, value in given)
+    return _in_sections(lines) + "\n"
 
 
 def _in_sections(entries: Iterable[tuple[str, str]]) -> str:

@@ -208,11 +208,7 @@ def _read(
     return *wrong[pair], journal[place]
 
 
-def _continue(
-    run: Run,
-    passed: Sequence[intervene.Passed],
-    journal: Journal[Continuation],
-) -> None:
+def _continue(run: Run, passed: Sequence[intervene.Passed], journal: Journal[Continuation]) -> None:
     """Draw waves of continuations until the stop rule is met for every intervention."""
     config, seed = run.config.intervene, run.config.seed
 

@@ -1,8 +1,5 @@
 """Problem files of any usual cells -> Problems, and a report of what was taken from where.
 
-Column names are resolved once per source (see cells.ALIASES, and `columns` to say them yourself):
-names match without regard to case, "Short Answer" is short_answer, "a.b" is field b of column a.
-
 Rows dropped, each kind counted in the report and its rows named: no problem text; no answer, or a
 word that stands for one ("proof"); no #### where the others have it; an answer longer than the
 grader reads; a conversation of which turns would be lost; duplicates (of each problem the first row
@@ -31,8 +28,6 @@ from intfast.records import Problem, Record
 from intfast.sources import Faults, Row, named, open_source
 
 _ROWS_FOR_COLUMNS = 1000
-
-
 _NO_SOLUTION = "reference that holds no solution (the answer alone, a word for none), left out"
 
 
@@ -65,7 +60,7 @@ class DataReport(Record):
         head = f"{self.source}: {self.num_kept} problems of {self.num_read} rows"
         lines = [f"{head} ({self.note})" if self.note else head]
         lines += [f"  {field:9s} <- {column}" for field, column in self.columns.items()]
-        lines += _dropped_lines(self.dropped, self.dropped_rows)
+        lines += _dropped_lines(self.dropped_rows)
         for note, rows in self.notes.items():
             lines.append(
                 f"  noted {len(rows)}: {note}: {named(rows)}" if rows else f"  note: {note}"
@@ -76,8 +71,8 @@ class DataReport(Record):
         return "\n".join([*lines, f"  fingerprint {self.fingerprint}"])
 
 
-def _dropped_lines(dropped: Mapping[str, int], rows: Mapping[str, list[str]]) -> list[str]:
-    return [f"  dropped {n}: {reason}: {named(rows[reason])}" for reason, n in dropped.items()]
+def _dropped_lines(dropped: Mapping[str, list[str]]) -> list[str]:
+    return [f"  dropped {len(rows)}: {reason}: {named(rows)}" for reason, rows in dropped.items()]
 
 
 def load_problems(
@@ -114,8 +109,7 @@ def load_problems(
     for row in itertools.chain(head, opened.rows):
         collector.take(row)
     problems = collector.problems(limit)
-    dropped = {reason: count for reason, count in collector.dropped.items() if count}
-    lines = _dropped_lines(dropped, collector.rows)
+    lines = _dropped_lines(collector.dropped)
     faults.raise_any(source, lines)
     if not problems:
         raise ValueError("\n".join([f"no usable problem is left of {source}", *lines]))
@@ -126,8 +120,8 @@ def load_problems(
         columns=collector.described(),
         num_read=collector.num_read,
         num_kept=len(problems),
-        dropped=dropped,
-        dropped_rows={reason: collector.rows[reason] for reason in dropped},
+        dropped={reason: len(rows) for reason, rows in collector.dropped.items()},
+        dropped_rows=dict(collector.dropped),
         notes=cells.not_read(mapping, [row for _, row in head]) | collector.notes,
         renamed_ids=collector.renamed_ids,
         example=_abridged(problems[0]),
@@ -223,8 +217,7 @@ class _Collector:
         self.is_mathematics = mode in MATHEMATICS
         self.num_read = 0
         self.renamed_ids = 0
-        self.dropped: Counter[str] = Counter()
-        self.rows: dict[str, list[str]] = defaultdict(list)
+        self.dropped: dict[str, list[str]] = defaultdict(list)
         """Reason -> the rows that were dropped, in words."""
         self.notes: dict[str, list[str]] = defaultdict(list)
         self._kept: dict[str, list[Problem]] = defaultdict(list)
@@ -252,7 +245,7 @@ class _Collector:
         value = cells.value(values, self.mapping["problem"])
         answer, worked, how = cells.answer(fields["answer"], is_solution)
         if reason := cells.lost_turns(value) or self._no_problem(fields["problem"], answer):
-            self._drop(reason, where)
+            self.dropped[reason].append(where)
             return
         self._found[how].append(where)
         if cells.has_system(value):
@@ -276,10 +269,6 @@ class _Collector:
             return "no answer but a word for none"
         return f"answer longer than {MAX_CHARS} characters" if len(answer) > MAX_CHARS else ""
 
-    def _drop(self, reason: str, row: str) -> None:
-        self.dropped[reason] += 1
-        self.rows[reason].append(row)
-
     def _same(self, gold: str, answer: str) -> bool:
         if not self.is_mathematics:
             return gold.split() == answer.split()
@@ -293,22 +282,22 @@ class _Collector:
         for rows in self._kept.values():
             for problem in rows:
                 if problem.source in unmarked:
-                    self._drop(f"no {cells.MARK} and no box, where others have", problem.source)
+                    reason = f"no {cells.MARK} and no box, where others have"
+                    self.dropped[reason].append(problem.source)
             rows = [problem for problem in rows if problem.source not in unmarked]
             if not all(self._same(rows[0].answer, problem.answer) for problem in rows):
-                for problem in rows:
-                    answer = f"{problem.source} ({problem.answer[:40]!r})"
-                    self._drop("same problem with different answers", answer)
+                told = [f"{problem.source} ({problem.answer[:40]!r})" for problem in rows]
+                self.dropped["same problem with different answers"] += told
                 continue
             for problem in rows[1:]:
-                self._drop("duplicate", f"{problem.source} (as {rows[0].source})")
+                self.dropped["duplicate"].append(f"{problem.source} (as {rows[0].source})")
             clean += rows[:1]
         unique = with_unique_ids(clean)
         self.renamed_ids = sum(
             bool(a.id) and a.id != b.id for a, b in zip(clean, unique, strict=True)
         )
         for problem in unique[limit:] if limit is not None else ():
-            self._drop(f"above the limit of {limit}", problem.source)
+            self.dropped[f"above the limit of {limit}"].append(problem.source)
         return unique[:limit]
 
     def described(self) -> dict[str, str]:

@@ -52,6 +52,8 @@ def leaks(content: str, answer: str) -> bool:
 
 
 def _states(text: str, wanted: str) -> bool:
+    if wanted not in text:
+        return False
     exact = re.escape(wanted) + r"(?!\w|\.\d)"
     if re.search(_SAID + exact, text):
         return True

@@ -60,10 +60,7 @@ def before_generating(run: Run) -> None:
 
 
 def check_rollouts(
-    run: Run,
-    where: str,
-    starts_P: Sequence[Start],
-    groups_P_G: Sequence[Sequence[Graded]],
+    run: Run, where: str, starts_P: Sequence[Start], groups_P_G: Sequence[Sequence[Graded]]
 ) -> None:
     """Check rollouts that were drawn with the current weights; nothing is generated.
 

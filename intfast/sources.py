@@ -8,6 +8,7 @@ single files may be followed by `@split`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import json
@@ -300,17 +301,18 @@ def _by_datasets(name: str, asked: str, purpose: str, path: Path | None = None) 
     kind, said = RuntimeError, f"{missing}, and the hub dataset could not be loaded"
     if path is not None:
         kind, said = ValueError, f"{path} cannot be read by datasets"
-    cache = tempfile.TemporaryDirectory()
-    try:
-        found = _load(datasets, name, path, cache.name)
-    except refused as error:
-        cache.cleanup()
-        raise kind(f"{said}: {error}") from error
-    split, note = _choose(name, list(map(str, found)), asked, purpose)
+    with contextlib.ExitStack() as stack:
+        cache = stack.enter_context(tempfile.TemporaryDirectory())
+        try:
+            found = _load(datasets, name, path, cache)
+        except refused as error:
+            raise kind(f"{said}: {error}") from error
+        split, note = _choose(name, list(map(str, found)), asked, purpose)
+        held = stack.pop_all()
     label = path.name if path is not None and path.is_file() else f"{name}@{split}"
 
     def rows() -> Iterator[Row]:
-        with cache:
+        with held:
             try:
                 tables = found[split].with_format("arrow").iter(batch_size=BATCH_ROWS)
                 records = (row for table in tables for row in _records(table))

@@ -11,24 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as _torch_adamw
 
-from .head.plan import HAS_TRITON, expect, needs_triton
-
-if HAS_TRITON:
-    import triton.language as tl
-    from triton import cdiv, jit
-else:
-    # The kernels below stay functions that nothing calls.
-    def jit(function):
-        return function
-
-
-StepPath = Literal["auto", "plain", "triton"]
+from .head.plan import expect
+from .launch import Path, jit, takes_triton, tl
 
 
 @jit
@@ -82,7 +71,7 @@ def adamw(
     eps: float,
     weight_decay: float,
     grad_scale: float = 1.0,
-    path: StepPath = "auto",
+    path: Path = "auto",
 ) -> None:
     """One step on every tensor, in place.
 
@@ -97,7 +86,6 @@ def adamw(
     raises         ValueError on a shape, dtype, device, stride or name that does not fit
     source         Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019
     """
-    path = _resolve_path(path, masters)
     if step < 1:
         raise ValueError(f"step: expected the number of this step, 1 or more, got {step}")
     lists = {"grads": grads, "means": means, "squares": squares, "narrow": narrow}
@@ -110,7 +98,7 @@ def adamw(
                 expect(name, tensor, master.shape, dtype, master.device)
     if not masters:
         return
-    run = _triton if path == "triton" else _plain
+    run = _triton if takes_triton(path, masters[0], (torch.float32,)) else _plain
     run(masters, grads, means, squares, narrow, step, lr, betas, eps, weight_decay, grad_scale)
 
 
@@ -142,21 +130,9 @@ def _triton(
             raise ValueError("masters: expected contiguous memory, got a strided view")
         if master.numel():
             block = 2048 if master.is_cuda else 64
-            _adamw_of_a_tensor[(cdiv(master.numel(), block),)](
+            _adamw_of_a_tensor[(-(-master.numel() // block),)](
                 *tensors[:4], master if tensors[4] is None else tensors[4], master.numel(),
                 grad_scale, 1 - lr * weight_decay, *betas, 1 - betas[0], 1 - betas[1],
                 lr / (1 - betas[0] ** step), math.sqrt(1 - betas[1] ** step), eps,
                 BLOCK=block, NARROW=tensors[4] is not None, num_warps=8,
             )  # fmt: skip
-
-
-def _resolve_path(path: StepPath, masters: Sequence[Tensor]) -> str:
-    if path not in get_args(StepPath):
-        raise ValueError(f"path: expected one of {get_args(StepPath)}, got {path!r}")
-    if path == "plain" or (path == "auto" and not (masters and masters[0].is_cuda)):
-        return "plain"
-    for master in masters:
-        needs_triton(path, master.device)
-        if master.dtype != torch.float32:
-            raise ValueError(f"masters: expected fp32, got {master.dtype}; use path='plain'")
-    return "triton"

@@ -7,21 +7,11 @@ gradients of its own: those of the last micro-batch are the squares of the whole
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 
-from .adamw import StepPath
-from .head.plan import HAS_TRITON, expect, needs_triton
-
-if HAS_TRITON:
-    import triton.language as tl
-    from triton import cdiv, jit
-else:
-    # The kernel below stays a function that nothing calls.
-    def jit(function):
-        return function
+from .head.plan import expect
+from .launch import Path, jit, takes_triton, tl
 
 
 @jit
@@ -38,7 +28,7 @@ def _add_a_block(grad_ptr, total_ptr, square_ptr, N, BLOCK: tl.constexpr, FRESH:
 
 @torch.no_grad()
 def add_gradient(
-    grad: Tensor, total: Tensor | None = None, *, path: StepPath = "auto"
+    grad: Tensor, total: Tensor | None = None, *, path: Path = "auto"
 ) -> tuple[Tensor, Tensor | None]:
     """(total, square_B): `total + grad`, and sums of squares that add up to its squared norm.
 
@@ -49,22 +39,24 @@ def add_gradient(
                pass of their own costs less than one for every micro-batch
     raises     ValueError on a shape, dtype, device, stride or name that does not fit
     """
-    if path not in get_args(StepPath):
-        raise ValueError(f"path: expected one of {get_args(StepPath)}, got {path!r}")
     if total is not None:
         expect("total", total, grad.shape, torch.float32, grad.device)
         if not total.is_contiguous():
             raise ValueError("total: expected contiguous memory, got a strided view")
-    if path == "plain" or (path == "auto" and not grad.is_cuda):
+    if not takes_triton(path, grad):
         return (grad.float() if total is None else total.add_(grad)), None
-    needs_triton(path, grad.device)
     fresh, grad = total is None, grad.contiguous()
     if fresh:
         total = torch.empty_like(grad, dtype=torch.float32)
+    return total, _triton(grad, total, fresh)
+
+
+def _triton(grad: Tensor, total: Tensor, fresh: bool) -> Tensor:
+    """Write `total`; the squares."""
     block = 2048 if grad.is_cuda else 64
-    square_B = total.new_empty(cdiv(grad.numel(), block))
+    square_B = total.new_empty(-(-grad.numel() // block))
     if grad.numel():
         _add_a_block[(len(square_B),)](
             grad, total, square_B, grad.numel(), BLOCK=block, FRESH=fresh, num_warps=8
         )
-    return total, square_B
+    return square_B

@@ -325,5 +325,11 @@ def test_a_verdict_is_there_before_anybody_waits_for_it():
 def test_ungradable_golds(grader):
     golds = ["17", r"\frac12", r"\text{yes}", "x>3", "2^{2^{2021}}-1", " ", "1" * 400, "\u732b"]
     assert grader.check_golds(golds) == [True] * 4 + [False] * 4
+    # What only the parser can tell, alone and as a part.
+    assert grader.check_golds([r"\frac{", r"(1, \frac{)", r"(1, \frac{2}{x})"]) == [
+        False,
+        False,
+        True,
+    ]
     grades = grader.grade_many(boxed([(gold, "17") for gold in golds[4:]]))
     assert {(g.status, g.reason) for g in grades} == {("unscored", "gold_unparseable")}

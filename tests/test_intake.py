@@ -139,7 +139,7 @@ def test_files_that_number_their_rows_alike_are_asked_their_own_problems(tmp_pat
     before = (folder / "attempts.jsonl").read_bytes()
     with open_run(config, console) as run:
         assert [p.id for p in run.problems + run.tests] == ids
-        assert collect.gather(run, [config]).attempts == gathered.attempts
+        assert list(collect.gather(run, [config]).attempts) == list(gathered.attempts)
         assert collect.evaluation(run, "base") == evaluations[1]
     assert (folder / "attempts.jsonl").read_bytes() == before
     said = "\n".join(console.lines)

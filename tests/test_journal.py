@@ -69,7 +69,8 @@ num_tokens = 800 * length
 
 said = []
 run = SimpleNamespace(config=config, problems=problems, tests=[], holds="base",
-    sampler=SimpleNamespace(prompt=lambda p: [1], tokenizer=None),
+    sampler=SimpleNamespace(prompt=lambda p: [1], tokenizer=None,
+        style=SimpleNamespace(lead="")),
     folder=SimpleNamespace(path=folder, journal=lambda n, k: Journal(folder / f"{n}.jsonl", k)),
     metrics=SimpleNamespace(say=said.append))
 analysis.encode = lambda tokenizer, text: [5]

@@ -267,7 +267,7 @@ def test_a_finished_run_is_lengthened(run_of, schedule):
         pass
 
 
-@pytest.mark.parametrize("harm", ["delete", "cut", "flip", "unfinished"])
+@pytest.mark.parametrize("harm", ["delete", "cut", "flip", "unfinished", "notes", "earlier"])
 def test_an_export_is_looked_at_before_it_is_called_one(run_of, harm):
     with run_of("rl.steps=1") as run:
         rl.rl(run, "base_rl", "base", run.problems)
@@ -278,13 +278,29 @@ def test_an_export_is_looked_at_before_it_is_called_one(run_of, harm):
         assert "exported again" not in " ".join(said) and file.read_bytes() == before
         if harm == "unfinished":
             (run.folder.path / "export.json").unlink()
+        elif harm == "earlier":
+            stored = run.folder.read_json("export.json")
+            run.folder.write_json("export.json", stored | {"weights": "sft"})
         elif harm == "delete":
             file.unlink()
+        elif harm == "notes":
+            file.unlink()
+            (file.parent / "mine").mkdir()
+            (file.parent / "mine" / "notes.md").write_text("of the user")
         else:
             file.write_bytes(before[:-9] if harm == "cut" else before[:-1] + b"\xff")
+        there = {p.relative_to(file.parent) for p in file.parent.rglob("*")}
         pipeline.export(run, "base_rl")
-        why = "not finished" if harm == "unfinished" else "model.safetensors missing or changed"
+        why = {"unfinished": "not finished", "earlier": "it holds earlier weights"}.get(
+            harm, "model.safetensors missing or changed"
+        )
         assert f"{why}; exported again" in " ".join(said) and file.read_bytes() == before
+        # What may be of somebody else is moved, never deleted.
+        aside = run.folder.path / "export.1"
+        is_kept = harm not in ("delete", "earlier")
+        assert aside.exists() == (f"is now {aside}" in " ".join(said)) == is_kept
+        if is_kept:
+            assert {p.relative_to(aside) for p in aside.rglob("*")} == there
 
 
 def test_every_epoch_of_the_stream_is_a_permutation(run_of):

@@ -10,7 +10,7 @@ import torch
 
 from intfast import cli
 from intfast.records import Problem
-from intfast.state import checkpoint
+from intfast.state import checkpoint, runfolder
 from intfast.state.files import make_folder, write_atomic
 from intfast.state.journal import Journal
 from intfast.state.runfolder import PROMPT_TIME, RunFolder, prompt_time
@@ -86,6 +86,31 @@ def test_a_second_writer_is_refused(tmp_path):
     RunFolder(load(tmp_path)).__exit__()
 
 
+def test_a_second_writer_is_refused_while_files_of_the_first_vanish(tmp_path, monkeypatch):
+    def vanished(path):
+        raise FileNotFoundError(path)
+
+    with RunFolder(load(tmp_path)):
+        monkeypatch.setattr(runfolder, "_last_write", vanished)
+        with pytest.raises(RuntimeError, match="another process is writing"):
+            RunFolder(load(tmp_path))
+
+
+def test_the_last_write_is_that_of_a_file_and_not_of_a_start(tmp_path):
+    RunFolder(load(tmp_path)).__exit__()
+    for file in (tmp_path / "run").iterdir():
+        os.utime(file, (1000, 1000))
+    for _ in range(2):
+        with RunFolder(load(tmp_path)) as folder:
+            assert folder.last_write == 1000
+
+
+def test_the_time_of_the_prompts_in_a_damaged_manifest_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"starts": [')
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged.*or delete it"):
+        prompt_time(tmp_path)
+
+
 def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):
     with RunFolder(load(tmp_path)) as folder:
         assert not folder.resumed
@@ -112,9 +137,9 @@ def test_a_torn_json_file_is_named_with_what_to_do(tmp_path, name):
         folder.write_json(name, {"base": [1, 2]})
         path = tmp_path / "run" / name
         path.write_bytes(path.read_bytes()[:-3])
-        with pytest.raises(ValueError, match=f"{name} is damaged .*or delete it"):
+        with pytest.raises(ValueError, match=f"{name} is damaged.*or delete it"):
             folder.read_json(name)
-        with pytest.raises(ValueError, match=f"{name} is damaged .*or delete it"):
+        with pytest.raises(ValueError, match=f"{name} is damaged.*or delete it"):
             read_json(path)
 
 

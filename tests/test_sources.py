@@ -114,6 +114,15 @@ def test_files_of_another_kind(name, content, message, tmp_path):
         load_problems(str(tmp_path / name))
 
 
+def test_a_split_that_is_not_there_leaves_no_temporary_folder(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "data" / "train.parquet", [qa(1)])
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(ValueError, match="has no split 'dev'") as caught:
+        load_problems(f"{tmp_path / 'data'}@dev")
+    assert caught.value and not list((tmp_path / "temporary").iterdir())
+
+
 def test_truncated_parquet_is_refused(tmp_path):
     path = Path(write_parquet(tmp_path / "a.parquet", [qa(i) for i in range(50)]))
     path.write_bytes(path.read_bytes()[:-40])

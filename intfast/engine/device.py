@@ -84,10 +84,8 @@ def pick_kernels(wanted: str, device: str) -> Kernels:
     if wanted not in ("auto", "liger"):
         return Kernels(wanted, f'model.kernels = "{wanted}"')
     low, high = (".".join(map(str, bound)) for bound in LIGER_VERSIONS)
-    fault = ""
-    if device == "cpu":
-        fault = "the model is on the CPU"
-    else:
+    fault = "the model is on the CPU" if device == "cpu" else ""
+    if not fault:
         try:
             version = metadata.version("liger-kernel")
             numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])

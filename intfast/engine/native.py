@@ -29,11 +29,7 @@ class NativeEngine:
     """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        *,
-        max_rows: int = 256,
-        max_cache_bytes: int = 4 * 2**30,
+        self, decoder: Decoder, *, max_rows: int = 256, max_cache_bytes: int = 4 * 2**30
     ) -> None:
         """max_rows: samples that decode together."""
         if max_rows < 1:
@@ -48,9 +44,7 @@ class NativeEngine:
         self._asleep = False
 
     def generate(
-        self,
-        requests_P: Sequence[Request],
-        on_finished: OnFinished | None = None,
+        self, requests_P: Sequence[Request], on_finished: OnFinished | None = None
     ) -> list[list[Completion]]:
         """See protocol.Engine. Raises ValueError, before any work, for bad requests."""
         self._check(requests_P)

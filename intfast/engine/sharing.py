@@ -72,10 +72,7 @@ Link = Shared | Copied
 
 
 def adopt(
-    module: nn.Module,
-    config: Architecture,
-    dtype: torch.dtype,
-    kernels: Kernels = "torch",
+    module: nn.Module, config: Architecture, dtype: torch.dtype, kernels: Kernels = "torch"
 ) -> Decoder:
     """A decoder whose parameters are `module`'s tensors; takes no memory for weights.
 

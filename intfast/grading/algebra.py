@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from math import comb, factorial
+from math import comb, factorial, prod
 from typing import Any
 
 import sympy
@@ -25,6 +25,7 @@ from sympy.sets.handlers import issubset as _imported_too  # noqa: F401
 from intfast.grading.compare import is_rounded
 from intfast.grading.normal import number
 from intfast.grading.reasons import Reason
+from intfast.grading.shapes import fraction
 
 _AS_WRITTEN = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 _REPAIRED = NormalizationConfig(
@@ -95,7 +96,7 @@ def exact(text: str) -> str:
         # Elsewhere the parser takes "dx" for a differential.
         text = re.sub(r"(?<![A-Za-z\\])d(?=[A-Za-z])", "{d}", text)
     text = re.sub(
-        r"(?<![\d.])-?(?:\d*)\.\d*\\(?:overline|bar|dot)\{\d+\}|(?<![\d.])(?:\d+\.\d*|\.\d+|\d+(?=E))(?:E[+-]?\d+)?",
+        r"(?<![\d.])\d*\.\d*\\(?:overline|bar|dot)\{\d+\}|(?<![\d.])(?:\d+\.\d*|\.\d+|\d+(?=E))(?:E[+-]?\d+)?",
         lambda match: _as_fraction(match[0]),
         text,
     )
@@ -113,8 +114,7 @@ def _as_fraction(decimal: str) -> str:
     value = number(decimal)
     if value is None:
         raise Unreadable(Reason.UNPARSEABLE)
-    sign = "-" if value < 0 else ""
-    return rf"{sign}(\frac{{{abs(value.numerator)}}}{{{value.denominator}}})"
+    return f"({fraction(value)})"
 
 
 def read(text: str) -> sympy.Basic:
@@ -153,10 +153,8 @@ def _measure(expression: sympy.Expr) -> float:
     try:
         if expression.is_Rational:
             return abs(float(expression.p / expression.q))
-        if (
-            isinstance(expression, (sympy.factorial, sympy.binomial, sympy.gamma))
-            and max(sizes) > MAX_INTEGER
-        ):
+        is_product = isinstance(expression, (sympy.factorial, sympy.binomial, sympy.gamma))
+        if is_product and max(sizes) > MAX_INTEGER:
             raise Unreadable(Reason.TOO_COMPLEX)
         if isinstance(expression, sympy.factorial) and sizes[0]:
             return float(factorial(int(sizes[0]))) if sizes[0] < 170 else float("inf")
@@ -204,10 +202,7 @@ def rational(expression: sympy.Expr) -> Fraction | None:
     if expression.is_Add:
         return sum(parts, Fraction(0))
     if expression.is_Mul:
-        product = Fraction(1)
-        for part in parts:
-            product *= part
-        return product
+        return prod(parts, start=Fraction(1))
     if isinstance(expression, sympy.UnevaluatedExpr):
         return parts[0]
     first, last = parts[0], parts[-1]
@@ -232,10 +227,9 @@ def equal(gold: sympy.Basic, answer: sympy.Basic, digits: int, relation: str) ->
     if gold.has(*_INFINITE) or answer.has(*_INFINITE):
         return gold.doit() == answer.doit()
     # f(x) is as good as a symbol.
-    names = sorted(
-        gold.atoms(AppliedUndef) | answer.atoms(AppliedUndef), key=lambda f: f.sort_key()
-    )
-    named = {name: sympy.Symbol(f"f{place}", real=True) for place, name in enumerate(names)}
+    calls = gold.atoms(AppliedUndef) | answer.atoms(AppliedUndef)
+    names = enumerate(sorted(calls, key=lambda call: call.sort_key()))
+    named = {call: sympy.Symbol(f"f{place}", real=True) for place, call in names}
     gold, answer = gold.xreplace(named), answer.xreplace(named)
     tolerance = sympy.Float(10, digits) ** (15 - digits)
     pairs = []

@@ -120,11 +120,9 @@ class Comparison:
 
     def _time(self, gold: str, answer: str) -> Reason | None:
         wanted, given = _TIME.fullmatch(spelled(gold)), _TIME.fullmatch(spelled(answer))
-        if (
-            not wanted
-            or not given
-            or not (wanted[4] or given[4] or (int(wanted[1]) < 24 and int(wanted[2]) < 60))
-        ):
+        if not wanted or not given:
+            return None
+        if not (wanted[4] or given[4] or (int(wanted[1]) < 24 and int(wanted[2]) < 60)):
             return None
         hours = []
         for found in (wanted, given):
@@ -132,10 +130,9 @@ class Comparison:
             hours.append(hour % 12 + 12 * (found[4] in "pP") if found[4] else hour)
         if (wanted[2], wanted[3] or "00") != (given[2], given[3] or "00"):
             return Reason.WRONG
-        is_same_face = int(wanted[1]) % 12 == int(given[1]) % 12
         if hours[0] == hours[1]:
             return Reason.CORRECT
-        return Reason.UNIT if is_same_face else Reason.WRONG
+        return Reason.UNIT if hours[0] % 12 == hours[1] % 12 else Reason.WRONG
 
     def _family(self, gold: str, answer: str) -> Reason | None:
         found = [_FAMILY.fullmatch(text) for text in (gold, answer)]
@@ -215,8 +212,7 @@ class Comparison:
         return self._in_any_order(golds, answers)
 
     def _in_order(self, golds: Sequence[str], answers: Sequence[str]) -> Reason:
-        reasons = [self.same(*pair) for pair in zip(golds, answers, strict=True)]
-        return next((reason for reason in reasons if reason is not Reason.CORRECT), Reason.CORRECT)
+        return _first_fault([self.same(*pair) for pair in zip(golds, answers, strict=True)])
 
     def _in_any_order(self, golds: Sequence[str], answers: Sequence[str]) -> Reason:
         rest = list(answers)
@@ -235,7 +231,7 @@ class Comparison:
             return Reason.WRONG
         if not all(answers):
             return Reason.UNPARSEABLE
-        if set(gold_signs) | set(signs) - {"="} != {"="} and set(gold_signs + signs) != {"="}:
+        if set(gold_signs + signs) != {"="}:
             return self._inequalities(golds, gold_signs, answers, signs)
         if not gold_signs:
             return self._chain(golds[0], answers)
@@ -249,24 +245,16 @@ class Comparison:
             return self.same(value, answers[1 - answers.index(left[0])])
         if len(golds) != 2 or len(answers) != 2:
             return Reason.WRONG
-        if (
-            is_named
-            and re.fullmatch(r"[A-Za-z](\(.*\))?", left[0])
-            and any(re.fullmatch(r"[A-Za-z](\(.*\))?", a) for a in answers)
-            and left[0] not in "".join(answers)
-        ):
+        is_call = [re.fullmatch(r"[A-Za-z](\(.*\))?", side) for side in (left[0], *answers)]
+        if is_named and is_call[0] and any(is_call[1:]) and left[0] not in "".join(answers):
             return Reason.WRONG
         zero = [f"({left})-({right})" for left, right in (golds, answers)]
         return self._leaf(*zero, "proportional")
 
     def _chain(self, gold: str, answers: list[str]) -> Reason:
         """An answer "m + n = 8 + 9 = 17" to a gold without a sign of equality."""
-        if (
-            len(answers) == 2
-            and _NAME.fullmatch(answers[1])
-            and not _NAME.fullmatch(answers[0])
-            and answers[1] != gold
-        ):
+        is_name = [_NAME.fullmatch(answer) is not None for answer in answers]
+        if is_name == [False, True] and answers[1] != gold:
             answers = answers[::-1]
         first, *others, last = answers
         if (reason := self.same(gold, last)) is not Reason.CORRECT:
@@ -296,19 +284,15 @@ class Comparison:
         shares = [
             [rf"\frac{{{part}}}{{{parts[0]}}}" for part in parts[1:]] for parts in (golds, answers)
         ]
-        reasons = [self._leaf(*pair) for pair in zip(*shares, strict=True)]
-        return next((reason for reason in reasons if reason is not Reason.CORRECT), Reason.CORRECT)
+        return _first_fault([self._leaf(*pair) for pair in zip(*shares, strict=True)])
 
     def _quantities(self, gold: str, answer: str) -> Reason:
         based = _BASED.fullmatch(gold), _BASED.fullmatch(answer)
         if any(based):
-            if (
-                all(based)
-                and based[0][1].lstrip("0") == based[1][1].lstrip("0")
-                and based[0][2] == based[1][2]
-            ):
-                return Reason.CORRECT
-            return Reason.WRONG if all(based) and based[0][2] == based[1][2] else Reason.UNIT
+            if not all(based) or based[0][2] != based[1][2]:
+                return Reason.UNIT
+            digits = [found[1].lstrip("0") for found in based]
+            return Reason.CORRECT if digits[0] == digits[1] else Reason.WRONG
         wanted, given = quantity(gold), quantity(answer)
         if wanted is None:
             return Reason.CORRECT if spelled(gold) == spelled(answer) else Reason.WRONG
@@ -350,6 +334,10 @@ class Comparison:
         if not answer or _UNCLEAR.search(answer):
             return Reason.LEFTOVER
         return self.leaf(gold, answer, relation)
+
+
+def _first_fault(reasons: list[Reason]) -> Reason:
+    return next((reason for reason in reasons if reason is not Reason.CORRECT), Reason.CORRECT)
 
 
 class NeedsParser(Exception):

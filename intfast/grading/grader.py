@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from intfast import ranks
 from intfast.grading.answers import MATHEMATICS, compare_quickly, extract
-from intfast.grading.reasons import Reason, Status
+from intfast.grading.normal import normalise, number
+from intfast.grading.reasons import LAST_WORDS, READY, VERDICTS, Reason, Status
 from intfast.records import Record
 from intfast.state import interrupt
 
@@ -30,24 +31,6 @@ WORKER_START_S = 120.0
 WORKER_MEMORY_BYTES = 300 << 20
 """What a worker may hold in memory, libraries and answer together."""
 MAX_CACHED = 100_000
-
-_READY = b"R"
-_VERDICTS = {
-    b"C": Reason.CORRECT,
-    b"W": Reason.WRONG,
-    b"N": Reason.UNIT,
-    b"X": Reason.UNDEFINED,
-    b"L": Reason.LEFTOVER,
-    b"K": Reason.TOO_COMPLEX,
-    b"U": Reason.UNPARSEABLE,
-    b"G": Reason.GOLD_UNPARSEABLE,
-    # Refused unread; the worker ends.
-    b"u": Reason.UNPARSEABLE,
-    b"g": Reason.GOLD_UNPARSEABLE,
-    b"": Reason.CRASH,
-}
-_LAST_WORDS = (b"u", b"g", b"")
-
 
 Job = tuple[str, str]
 """(gold answer, extracted answer) to compare."""
@@ -118,8 +101,8 @@ class _Worker:
         """The verdict byte, b"" when the process has died. A first READY ends the start."""
         byte = os.read(self.verdict_fd, 2)
         if self.ready:
-            return byte if byte in _VERDICTS else b""
-        if byte != _READY:
+            return byte if byte in VERDICTS | LAST_WORDS else b""
+        if byte != READY:
             message = self.process.stderr.read(4000).decode(errors="replace").strip()
             raise RuntimeError(f"a grading worker did not start; its last words:\n{message}")
         self.process.stderr.close()
@@ -199,11 +182,12 @@ class Grader:
         """Whether each gold answer can be graded against, so that no rollout is spent on it."""
         if self.mode not in MATHEMATICS:
             return [bool(gold.split()) for gold in golds]
-        # An answer that differs from the gold without being decidable by arithmetic.
-        quick = [compare_quickly(gold, r"\text{?}") for gold in golds]
-        verdicts = self._judge([(g, g) for g, r in zip(golds, quick, strict=True) if r is None])
-        reasons = [r or verdicts[g, g] for g, r in zip(golds, quick, strict=True)]
-        return [reason.status is not Status.UNSCORED for reason in reasons]
+        refused = {g for g in golds if compare_quickly(g, "?") is Reason.GOLD_UNPARSEABLE}
+        # Whether the parser reads the others is seen where it compares each with itself.
+        unread = [g for g in golds if g not in refused and number(normalise(g)) is None]
+        verdicts = self._judge([(gold, gold) for gold in unread])
+        refused |= {g for (g, _), reason in verdicts.items() if reason.status is Status.UNSCORED}
+        return [gold not in refused for gold in golds]
 
     def _quickly(self, row: Submission) -> tuple[Job, Reason | None]:
         """(gold, extracted answer), and the verdict where it needs no worker."""
@@ -267,10 +251,10 @@ class Grader:
             if worker.verdict_fd in ready_fds:
                 verdict = worker.read()
                 worker.job = None
-                if verdict in _LAST_WORDS:
+                if verdict in LAST_WORDS:
                     self._remove(worker)
                 if job is not None:
-                    yield job, _VERDICTS[verdict]
+                    yield job, (VERDICTS | LAST_WORDS)[verdict]
             elif now >= worker.deadline:
                 self._remove(worker)
                 if job is None:

@@ -39,3 +39,20 @@ class Reason(StrEnum):
         if self in (Reason.TIMEOUT, Reason.CRASH, Reason.GOLD_UNPARSEABLE):
             return Status.UNSCORED
         return Status.CORRECT if self is Reason.CORRECT else Status.WRONG
+
+
+READY = b"R"
+"""What a worker says when it can compare."""
+VERDICTS = {
+    b"C": Reason.CORRECT,
+    b"W": Reason.WRONG,
+    b"N": Reason.UNIT,
+    b"X": Reason.UNDEFINED,
+    b"L": Reason.LEFTOVER,
+    b"K": Reason.TOO_COMPLEX,
+    b"U": Reason.UNPARSEABLE,
+    b"G": Reason.GOLD_UNPARSEABLE,
+}
+"""What a worker says of an answer, and goes on."""
+LAST_WORDS = {b"u": Reason.UNPARSEABLE, b"g": Reason.GOLD_UNPARSEABLE, b"": Reason.CRASH}
+"""What it ends with: a text refused unread, or nothing."""

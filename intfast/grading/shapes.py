@@ -154,13 +154,8 @@ def _inequality(text: str) -> tuple[str, list[Interval]] | None:
     if signs and set(signs) <= {">", r"\ge"} and len(sides) == 3:
         sides, signs = sides[::-1], [{">": "<"}.get(sign, r"\le") for sign in reversed(signs)]
     if len(sides) == 3 and set(signs) <= {"<", r"\le"} and _VARIABLE.fullmatch(sides[1]):
-        ends = (
-            ("(" if signs[0] == "<" else "["),
-            sides[0],
-            sides[2],
-            (")" if signs[1] == "<" else "]"),
-        )
-        return sides[1], [ends]
+        left, right = "(" if signs[0] == "<" else "[", ")" if signs[1] == "<" else "]"
+        return sides[1], [(left, sides[0], sides[2], right)]
     if len(sides) != 2 or not _VARIABLE.fullmatch(sides[0]) or signs[0] in ("=", r"\in"):
         return None
     low, high, end = r"-\infty", r"\infty", sides[1]
@@ -189,10 +184,8 @@ def quantity(text: str) -> Quantity | None:
         if None in [part for pair in parts for part in pair]:
             return None
         factors = [unit.factor for _, unit in parts]
-        if (
-            len({(unit.powers, unit.pi) for _, unit in parts}) > 1
-            or factors != sorted(set(factors))[::-1]
-        ):
+        kinds = {(unit.powers, unit.pi) for _, unit in parts}
+        if len(kinds) > 1 or factors != sorted(set(factors), reverse=True):
             return None
         total = sum(value * unit.factor for value, unit in parts)
         return fraction(total), parts[0][1]._replace(factor=Fraction(1)), True
@@ -215,11 +208,7 @@ def fraction(value: Fraction) -> str:
 
 def scaled(value: str, factor: Fraction, pi: int) -> str:
     exact = number(value)
-    text = (
-        fraction(exact * factor)
-        if exact is not None
-        else rf"\frac{{{factor.numerator}}}{{{factor.denominator}}}\cdot({value})"
-    )
+    text = rf"{fraction(factor)}\cdot({value})" if exact is None else fraction(exact * factor)
     return text if not pi else rf"{text}\cdot\pi^{{{pi}}}"
 
 

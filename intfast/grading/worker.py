@@ -12,17 +12,9 @@ import os
 import re
 import sys
 
-READY = b"R"
-VERDICTS = {
-    "correct": b"C",
-    "wrong": b"W",
-    "unit": b"N",
-    "undefined": b"X",
-    "leftover": b"L",
-    "too_complex": b"K",
-    "unparseable": b"U",
-    "gold_unparseable": b"G",
-}
+from intfast.grading.reasons import READY, VERDICTS, Reason
+
+BYTES = {reason: byte for byte, reason in VERDICTS.items()}
 REFUSED, GOLD_REFUSED = b"u", b"g"
 refusal = REFUSED
 """The last verdict of this process when the text being read would have to be evaluated."""
@@ -118,7 +110,7 @@ def judge(gold: str, answer: str, digits: int = 0) -> bytes:
         refusal = GOLD_REFUSED if is_gold else REFUSED
 
     reason = compare.verdict(normalise(gold), normalise(answer), algebra.leaf(on_gold, digits))
-    return VERDICTS[reason]
+    return BYTES[reason]
 
 
 def warm_up() -> None:
@@ -150,7 +142,7 @@ def main() -> None:
         except MemoryError:
             os._exit(1)
         except Exception:
-            verdict = VERDICTS["unparseable"]
+            verdict = BYTES[Reason.UNPARSEABLE]
         os.write(verdict_fd, verdict)
 
 

@@ -103,11 +103,7 @@ def inside(
         return outcome.advantages_P_G, {}
     seed = derive_seed(run.config.seed, "process", step)
     located_P_G, counts = locate(
-        run.sampler,
-        [start.problem for start in starts_P],
-        groups_P_G,
-        run.config.intervene,
-        seed,
+        run.sampler, [start.problem for start in starts_P], groups_P_G, run.config.intervene, seed
     )
     made: list[TokenAdvantages] = []
     rows = zip(starts_P, groups_P_G, outcome.advantages_P_G, located_P_G, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -21,15 +22,15 @@ PRODUCTS = {"aten::mm", "aten::addmm"}
 ATTENTION = ("aten::_scaled_dot_product", "torch_attn::_varlen_attn")
 
 
-def run(layer: nn.Module, checkpointing: Checkpointing, *inputs: Any) -> Tensor:
-    """`layer(*inputs)`, whose gradients have the same bits in all three ways on the CPU."""
+def wrapped(layer: nn.Module, checkpointing: Checkpointing) -> Callable[..., Tensor]:
+    """The layer, with gradients of the same bits in all three ways on the CPU."""
     if not checkpointing or not torch.is_grad_enabled():
-        return layer(*inputs)
+        return layer
     contexts = noop_context_fn
     if checkpointing == "selective":
         policy = partial(_policy, layer.mlp.down_proj.in_features)
         contexts = partial(create_selective_checkpoint_contexts, policy)
-    return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
+    return partial(checkpoint, layer, use_reentrant=False, context_fn=contexts)
 
 
 def _policy(last_width: int, context: Any, operator: Any, *args: Any, **_: Any) -> CheckpointPolicy:

@@ -152,7 +152,8 @@ class Decoder(nn.Module):
             # Only the last layer may drop rows: those before it give keys and values to all.
             keep_C = rows_C if i == self.config.num_layers - 1 else None
             # The unit of activation checkpointing is a layer.
-            x = checkpointing.run(layer, self.activation_checkpointing, x, rope, attend, keep_C)
+            run = checkpointing.wrapped(layer, self.activation_checkpointing)
+            x = run(x, rope, attend, keep_C)
         return self.model.norm(x)[1]
 
     def _rope(self, position_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

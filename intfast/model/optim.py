@@ -115,12 +115,7 @@ class Optimizer:
         return add
 
     @torch.no_grad()
-    def step(
-        self,
-        *,
-        loss: float = 0.0,
-        diagnose: Callable[[], str] = str,
-    ) -> StepStats:
+    def step(self, *, loss: float = 0.0, diagnose: Callable[[], str] = str) -> StepStats:
         """Clip, update the masters, write the parameters in place, and free the gradients.
 
         loss            of the whole update; where it is not finite, the step is skipped

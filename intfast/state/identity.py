@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +111,34 @@ def keep(folder: RunFolder, about: dict[str, Any], say: Callable[[str], None]) -
 
 
 def is_exported(folder: RunFolder, name: str, say: Callable[[str], None]) -> bool:
-    """Whether `export/` holds these weights, each file as it was written; if not, it is removed."""
+    """Whether `export/` holds these weights, each file as it was written.
+
+    If not, it makes room: it is removed, or moved aside where anything in it is not of the run.
+    """
     target, stored = folder.path / "export", folder.read_json("export.json")
     if not target.exists():
         return False
+    ours: set[str] = set()
     if stored is None:
         fault = "it was not finished"
-    elif {key: stored[key] for key in ("weights", "checkpoint")} != _weights(folder, name):
-        fault = "it holds earlier weights"
     else:
         found = digests(target, {"files": stored["files"]})["files"]
-        bad = sorted(name for name, digest in stored["files"].items() if found.get(name) != digest)
+        ours = {name for name, digest in stored["files"].items() if found.get(name) == digest}
+        bad = sorted(stored["files"].keys() - ours)
         fault = f"{', '.join(bad)} missing or changed" if bad else ""
-    if fault:
+        if {key: stored[key] for key in ("weights", "checkpoint")} != _weights(folder, name):
+            fault = "it holds earlier weights"
+    if not fault:
+        return True
+    if {path.name for path in target.iterdir()} <= ours:
         say(f"{target}: {fault}; exported again")
         files.retire(target)
-    return not fault
+    else:
+        # Changed or added by somebody, who may want it.
+        aside = next(p for n in count(1) if not (p := target.with_name(f"export.{n}")).exists())
+        target.rename(aside)
+        say(f"{target}: {fault}; exported again, what was there is now {aside}")
+    return False
 
 
 def keep_export(folder: RunFolder, name: str) -> None:

@@ -19,6 +19,7 @@ from intfast.state import files
 from intfast.state.journal import Journal
 
 T = TypeVar("T")
+LOCK = ".lock"
 PROMPT_TIME = "prompt_time.txt"
 """The file of a run that says what its prompts take for now."""
 INPUTS = {"model.path", "data.train", "data.test"}
@@ -35,12 +36,12 @@ class RunFolder:
     def __init__(self, config: Config) -> None:
         self.path = Path(config.run)
         self._lock: TextIO | None = None
-        last_write = ranks.now().first(self._take)
-        ranks.now().meet(self.path)
         self.changed: dict[str, tuple[Any, Any]] = {}
         """Settings with another value than before: key -> (old, new)."""
         self._config = config
         try:
+            last_write = ranks.now().first(self._take)
+            ranks.now().meet(self.path)
             self.resumed = self._compare_config()
         except BaseException:
             self.__exit__()
@@ -52,16 +53,16 @@ class RunFolder:
     def _take(self) -> float | None:
         """Make and lock the folder; when it was last written before."""
         files.make_folder(self.path)
-        last_write = _last_write(self.path)
-        self._lock = (self.path / ".lock").open("w")
+        # Not "w", which would be a write of this process.
+        self._lock = (self.path / LOCK).open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._lock.close()
             raise RuntimeError(
                 f"another process is writing to {self.path}; wait for it, or use another run=FOLDER"
             ) from error
-        return last_write
+        # Behind the lock: the files of another writer come and go.
+        return _last_write(self.path)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -145,11 +146,10 @@ def prompt_time(run: Path) -> datetime:
 
 
 def _prompt_time(run: Path) -> datetime:
-    file, manifest = run / PROMPT_TIME, run / "manifest.json"
+    file = run / PROMPT_TIME
     if file.is_file():
         text = file.read_text(encoding="utf-8")
-    elif manifest.is_file():
-        stored = msgspec.json.decode(manifest.read_bytes())
+    elif stored := files.read_json(run / "manifest.json"):
         # Older versions wrote down when the run was started, and nothing else.
         text = stored.get("prompt_time") or stored["starts"][0]["time"]
     else:
@@ -163,5 +163,5 @@ def _prompt_time(run: Path) -> datetime:
 
 
 def _last_write(folder: Path) -> float | None:
-    times = [path.stat().st_mtime for path in folder.rglob("*") if path.is_file()]
-    return max(times, default=None)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
+    return max((path.stat().st_mtime for path in files), default=None)

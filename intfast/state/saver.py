@@ -35,9 +35,8 @@ class Saver:
             return
         for name, tensor in tensors.items():
             if name not in self._copies:
-                self._copies[name] = torch.empty_like(
-                    tensor, device="cpu", pin_memory=tensor.is_cuda
-                )
+                copy_of = torch.empty_like(tensor, device="cpu")
+                self._copies[name] = copy_of.pin_memory() if tensor.is_cuda else copy_of
             self._copies[name].copy_(tensor.detach(), non_blocking=True)
         # What is computed next waits on the device for these copies; the thread waits here.
         done = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None

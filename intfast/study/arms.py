@@ -21,12 +21,7 @@ class Arm(NamedTuple):
     weights: Weights
 
 
-PLAIN = (
-    "rl.from_base=false",
-    "rl.hint=off",
-    "intervene.baselines=false",
-    "analysis.texts=0",
-)
+PLAIN = ("rl.from_base=false", "rl.hint=off", "intervene.baselines=false", "analysis.texts=0")
 """Settings of every arm: nothing is run or measured beside the arm itself."""
 _OWN: dict[str, tuple[int, tuple[str, ...]]] = {
     "rl": (1, ()),

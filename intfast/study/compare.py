@@ -197,8 +197,7 @@ def _collect(plan: Plan, seed: int, configs: Sequence[Config], console: Console)
     name = "rl" if plan.config("base", seed).rl.steps else "int"
     folder = plan.root / f"seed-{seed}" / "collection"
     config = cli.load(
-        plan.path,
-        [*plan.words, *arms.ARMS[name].settings, f"seed={seed}", f"run={folder}"],
+        plan.path, [*plan.words, *arms.ARMS[name].settings, f"seed={seed}", f"run={folder}"]
     )
     done = configs and all(_is_done(Path(arm.run)) for arm in configs)
     if done and (folder / "evaluations.json").exists():

@@ -10,9 +10,7 @@ from intfast.evaluate import Estimate, Evaluation, estimate
 
 
 def bootstrap_difference(
-    values_P: Sequence[float],
-    baseline_P: Sequence[float],
-    seed: int,
+    values_P: Sequence[float], baseline_P: Sequence[float], seed: int
 ) -> Estimate:
     """Mean of value - baseline over the same problems in the same order, with its interval.
 

@@ -104,10 +104,7 @@ class Drawn(NamedTuple):
 
 
 def start_figures(
-    continued: Mapping[str, str],
-    drawn: Sequence[Drawn],
-    seed: int,
-    first: int | None = None,
+    continued: Mapping[str, str], drawn: Sequence[Drawn], seed: int, first: int | None = None
 ) -> dict[str, Any]:
     """Accuracy and coverage of the continuations `drawn` from one start, with their intervals.
 
