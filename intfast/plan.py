@@ -167,8 +167,8 @@ def layout(plan: memory.Plan, words: Sequence[str]) -> Iterator[str]:
         parameters, own = memory.num_parameters(plan.architecture), (num - 1) / num
         yield f"Layout: {num} ranks, data parallel; weights whole on each, optimizer in {num} parts"
         yield (
-            f"  an update moves {4 * parameters * own / 1e9:.2f} GB of gradients (fp32) and "
-            f"{plan.width * parameters * own / 1e9:.2f} GB of weights out of each, and as much in"
+            f"  an update moves {4 * parameters * own / 1e9:.3g} GB of gradients (fp32) and "
+            f"{plan.width * parameters * own / 1e9:.3g} GB of weights out of each, and as much in"
         )
         line = f"torchrun --standalone --nproc-per-node {num} -m intfast.train {shlex.join(words)}"
         yield f"  {line}\n"

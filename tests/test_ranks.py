@@ -201,7 +201,7 @@ def test_the_plan_deals_what_is_dealt():
     assert sum(per) == pytest.approx(2 + 4 + 12 / 4, abs=1e-3)
     said = "\n".join(plan.layout(planned, ["a b.toml", "rl.steps=3"]))
     assert "--nproc-per-node 4 -m intfast.train 'a b.toml' rl.steps=3" in said
-    assert f"{4 * num * 3 / 4 / 1e9:.2f} GB of gradients" in said
+    assert f"{4 * num * 3 / 4 / 1e9:.3g} GB of gradients" in said
     assert not memory.indivisible(architecture, 4)
     with pytest.raises(ValueError, match=r"7 ranks do not divide .* first model\.embed_tokens"):
         list(plan.layout(needs(7)[1], []))
