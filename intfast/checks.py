@@ -151,14 +151,8 @@ def faults(config: Config) -> list[str]:
     """All that is wrong with a config whose values have the right types; empty when it is sound."""
     rules = [_ranges(config)]
     if None not in msgspec.structs.astuple(config.sampling):
-        rules += [
-            _whole(config),
-            _interventions(config),
-            _rl(config),
-            _greedy(config),
-            _objective(config),
-            _unused(config),
-        ]
+        parts = (_whole, _interventions, _rl, _greedy, _objective, _unused)
+        rules += [part(config) for part in parts]
     messages = []
     for path, is_right, text in itertools.chain(*rules):
         if not is_right:

@@ -199,7 +199,7 @@ def usable(problems: list[Problem], golds: Mapping[str, bool], say: Say) -> list
     if dropped:
         rows = named(f"{p.source or p.id} ({p.answer[:40]!r})" for p in dropped)
         say(f"dropped {len(dropped)} of {len(problems)} problems: ungradable answers: {rows}")
-    if problems and len(dropped) == len(problems):
+    if dropped and len(dropped) == len(problems):
         raise ValueError("no answer can be graded; look at the answer column, or at grade.mode")
     return [problem for problem in problems if golds.get(problem.answer, True)]
 
@@ -277,16 +277,15 @@ def fitting_train(
     problems: Sequence[Problem], prompt_of: PromptOf, context: int, config: Config
 ) -> tuple[list[Problem], str]:
     """`fitting_problems` for what the training stages of a config draw."""
-    samplings = [config.attempts.sampling] if config.sft.epochs else []
-    problems, said = list(problems), ""
-    if samplings:
-        problems, said = fitting_problems(problems, prompt_of, context, samplings)
+    problems, said, more = list(problems), "", ""
+    if config.sft.epochs:
+        attempts = [config.attempts.sampling]
+        problems, said = fitting_problems(problems, prompt_of, context, attempts)
     if config.rl.steps:
         budget = config.batch.max_tokens if config.batch.too_long == "error" else None
         rl = [config.rl.sampling]
         problems, more = fitting_problems(problems, prompt_of, context, rl, budget)
-        said = "\n".join(filter(None, [said, more]))
-    return problems, said
+    return problems, "\n".join(filter(None, [said, more]))
 
 
 class Fitting(Iterable[Example]):

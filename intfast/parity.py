@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from intfast import ranks
 from intfast.batch import pack
-from intfast.config import BatchConfig, SamplingConfig
 from intfast.engine.protocol import Completion, derive_seed
 from intfast.model.decoder import Decoder
 from intfast.records import Example
@@ -81,12 +81,8 @@ def check_rollouts(
 
 
 def _check_samples(run: Run, where: str) -> None:
-    sampling = SamplingConfig(
-        temperature=run.config.rl.sampling.temperature,
-        top_p=1.0,
-        top_k=0,
-        max_new_tokens=NUM_TOKENS,
-    )
+    whole = {"top_p": 1.0, "top_k": 0, "max_new_tokens": NUM_TOKENS}
+    sampling = replace(run.config.rl.sampling, **whole)
     sampler, requests = run.sampler, []
     for problem in run.problems:
         prompt_ids = sampler.prompt(problem)
@@ -122,21 +118,15 @@ def check_parity(run: Run, where: str, pairs: Sequence[Pair]) -> dict[str, float
         if not chosen:
             run.metrics.say(f"parity of {where}: not checked, there is no sample to compare")
             return {}
-        packed = pack(
-            [_example(*pair) for pair in chosen],
-            BatchConfig(max_tokens=config.batch.max_tokens, too_long="alone"),
-        )
+        batch = replace(config.batch, too_long="alone")
+        packed = pack([_example(*pair) for pair in chosen], batch)
         temperature = config.rl.sampling.temperature
-        found = logprobs(run.decoder, packed, run.device, temperature)
-        trainer_N = torch.cat(found).cpu()
+        trainer_N = torch.cat(logprobs(run.decoder, packed, run.device, temperature)).cpu()
     order = [index for batch in packed.batches for index in batch.examples_S]
     values = compare(trainer_N, torch.tensor([x for i in order for x in chosen[i][1].logprobs]))
     versions = {completion.policy_version for _, completion in chosen}
-    run.metrics.aside(
-        "parity",
-        len(run.metrics.rows("parity")) + 1,
-        {"of": where, "version": engine.policy_version, "threshold": allowed} | values,
-    )
+    about = {"of": where, "version": engine.policy_version, "threshold": allowed}
+    run.metrics.aside("parity", len(run.metrics.rows("parity")) + 1, about | values)
     if versions != {engine.policy_version}:
         raise RuntimeError(
             f"parity of {where}: the engine is at policy version {engine.policy_version}, but the "

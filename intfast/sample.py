@@ -151,26 +151,27 @@ class Sampler:
             policy_version=graded.completion.policy_version,
         )
 
-    def complete(
+    def complete_together(
         self,
         requests_P: Sequence[Request],
         advance: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]:
-        """Completions_P_G of the requests, ungraded; of several ranks each draws some samples.
-
-        advance  gets (samples, tokens) to add to a progress bar
-        """
+        """As `complete`; of several ranks each draws some of the samples, and all get all."""
         mine_P, seeds_P = ranks.now().share([request.seeds for request in requests_P])
         own_P = [replace(r, seeds=seeds) for r, seeds in zip(requests_P, seeds_P, strict=True)]
-        return ranks.now().together(mine_P, self._generate(own_P, advance))
+        return ranks.now().together(mine_P, self.complete(own_P, advance))
 
-    def _generate(
+    def complete(
         self,
         requests_P: Sequence[Request],
         advance: Callable[[int, int], None] | None = None,
         ended: OnFinished | None = None,
     ) -> list[list[Completion]]:
-        """ended: gets every completion while others are still generated."""
+        """Completions_P_G of the requests, ungraded.
+
+        advance  gets (samples, tokens) to add to a progress bar
+        ended    gets every completion while others are still generated
+        """
         if not requests_P:
             return []
         num = ranks.now().world
@@ -216,7 +217,7 @@ class Sampler:
             # Workers compare while the engine still decodes: grading costs no time of its own.
             self.grader.start(answers[p, g])
 
-        completions_P_G = self._generate(requests, advance, grade_ahead)
+        completions_P_G = self.complete(requests, advance, grade_ahead)
         # What is left of grading when the last sample has ended: waiting for workers.
         with self.phase("grade"):
             # In the order of the samples and not in that of their ends, so that a run does not

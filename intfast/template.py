@@ -77,11 +77,8 @@ class Template:
         turns = list(zip(("user", "assistant", "user"), ASKED, strict=True))
         try:
             source = self.tokenizer.get_chat_template()
-            whole, opened, closed = (
-                self.text(turns),
-                self.text(turns[:1]),
-                self.text(turns[:1], opened=False),
-            )
+            whole, opened = self.text(turns), self.text(turns[:1])
+            closed = self.text(turns[:1], opened=False)
         # Templates are programs of the model's folder, run in jinja's sandbox.
         except Exception as error:
             asked = "system, " if self.config.system else ""
@@ -96,11 +93,8 @@ class Template:
         said = [*ASKED, *filter(None, [self.config.system.strip()])]
         if lost := [part for part in said if part not in whole]:
             raise ValueError(f"the chat template loses turns: {lost} is not in {whole!r}")
-        self.lead = self._lead(
-            _between(whole, *ASKED[:2]),
-            opened.partition(ASKED[0])[2],
-            closed.rstrip() == opened.rstrip(),
-        )
+        opener, added = _between(whole, *ASKED[:2]), opened.partition(ASKED[0])[2]
+        self.lead = self._lead(opener, added, closed.rstrip() == opened.rstrip())
         closing = _between(whole, *ASKED[1:])
         stops = end_ids(self.tokenizer)
         ends = [i for i in self.tokenizer.encode(closing, add_special_tokens=False) if i in stops]

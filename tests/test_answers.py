@@ -180,6 +180,7 @@ def test_boxes_of_other_writers_and_boxes_that_are_a_list(text, answer):
 MARKERS = r"""
 proof|see the proof|Proof.|\text{See figure}|see above.|N/A|NA|n.a.|?|???|...|-|QED|answers may vary
 |graph|see Figure 2|not available|no answer|TBD|null|(see solution)|Left to the reader
+|to be determined|left as exercise|various|$\blacksquare$|\boxed{}
 """
 
 

@@ -65,6 +65,66 @@ A7 (3,4) | \{3,4\} | -
 A7 \{3,4\} | (3,4) | -
 A7 \text{E} | e | -
 A7 A+b | a+b | -
+A1 23/4 | 2\text{ }3/4 | -
+A6 0 | 0\cdot\tan 90^\circ | undefined
+A6 0 | 0\cdot\sec\frac{\pi}{2} | undefined
+A7 \{1,2\} | \{1,\{2\}\} | -
+A7 27_8 | (27)_8 | +
+A7 27_8 | 27_{\text{eight}} | +
+A7 27_8 | 27\text{ base }8 | +
+A7 27_8 | 27\text{ in base }9 | unit
+R1 \frac{3}{4} | \frac 3 4 | +
+R2 (2,5] | x>2\text{ and }x\le5 | +
+R2 (2,5] | x<2\text{ and }x\le5 | -
+R2 (2,5] | ]2,5] | +
+R2 (2,5] | ]2,5[ | -
+R2 [3,\infty) | [3,\infty[ | +
+R2 [\sqrt[3]{2},\sqrt[3]{5}] | \sqrt[3]{2}\le x\le\sqrt[3]{5} | +
+R4 \frac{1}{6} | 0.1\overline6 | +
+R4 \frac{1}{6} | 0.1\dot6 | +
+R4 \frac{5}{11} | 0.\dot{4}\dot{5} | +
+R6 \mathbb{R} | \R | +
+R6 \mathbb{R} | \Bbb{R} | +
+R7 x^2+2x+1 | x^2+2x+1=f(x) | +
+R8 D | \text{D. 40} | +
+R8 D | \text{choice }D | +
+R8 D | (\text{D}) | +
+R8 D | D. E | -
+R8 D | D: 4, E: 5 | -
+R9 7 | \text{Therefore, }x=7 | +
+R9 7 | \text{There are }7\text{ ways} | +
+R9 7 | \text{There are at least }7\text{ ways} | -
+R9 7 | \color{red}7 | +
+R14 i | \cos\frac\pi2+i\sin\frac\pi2 | +
+R15 60\text{ km/h} | 60\,\mathrm{km\,h^{-1}} | +
+R15 5\text{ cm}^2 | 5\text{ cm²} | +
+R15 5\text{ cm}^2 | 5\text{ cm³} | unit
+R16 \begin{pmatrix}3\\4\end{pmatrix} | \begin{psmallmatrix}3\\*[3pt]4\end{psmallmatrix} | +
+R16 \begin{pmatrix}3\\4\end{pmatrix} | \begin{pmatrix}3\cr4\end{pmatrix} | +
+R18 (-\infty,2] | \left\{t\,\middle|\,t\le2\right\} | +
+R18 (-\infty,2] | \{t\in\mathbb R\colon t\le2\} | +
+R18 x=2k\pi,\ k\in\mathbb{Z} | x=2\pi n\text{ where }n\text{ is an integer} | +
+R18 x=2k\pi,\ k\in\mathbb{Z} | x=2k\pi\ (k\in Z) | +
+R18 x=2k\pi,\ k\in\mathbb{Z} | x=2k\pi\text{ for integer }k | +
+R18 x=2k\pi,\ k\in\mathbb{Z} | x=k\pi\text{ for integer }k | -
+R20 120 | {10\choose3} | +
+R21 \$20 | \text{\$20} | +
+R21 \$20 | 20\$ | +
+R21 \$20 | \text{EUR }20 | unit
+A1 12 | 12\text{ basis points} | leftover
+A3 \frac{\pi}{4} | \frac{\pi}{4}^\circ | -
+A3 90^\circ | 90\text{°} | +
+A6 0 | 0\cdot\log_{0}5 | leftover
+R2 x\ne 2 | \mathbb{R}\setminus\{2\} | +
+R2 x\ne 2 | \mathbb{R}\setminus\{3\} | -
+R4 \frac5{11} | .\overline{45} | +
+R9 12 | \text{The value of }x\text{ is }12 | +
+R9 12 | \text{exactly }12 | +
+R9 12 | \large 12 | +
+R15 3\text{ m/s} | 3 m/s | +
+R18 x=k\pi,\ k\in\mathbb{Z} | \{k\pi\mid k\in\mathbb{Z}\} | +
+R18 x=k\pi,\ k\in\mathbb{Z} | \{x\mid x=2k\pi,k\in\mathbb{Z}\} | -
+R21 28\% | 28\text{ \%} | +
 R1 48600 | 48\,600 | +
 R1 48600 | 48 600 | +
 R1 0 | 20\,000 | -

@@ -47,11 +47,8 @@ def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, 
         return engine.decoder, engine, choice
     dtype = getattr(torch, config.model.dtype)
     decoder, _ = weights.load(folder, dtype, device, config.model.kernels)
-    native = NativeEngine(
-        decoder,
-        max_rows=rollout.max_rows,
-        max_cache_bytes=int(config.rollout.cache_gib * memory.GIB),
-    )
+    cache = int(config.rollout.cache_gib * memory.GIB)
+    native = NativeEngine(decoder, max_rows=rollout.max_rows, max_cache_bytes=cache)
     choice = choice._replace(bits=native.shapes.said, bits_hold=native.shapes.holds)
     return decoder, native, choice
 

@@ -37,6 +37,8 @@ MAX_TERMS = 3000
 """Most terms of a sum or product."""
 _POINTS = (0.4, 2.3, 7.1, -1.6)
 """Where expressions are compared; every symbol is near them, each somewhere else."""
+_BELOW = {sympy.tan: sympy.cos, sympy.sec: sympy.cos, sympy.cot: sympy.sin, sympy.csc: sympy.sin}
+"""Functions with a division inside, and what they divide by."""
 _INFINITE = (sympy.oo, -sympy.oo)
 
 
@@ -178,6 +180,9 @@ def _refuse_undefined(expression: sympy.Expr) -> None:
             part.exp.could_extract_minus_sign() or _is_zero(part.exp)
         )
         if (is_root or isinstance(part, sympy.log)) and _is_zero(part.args[0]):
+            raise Unreadable(Reason.UNDEFINED)
+        below = _BELOW.get(type(part))
+        if below and not part.free_symbols and _is_zero(below(part.args[0])):
             raise Unreadable(Reason.UNDEFINED)
     if not expression.free_symbols:
         infinite = expression.doit() if expression.has(*_INFINITE) else expression.evalf(5)

@@ -131,14 +131,15 @@ def _said(text: str, in_prose: bool) -> str | None:
 
 # What data sets write where there is no answer to compare with.
 _MARKER = re.compile(
-    r"|[?.\-\u2013\u2014_*\s]+|n\s*/\s*a|n\.\s?a\.?|tbd|todo|null|nan|nil|unknown|missing|omitted|untitled"
+    r"|[?.\-\u2013\u2014_*\s]+|n\s*/\s*a|n\.\s?a\.?|tbd|to be (?:determined|shown|proved)"
+    r"|todo|various|null|nan|nil|unknown|missing|omitted|untitled"
     r"|(?:not|no) (?:available|applicable|provided|given|answer|answers|solution provided)"
     r"|(?:the )?answers? (?:may |will |can )?var(?:y|ies)|q\.?\s?e\.?\s?d\.?"
     r"|(?:(?:please )?(?:see|refer to|as in|shown in|given in) )?(?:the |its |attached |formal )*"
     r"(?:proofs?|figures?|diagrams?|pictures?|images?|graphs?|explanations?|solutions?|text|above"
     r"|below|attachments?)(?: (?:above|below|required|needed|omitted|attached|\d+|by \w+))*"
     r"|(?:(?:as )?shown|proved|proven|derived|verified)(?: (?:above|below|in text|in the text))?"
-    r"|(?:left )?(?:to the reader|as an exercise)(?: (?:to|for) the reader)?",
+    r"|(?:left )?(?:to the reader|as (?:an )?exercise)(?: (?:to|for) the reader)?",
 )
 
 
@@ -146,9 +147,8 @@ def is_marker(gold: str) -> bool:
     """Whether a gold "answer" only marks that there is none: "proof", "see figure", "N/A"."""
     if len(gold) > MAX_CHARS:
         return False
-    words = re.sub(
-        r"\\(?:text\w*|mathrm|mathbf|emph|q?quad)\b|\\[,;! ]|[{}$()\[\]\"'`\u25a0\u220e]", " ", gold
-    )
+    commands = r"\\(?:text\w*|mathrm|mathbf|emph|q?quad|boxed|(?:black|)square|Box)\b|\\[,;! ]"
+    words = re.sub(commands + r"|[{}$()\[\]\"'`\u25a0\u220e]", " ", gold)
     words = " ".join(words.replace("NA", "n/a").casefold().split())
     return _MARKER.fullmatch(words.rstrip(".!: ") if len(words) > 1 else words) is not None
 

@@ -36,25 +36,28 @@ _LEFT = re.compile(
     r"(?:\\text\{(?![^{}]*\bnot\b)[A-Za-z ]+\}|(?!\\pi|\\infty)\\[A-Za-z]+|[A-Za-z]'*"
     r"|_\{?\w{1,3}\}?|\([^()=]{1,20}\)|\|[A-Za-z]{1,3}\||\^\{-1\}|[-+{}^*: ])+"
 )
-_NAME = re.compile(r"[A-Za-z]|\\[a-z]+(?:\{[A-Za-z]+\})?|\\text\{(?!not)[A-Za-z ]+\}")
+_NAME = re.compile(r"[A-Za-z](?:\([a-z]\))?|\\[a-z]+(?:\{[A-Za-z]+\})?|\\text\{(?!not)[A-Za-z ]+\}")
 # In an expression none of these has a meaning that the parser keeps.
 _UNCLEAR = re.compile(
     r"\\text|\\ldots|\\p?mod(?![a-z])|\\(?:approx|sim|equiv)(?![a-z])|(?<!\{[a-z])\\to(?![a-z])"
     r"|(?:^|[-+*=(])\{[^{}]*\} ?\{|[?:;$&\"]|\d [\d(]|\d_|\)_|\^\{?[T*]|(?<![A-Za-z)])'"
-    r"|\\(?:boxed|fbox|begin|end|lnot|neg|mp)(?![a-z])|\\infty\s*[\w\\(]|^[*/^_.,)]|[-+*/^_(,]$"
+    r"|\\(?:boxed|fbox|begin|end|lnot|neg|mp)(?![a-z])|\\log_\{?[01]\}?(?![\d.])|\\infty\s*[\w\\(]|^[*/^_.,)]|[-+*/^_(,]$"
 )
 _STRONG = re.compile(
     r"\\cup|\\infty[,)\]]|[,(\[]-?\\infty|[<>]|\\(?:[lgn]e|in)(?![a-z])|^\[|\]$|\\mathbb\{R\}"
 )
 _TIME = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))? ?(?:([ap])\.? ?m\.?)?", re.IGNORECASE)
 _CHOICE = re.compile(
-    r"(?:(?:option|choice|answer) )?(?:\(([A-J])\)|([A-J])(?![A-Za-z_^'(]))[).:]?(.*)",
+    r"(?:(?:option|choice|answer) )?(?:\(([A-J])\)|([A-J])(?![A-Za-z_^'(]))([).:]?)(.*)",
     re.IGNORECASE,
 )
 _FAMILY = re.compile(
-    r"(.*?)[, ]*(?:\\text\{(?:for|where|with|for (?:all|any|some|every))?\s?(?:integers?)?\})?"
-    r"([a-z])\\in ?\\mathbb\{Z\}"
+    r"(.*?)[,| ]*\(?(?:"
+    r"(?:\\text\{(?:for|where|with|for (?:all|any|some|every))?\s?(?:integers?)?\})?([a-z])"
+    r"(?:\\in ?(?:\\mathbb\{Z\}|Z)|\\text\{(?:is )?any? integer\})"
+    r"|\\text\{(?:for|where|with)(?: all| any| some| every)? integers?(?: values of)?\}([a-z]))\)?"
 )
+_FAMILY_SET = re.compile(r"\\\{(?:[a-z]\|(?=[a-z]=))?(.*\\mathbb\{Z\})\\\}")
 _MATRIX = re.compile(
     r"\\begin\{([pb]?matrix|array)\}(?:\{[^{}]*\})?(.*?)(?:\\\\)?\\end\{\1\}", re.DOTALL
 )
@@ -74,9 +77,7 @@ class Comparison:
         gold, answer = stripped(gold), stripped(answer).lstrip("=")
         gold, answer = (re.sub(r"^[a-z]\\in ?(?=\\\{[^|:]*$)", "", text) for text in (gold, answer))
         if r"\approx" in gold:
-            gold, answer = (
-                re.sub(r"^=", "", text.replace(r"\approx", "=")) for text in (gold, answer)
-            )
+            gold, answer = (t.replace(r"\approx", "=").removeprefix("=") for t in (gold, answer))
         for attempt in (self._choice, self._time, self._family, self._matrix, self._sets):
             if (reason := attempt(gold, answer)) is not None:
                 return reason
@@ -102,16 +103,18 @@ class Comparison:
     def _choice(self, gold: str, answer: str) -> Reason | None:
         wanted = _CHOICE.fullmatch(gold)
         letter = (wanted[1] or wanted[2]) if wanted else ""
-        if not letter.isupper() or (wanted[3] and not wanted[1]):
+        if not letter.isupper() or (wanted[4] and not wanted[1]):
             both = re.fullmatch(r"[A-Za-z]", gold) and re.fullmatch(r"[A-Za-z]", answer)
             return Reason.WRONG if both and gold != answer else None
-        value = wanted[3].strip()
-        given = _CHOICE.fullmatch(re.sub(r"^\\text\{([^{}]*)\}", r"\1", answer))
-        if given and (given[1] or given[2]).isupper() and (given[1] or not given[3]):
+        value = wanted[4].strip()
+        given = _CHOICE.fullmatch(re.sub(r"^\\text\{([^{}]*)\} ?", r"\1 ", answer).strip())
+        if given and (given[1] or given[2]).isupper() and (given[1] or given[3] or not given[4]):
             if (given[1] or given[2]) != letter:
                 return Reason.WRONG
-            rest = given[3].strip()
-            if rest and (not quantity(rest) or items(rest)[0] or re.search(r"\([A-J]\)", rest)):
+            rest = given[4].strip()
+            if rest and (
+                not quantity(rest) or items(rest)[0] or re.search(r"\([A-J]\)|^[A-J]$", rest)
+            ):
                 return Reason.LEFTOVER
             return self.same(value, rest) if value and rest else Reason.CORRECT
         if value:
@@ -135,14 +138,15 @@ class Comparison:
         return Reason.UNIT if hours[0] % 12 == hours[1] % 12 else Reason.WRONG
 
     def _family(self, gold: str, answer: str) -> Reason | None:
-        found = [_FAMILY.fullmatch(text) for text in (gold, answer)]
+        inside = (_FAMILY_SET.fullmatch(text) for text in (gold, answer))
+        texts = [one[1] if one else text for one, text in zip(inside, (gold, answer), strict=True)]
+        found = [_FAMILY.fullmatch(text) for text in texts]
         if not found[0] or not found[0][1]:
             return None
         if not found[1] or not found[1][1]:
             return Reason.WRONG
-        bodies = [
-            re.sub(rf"(?<![A-Za-z\\]){each[2]}(?![A-Za-z])", r"\\nu ", each[1]) for each in found
-        ]
+        name = r"(?<![A-Za-z\\]){}(?![A-Za-z])"
+        bodies = (re.sub(name.format(each[2] or each[3]), r"\\nu ", each[1]) for each in found)
         return self.same(*bodies)
 
     def _matrix(self, gold: str, answer: str) -> Reason | None:
@@ -185,16 +189,17 @@ class Comparison:
         if len(golds) == len(answers) == 1:
             is_one = {kind, other} <= {"", "{"} and r"\varnothing" not in golds + answers
             return self.same(golds[0], answers[0]) if is_one else Reason.WRONG
-        joined = [
-            {r"\text{or}", r"\text{and}"} & set(TOKEN.findall(text)) for text in (gold, answer)
-        ]
+        # A set among the items is no item itself.
+        nested = [sum(part.startswith(r"\{") for part in parts) for parts in (golds, answers)]
+        if nested[0] != nested[1]:
+            return Reason.WRONG
+        words = {r"\text{or}", r"\text{and}"}
+        joined = [words & set(TOKEN.findall(text)) for text in (gold, answer)]
         if all(joined) and joined[0] != joined[1] and re.search(r"[<>]|\\[lg]e", gold):
             return Reason.WRONG
         # Names on one side only: of one unknown they say nothing, of several they say the order.
-        named = [
-            [re.fullmatch(r"([a-z](?:_\w)?)=(.*)", part) for part in each]
-            for each in (golds, answers)
-        ]
+        name = re.compile(r"([a-z](?:_\w)?)=(.*)")
+        named = [[name.fullmatch(part) for part in each] for each in (golds, answers)]
         names = [{found[1] for found in each if found} for each in named]
         for at, parts in enumerate((golds, answers)):
             if names[at] and not names[1 - at]:
@@ -304,7 +309,8 @@ class Comparison:
         if named is None or (unit is None and named is not PERCENT):
             if is_sum or (named and named.pi and named.factor < Fraction(1, 180)):
                 return Reason.LEFTOVER
-            reason = self._leaf(value, other)
+            is_radian = r"\pi" in (other if unit else value) and (unit or named).pi == 1
+            reason = Reason.WRONG if is_radian else self._leaf(value, other)
             bare = number(other)
             if reason is Reason.CORRECT and unit is PERCENT and bare is not None and abs(bare) < 1:
                 reason = Reason.WRONG
@@ -320,9 +326,8 @@ class Comparison:
         if unit.powers != named.powers:
             return Reason.UNIT
         pi = unit.pi - named.pi
-        reason = self._leaf(
-            scaled(value, unit.factor, max(pi, 0)), scaled(other, named.factor, max(-pi, 0))
-        )
+        sides = scaled(value, unit.factor, max(pi, 0)), scaled(other, named.factor, max(-pi, 0))
+        reason = self._leaf(*sides)
         return Reason.UNIT if reason is Reason.WRONG and unit != named else reason
 
     def _leaf(self, gold: str, answer: str, relation: str = "") -> Reason:

@@ -12,12 +12,15 @@ TOKEN = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+|\\.|.", re.DOTALL)
 _OPEN = {"(", "[", "{", r"\{", r"\langle", r"\begin"}
 _CLOSE = {")", "]", "}", r"\}", r"\rangle", r"\end"}
 _LIST = re.compile(r",|;|\\text\{,? ?(?:and|or)\}")
+_AND = re.compile(r"\\text\{and\}")
 _OR = re.compile(r"\\text\{or\}|\\cup")
 RELATION = re.compile(r"=|<|>|\\le|\\ge|\\ne|\\in")
 _INTRO = re.compile(
     r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:final |correct |exact |total )?"
     r"(?:answers?|results?|solutions?|values?|number|total|sum|product|area|probability)"
-    r"(?: (?:is|are|equals?)(?: equal to)?:?|:|=)|it is|we get|answer",
+    r"(?: (?:is|are|equals?)(?: equal to)?:?|:|=)|it is|we get|answer"
+    r"|(?:so|thus|hence|therefore),?$|there (?:is|are)(?: exactly)?(?: a total of)?"
+    r"|a? ?total of|exactly|(?:the )?value of$",
     re.IGNORECASE,
 )
 _SYNONYMS = (
@@ -119,12 +122,15 @@ def intervals(text: str) -> tuple[str, list[Interval]] | None:
     """(variable or "", intervals) of a union, an inequality in one variable or a set of such."""
     if found := re.fullmatch(r"\\\{([a-z])(?:\\in ?\\mathbb\{R\})?[|:](.*)\\\}", text):
         inner = intervals(found[2])
-        return inner if inner and inner[0] in ("", found[1]) else None
+        # The name of a bound variable says nothing.
+        return ("", inner[1]) if inner and inner[0] in ("", found[1]) else None
     variable = ""
     if found := re.fullmatch(r"([a-z])\\in ?(.*)", text):
         variable, text = found[1], found[2]
     if text in (r"\mathbb{R}", r"\text{all real numbers}"):
         return variable, [("(", r"-\infty", r"\infty", ")")]
+    if found := re.fullmatch(r"\\mathbb\{R\}\\(?:setminus|backslash) ?\\\{([^{},]+)\\\}", text):
+        return variable, [("(", r"-\infty", found[1], ")"), ("(", found[1], r"\infty", ")")]
     parts, _ = split(text, _OR)
     if len(parts) > 1:
         inner = [intervals(part) for part in parts]
@@ -132,6 +138,14 @@ def intervals(text: str) -> tuple[str, list[Interval]] | None:
         if None in inner or len(names) > 1:
             return None
         return "".join(names), [one for each in inner for one in each[1]]
+    parts, _ = split(text, _AND)
+    if len(parts) == 2 and all(each := [_inequality(part) for part in parts]):
+        # Bounds from below and from above: one interval.
+        (name, low), (other, high) = sorted(each, key=lambda one: one[1][0][1] == r"-\infty")
+        is_bounded = low[0][2] == r"\infty" and high[0][1] == r"-\infty"
+        if name != other or len(low) + len(high) > 2 or not is_bounded:
+            return None
+        return name, [(*low[0][:2], *high[0][2:])]
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _is_closed(text[1:-1]):
         ends, _ = split(text[1:-1], re.compile("[,;]"))
         return (variable, [(text[0], *ends, text[-1])]) if len(ends) == 2 else None
@@ -145,12 +159,10 @@ _VARIABLE = re.compile(r"(?:[a-z]|\\(?:alpha|beta|theta|phi|lambda|mu|omega))(?:
 
 def _inequality(text: str) -> tuple[str, list[Interval]] | None:
     sides, signs = split(text, RELATION)
-    if signs in (["<"], [">"], [r"\le"], [r"\ge"], [r"\ne"]) and re.fullmatch(
-        r"\\?[a-z]+", sides[1]
-    ):
-        flip = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
-        if not _VARIABLE.fullmatch(sides[0]):
-            sides, signs = sides[::-1], [flip.get(signs[0], signs[0])]
+    flip = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
+    is_turned = len(signs) == 1 and signs[0] in flip and re.fullmatch(r"\\?[a-z]+", sides[1])
+    if is_turned and not _VARIABLE.fullmatch(sides[0]):
+        sides, signs = sides[::-1], [flip[signs[0]]]
     if signs and set(signs) <= {">", r"\ge"} and len(sides) == 3:
         sides, signs = sides[::-1], [{">": "<"}.get(sign, r"\le") for sign in reversed(signs)]
     if len(sides) == 3 and set(signs) <= {"<", r"\le"} and _VARIABLE.fullmatch(sides[1]):

@@ -48,7 +48,7 @@ TABLE = {
 RATES = {"mph": "mi/h", "kmph": "km/h", "kph": "km/h", "fps": "ft/s"}
 # Words that change the number in front of them, or say that it is none.
 _NO_NOUN = re.compile(
-    r"(?:and|but|by|choose|divided|from|if|in|is|are|was|isn|not|nor|no|of|or|over|per|percent|percents|than|times|to"
+    r"(?:and|basis|but|by|choose|divided|from|if|in|is|are|was|isn|not|nor|no|of|or|over|per|percent|percents|than|times|to"
     r"|vs|versus|minus|plus|mod|modulo|modulus|thus|less|unless|perhaps|always|sometimes|besides|hundreds?|thousands?"
     r"|[a-z]*illions?|dozens?|scores?|gross|pairs|couples|lakhs?|crores?|myriads?|halves|quarters|thirds|[a-z]+ths"
     r"|tens|ones|twos|threes|[a-z]*squares|cubes|powers|factorials?|logs|digits|bases|wrong|false|negatives|positives|base|about|at|as|least|most"

@@ -41,17 +41,10 @@ class Ask(NamedTuple):
 
 def reflections(run: Run, wrong: Sequence[tuple[Problem, Attempt]]) -> Sequence[Guided]:
     """One rewrite of each wrong attempt, right or not, in the order of the attempts."""
-    style = run.sampler.style
-    asks = [
-        Ask(
-            "reflection",
-            problem,
-            array("I", prompts.reflect(style, problem, attempt.text)),
-            [0],
-            attempt.sample,
-        )
-        for problem, attempt in wrong
-    ]
+    asks = []
+    for problem, attempt in wrong:
+        prompt_ids = array("I", prompts.reflect(run.sampler.style, problem, attempt.text))
+        asks.append(Ask("reflection", problem, prompt_ids, [0], attempt.sample))
     return _draw(run, "reflections", asks, run.config.intervene.sampling)
 
 

@@ -64,7 +64,7 @@ def vppo(
     means = [
         math.fsum(stream) / len(stream) if stream else reward
         for reward, stream in zip(rewards_G, streams, strict=True)
-        if reward is not None and stream is not None
+        if stream is not None
     ]
     baseline = math.fsum(means) / max(1, len(means))
     centred = [None if s is None else [value - baseline for value in s] for s in streams]
@@ -102,9 +102,8 @@ def inside(
     if config.process == "none":
         return outcome.advantages_P_G, {}
     seed = derive_seed(run.config.seed, "process", step)
-    located_P_G, counts = locate(
-        run.sampler, [start.problem for start in starts_P], groups_P_G, run.config.intervene, seed
-    )
+    problems_P = [start.problem for start in starts_P]
+    located_P_G, counts = locate(run.sampler, problems_P, groups_P_G, run.config.intervene, seed)
     made: list[TokenAdvantages] = []
     rows = zip(starts_P, groups_P_G, outcome.advantages_P_G, located_P_G, strict=True)
     for start, group, advantages_G, located_G in rows:

@@ -110,9 +110,8 @@ class PackedAttention:
         if is_packable(query_THK):
             left = -1 if window is None else window - 1
             starts, longest = self._starts, self.longest
-            return varlen_attn(
-                *qkv, starts, starts, longest, longest, window_size=(left, 0), **_GROUPED
-            )
+            around = (starts, starts, longest, longest)
+            return varlen_attn(*qkv, *around, window_size=(left, 0), **_GROUPED)
         if min(self.lengths) == self.longest:
             return self._block(*qkv, (len(self.lengths), self.longest), window)
         blocks, into_P, out_T, holes = self._padding

@@ -220,23 +220,12 @@ class Optimizer:
     def stretched(self, was: int) -> str:
         """What it makes of the rate that so many steps were planned before; "" for nothing."""
         old, new = (learning_rate(self.num_steps, n, self.config) for n in (was, self.total_steps))
-        words = (
-            f"; with more steps than planned the learning rate goes on at {new:.3g}, not {old:.3g}"
-        )
-        return "" if new == old else words
+        said = f"; with more steps than planned the learning rate goes on at {new:.3g}"
+        return "" if new == old else f"{said}, not {old:.3g}"
 
     def non_finite_gradient(self) -> str:
         """Name of the parameter nearest to the loss whose gradient is not finite; "" for none."""
         return _first_non_finite(self._gradients())
-
-    def _write_parameters(self) -> None:
-        if self._narrow:
-            torch._foreach_copy_(
-                [self._own(name) for name in self._narrow],
-                [self._masters[name] for name in self._narrow],
-            )
-        for name in self._parameters:
-            ranks.now().spread(self._parameters[name].data)
 
     def zero_grad(self) -> None:
         """Drop all gradients, and their memory."""
@@ -297,7 +286,9 @@ class Optimizer:
         self.num_steps = counters["num_steps"]
         self.num_skipped = counters["num_skipped"]
         self._skipped_in_a_row = counters["skipped_in_a_row"]
-        self._write_parameters()
+        for name in self._narrow:
+            self._own(name).copy_(self._masters[name])
+            ranks.now().spread(self._parameters[name].data)
 
 
 def total_norm(grads: Sequence[Tensor]) -> Tensor:

@@ -83,8 +83,7 @@ def newest(stage: Path, warn: Callable[[str], None]) -> Path | None:
 
     def find() -> Path | None:
         for _, folder in _folders(stage):
-            fault = verify(folder)
-            if not fault:
+            if not (fault := verify(folder)):
                 return folder
             warn(f"checkpoint {folder} is damaged ({fault}); trying the one before")
         return None

@@ -22,7 +22,7 @@ from intfast.evaluate import Estimate
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.labels import label
 from intfast.methods import sft_data
-from intfast.records import Attempt, Example, Intervention, Problem
+from intfast.records import Attempt, Continuation, Example, Intervention, Problem
 from intfast.run import Run
 from intfast.state.journal import where
 from intfast.study.read import TokenLogprobs, read_evaluations
@@ -97,6 +97,9 @@ def sources(run: Run, found: Found) -> dict[str, list[Example]]:
     def target(record: Intervention) -> list[int]:
         return [*record.prefix_ids, *record.intervention_ids]
 
+    def begun(record: Continuation) -> Intervention:
+        return found.interventions[by_id[record.intervention_id]]
+
     right = where(found.continuations, lambda r: (r.start, r.grade) == ("intervention", "correct"))
     guided = where(found.interventions, lambda r: bool(r.guided))
     references = [problem for problem in found.selected if problem.reference]
@@ -110,11 +113,7 @@ def sources(run: Run, found: Found) -> dict[str, list[Example]]:
         "reference": (references, nothing, lambda r: encode(tokenizer, lead + r.reference)),
         "guided solution": (guided, nothing, lambda r: encode(tokenizer, lead + r.guided)),
         "prefix + intervention": (gate("kept"), nothing, target),
-        "continuation, right": (
-            right,
-            lambda r: target(found.interventions[by_id[r.intervention_id]]),
-            sampled,
-        ),
+        "continuation, right": (right, lambda r: target(begun(r)), sampled),
         "intervention, kept": (gate("kept", False), prefix, step),
         "intervention, held out": (gate("kept", True), prefix, step),
         "intervention, unsolved": (gate("unsolved"), prefix, step),
@@ -268,20 +267,15 @@ def text_table(texts: dict[str, Any]) -> Table:
         for found in figures:
             cells += [f"{found['likelihood']:.3f}", f"{found['entropy'].value:.3f}"]
         rows.append(cells)
-    return Table(
-        "Texts under the weights: per-token means in nats, mean over texts; p = exp(-NLL)",
-        heads(*columns),
-        rows,
-    )
+    title = "Texts under the weights: per-token means in nats, mean over texts; p = exp(-NLL)"
+    return Table(title, heads(*columns), rows)
 
 
 def _pass_table(curves: dict[str, dict[int, Estimate]]) -> Table:
     ks = sorted({k for curve in curves.values() for k in curve})
-    return Table(
-        "pass@k % on the held-out problems (unbiased)",
-        heads("weights", *(f">k = {k}" for k in ks)),
-        [
-            [label(key), *(f"{100 * curve[k].value:.1f}" if k in curve else "" for k in ks)]
-            for key, curve in curves.items()
-        ],
-    )
+    rows = [
+        [label(key), *(f"{100 * curve[k].value:.1f}" if k in curve else "" for k in ks)]
+        for key, curve in curves.items()
+    ]
+    columns = heads("weights", *(f">k = {k}" for k in ks))
+    return Table("pass@k % on the held-out problems (unbiased)", columns, rows)

@@ -196,9 +196,8 @@ def _collect(plan: Plan, seed: int, configs: Sequence[Config], console: Console)
     # The same for any choice of arms, so that arms can be added later.
     name = "rl" if plan.config("base", seed).rl.steps else "int"
     folder = plan.root / f"seed-{seed}" / "collection"
-    config = cli.load(
-        plan.path, [*plan.words, *arms.ARMS[name].settings, f"seed={seed}", f"run={folder}"]
-    )
+    words = [*plan.words, *arms.ARMS[name].settings, f"seed={seed}", f"run={folder}"]
+    config = cli.load(plan.path, words)
     done = configs and all(_is_done(Path(arm.run)) for arm in configs)
     if done and (folder / "evaluations.json").exists():
         return folder
@@ -272,10 +271,8 @@ def show(plan: Plan, console: Console) -> None:
         _say(console, f"  generates at most {sum(tokens.values()):,} tokens ({parts})")
         if plan.goes_on(name):
             _say(console, f"  RL goes on until it has generated as many tokens as {arms.OURS}")
-    _say(
-        console,
-        f"\n{len(configs)} runs x {len(plan.seeds)} seeds; attempts, interventions once per seed",
-    )
+    once = "attempts, interventions once per seed"
+    _say(console, f"\n{len(configs)} runs x {len(plan.seeds)} seeds; {once}")
     _say(console, "Nothing was generated, trained or written.")
 
 

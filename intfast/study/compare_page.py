@@ -95,10 +95,8 @@ class About:
 
     def line(self, name: str, points: Sequence[Point], dots: bool = False) -> Line:
         """A line of a chart, of an arm."""
-        dashed = arms.is_dashed(name)
-        return Line(
-            self.rows[name]["label"], arms.ARMS[name].color, points, dots=dots, dashed=dashed
-        )
+        label, color = self.rows[name]["label"], arms.ARMS[name].color
+        return Line(label, color, points, dots=dots, dashed=arms.is_dashed(name))
 
     def name(self, name: str) -> Cell:
         """The label of an arm with its colour."""

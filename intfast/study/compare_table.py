@@ -137,9 +137,7 @@ def _row(
         "accuracy_by_seed": dict(by_seed(at_steps)),
         "pass_at_k": {k: pooled(at_steps, at_k(k), k) for k in ks if k > 1} if done else {},
         "ahead": None if is_ours else difference(other, at_steps),
-        "training": {key: _mean(row[key] for row in trained) for key in trained[0]}
-        if trained
-        else None,
+        "training": {k: _mean(row[k] for row in trained) for k in trained[0]} if trained else None,
         "examples": mean("examples"),
         "steps": mean("steps"),
         "tokens": mean("tokens"),
@@ -194,9 +192,7 @@ def by_seed(evaluations: Mapping[int, Evaluation]) -> list[tuple[int, float]]:
 
 def difference(ours: Mapping[int, Evaluation], theirs: Mapping[int, Evaluation]) -> Estimate | None:
     """Accuracy of ours minus theirs, paired by seed and problem; None without a shared seed."""
-    pairs = [
-        (ours[seed].accuracies(), theirs[seed].accuracies()) for seed in ours if seed in theirs
-    ]
+    pairs = [(ours[s].accuracies(), theirs[s].accuracies()) for s in ours if s in theirs]
     if not pairs:
         return None
     shared = _shared([table for pair in pairs for table in pair])

@@ -35,17 +35,14 @@ def bootstrap_seeds(
     values = np.asarray(values_S_P, dtype=np.float64)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise ValueError(f"expected finite values of seeds x problems, got shape {values.shape}")
-    num_seeds, num_problems = values.shape
     rng = np.random.default_rng(seed)
-    seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num) / num_seeds
-    problems = (
-        rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), num) / num_problems
+    seeds, problems = (
+        rng.multinomial(count, np.full(count, 1 / count), num) / count for count in values.shape
     )
     means = np.einsum("ns,sp,np->n", seeds, values, problems)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(
-        value=float(values.mean()), low=float(low), high=float(high), num_problems=num_problems
-    )
+    mean, num_problems = float(values.mean()), values.shape[1]
+    return Estimate(value=mean, low=float(low), high=float(high), num_problems=num_problems)
 
 
 def compare(run: Evaluation, baseline: Evaluation) -> Estimate:

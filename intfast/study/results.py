@@ -212,18 +212,16 @@ def _over_seeds(runs: Sequence[RunData]) -> list[Any]:
 
 
 def _group_table(group: Group) -> Table:
-    means = {
-        key: compare_table.pooled(table, compare_table.accuracy)
-        for key, table in group.tables.items()
-    }
-    curves = {key: dict(compare_table.pass_curve(table)) for key, table in group.tables.items()}
+    tables, accuracy = group.tables, compare_table.accuracy
+    means = {key: compare_table.pooled(table, accuracy) for key, table in tables.items()}
+    curves = {key: dict(compare_table.pass_curve(table)) for key, table in tables.items()}
     ks = sorted({k for curve in curves.values() for k in curve if k > 1})
     top = max(estimate.high for estimate in means.values()) or 1
     scale = f"0 to {short(100 * top)} %, dots: seeds"
     columns = heads("*weights", ">accuracy %", scale, *(f">pass@{k} %" for k in ks), ">by seed %")
     rows = []
     for place, (key, mean) in enumerate(means.items()):
-        seeds = compare_table.by_seed(group.tables[key])
+        seeds = compare_table.by_seed(tables[key])
         figures = [interval(curves[key].get(k)) for k in ks]
         shown = [dotted(label(key), place), interval(mean), whisker(mean, top, place, seeds)]
         rows.append([*shown, *figures, compare_table.in_percent(seeds)])

@@ -136,10 +136,8 @@ def _funnel(run: RunData) -> list[Any]:
             share = f"{100 * count / len(records):.1f}"
             meter = bar([("", count, 2)], len(records))
             rows.append([button, f"{count:,}", share, f"{cut[gate]:,}", meter, meaning])
-    parts = [element("p", text)]
-    parts.append(
-        Table("", heads("gate", ">candidates", ">%", ">reply cut", "share", "meaning"), rows)
-    )
+    columns = heads("gate", ">candidates", ">%", ">reply cut", "share", "meaning")
+    parts = [element("p", text), Table("", columns, rows)]
     if starts := continued_from(records, run.continuations, run.config):
         table = starts_table(starts, summary.get("problem_alone"), first_wave(run.config))
         title = element("h3", "Does the intervention help the model go on?")

@@ -109,10 +109,8 @@ class _Fitted(NamedTuple):
             part.caption = self.table.caption or None if stack is stacks[-1] else None
             left = room - sum(needs[i] for i in stack)
             for i in stack:
-                width = max(
-                    _FRAME + cell_len(line) for text in texts[i] for line in text.split("\n")
-                )
-                width = min(width, needs[i] + max(0, left))
+                lines = "\n".join(texts[i]).split("\n")
+                width = min(_FRAME + max(map(cell_len, lines)), needs[i] + max(0, left))
                 left -= width - needs[i]
                 side = "right" if columns[i].kind == "num" else "left"
                 part.add_column(texts[i][0], justify=side, width=width - _FRAME, overflow="fold")
