@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -193,22 +192,6 @@ class Ranks:
         said = [f"rank {rank}: {text}" for rank, text in enumerate(self.gather(fault)) if text]
         if said:
             raise Refused("\n".join(said))
-
-    def meet(self, folder: Path) -> None:
-        """Raise Refused unless all ranks see the same folder here, which rank 0 made."""
-        if self.world == 1:
-            return
-        token = folder / ".ranks"
-
-        def write() -> str:
-            token.write_text(text := os.urandom(8).hex())
-            return text
-
-        written = self.first(write)
-        seen = token.read_text() if token.is_file() else ""
-        fault = f"sees another folder {folder} than rank 0; give all nodes one shared folder"
-        self.require("" if seen == written else fault)
-        self.first(lambda: token.unlink(missing_ok=True))
 
     # --- tensors: where they are ---
 

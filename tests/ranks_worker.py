@@ -27,7 +27,7 @@ from intfast.model import optim
 from intfast.model.decoder import Architecture, Decoder
 from intfast.records import Example, Problem
 from intfast.run import open_run
-from intfast.state import interrupt
+from intfast.state import interrupt, runfolder
 from intfast.state.metrics import make_console
 from intfast.study import finish
 
@@ -211,7 +211,7 @@ def guards(folder: Path) -> dict[str, list[str]]:
     found = {
         "same": refused(lambda: intake.compare_ranks(config, problems)),
         "data": refused(lambda: intake.compare_ranks(config, problems[here.rank :])),
-        "folder": refused(lambda: here.meet(mine)),
+        "folder": refused(lambda: runfolder.meet(mine)),
         "same weights": refused(lambda: parity._check_ranks(decoder, "step 3")),
     }
     with torch.no_grad():

@@ -7,6 +7,7 @@ and compute only what is missing, so the same command continues an interrupted r
 from __future__ import annotations
 
 import fcntl
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -41,7 +42,7 @@ class RunFolder:
         self._config = config
         try:
             last_write = ranks.now().first(self._take)
-            ranks.now().meet(self.path)
+            meet(self.path)
             self.resumed = self._compare_config()
         except BaseException:
             self.__exit__()
@@ -131,6 +132,23 @@ def changed_settings(config: Config, stored: Path) -> tuple[Changed, Changed]:
 def in_words(changed: Changed) -> str:
     """Lines of an error that name settings with their values."""
     return "".join(f"\n  {key}: was {old!r}, is {new!r}" for key, (old, new) in changed.items())
+
+
+def meet(folder: Path) -> None:
+    """Raise ranks.Refused unless all ranks see the same folder here, which rank 0 made."""
+    world, token = ranks.now(), folder / ".ranks"
+    if world.world == 1:
+        return
+
+    def write() -> bytes:
+        files.write_atomic(token, text := os.urandom(8).hex().encode())
+        return text
+
+    written = world.first(write)
+    seen = token.read_bytes() if token.is_file() else b""
+    fault = f"sees another folder {folder} than rank 0; give all nodes one shared folder"
+    world.require("" if seen == written else fault)
+    world.first(lambda: token.unlink(missing_ok=True))
 
 
 def write_json(path: Path, value: Any) -> None:
