@@ -39,7 +39,7 @@ CORE = {
 }
 """The files to read, in this order, and what each is for."""
 FLOORS = [
-    "config labels records safe_text sources tokens",
+    "config labels ranks records safe_text sources tokens",
     "checks evaluate verdict waves",
     "cli template",
     "kernels prompts state",

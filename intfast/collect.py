@@ -73,7 +73,7 @@ def draw_missing(
     with interrupt.phase(title), run.metrics.progress(title, sum(map(size, todo))) as advance:
         # A chunk is what an interruption can cost: its records are on the disk before the next.
         for chunk in chunks(todo, CHUNK_SAMPLES, size):
-            interrupt.check()
+            interrupt.check(meets=True)
             work(chunk, advance)
 
 

@@ -13,15 +13,19 @@ from operator import attrgetter
 from pathlib import Path
 
 import msgspec
+import torch
 from rich.console import Console
 
-from intfast import data, grading
+from intfast import cli, data, grading, ranks
 from intfast.config import SAMPLED, BatchConfig, Config, SamplingConfig
 from intfast.grading.answers import MATHEMATICS
 from intfast.grading.grader import Grader
+from intfast.model import folder as model_folder
+from intfast.model import weights
 from intfast.records import Example, Problem, Record
 from intfast.sample import fits
 from intfast.sources import named
+from intfast.state import identity
 from intfast.state.metrics import Metrics
 from intfast.state.metrics import say as say_on
 from intfast.state.runfolder import RunFolder
@@ -75,6 +79,7 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
             "rewrites, hints and process credit need; add a column reference_solution, or for "
             'plain RL set sft.epochs = 0 and rl.problems = "selected"'
         )
+    compare_ranks(config, [*problems, *tests])
     return problems, tests
 
 
@@ -101,6 +106,25 @@ def _told_apart(problems: list[Problem], tests: list[Problem], say: Say) -> list
     if num := sum(a.id != b.id for a, b in zip(tests, unique, strict=True)):
         say(f"{num} test ids are also ids of training problems and got a content hash")
     return unique
+
+
+def compare_ranks(config: Config, problems: Sequence[Problem]) -> None:
+    """Raise ranks.Refused unless all ranks have the same settings, problems, model and versions."""
+    world = ranks.now()
+    if world.world == 1:
+        return
+    folder = weights.resolve(config.model.path)
+    about = identity.surroundings(torch.device("cpu"))
+    mine = {
+        "settings": cli.to_toml(config),
+        "data": data.fingerprint(problems),
+        **identity.digests(folder, model_folder.files(folder)),
+        **{key: about[key] for key in ("commit", "python", "packages")},
+    }
+    first = world.gather(mine)[0]
+    rows = [row for key in mine for row in identity.differences(key, first[key], mine[key])]
+    words = ", ".join(f"{name} is {found}, on rank 0 {was}" for name, was, found in rows)
+    world.require(f"{words}; give all ranks the same files and versions" if rows else "")
 
 
 class Golds(Record):
@@ -161,7 +185,8 @@ def gradable(
     metrics: Metrics,
 ) -> tuple[list[Problem], list[Problem]]:
     """The problems and tests whose gold answers can be graded against, by `check_golds`."""
-    golds = check_golds([*problems, *tests], grader, folder, metrics)
+    # On one rank: a verdict may depend on a clock.
+    golds = ranks.now().first(lambda: check_golds([*problems, *tests], grader, folder, metrics))
     return usable(problems, golds, metrics.say), usable(tests, golds, metrics.say)
 
 

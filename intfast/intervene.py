@@ -82,7 +82,7 @@ def propose(
             asked.append((problem, attempt, steps, drafts))
         else:
             out += drafts
-    replies = sampler.complete(requests, advance)
+    replies = sampler.complete_together(requests, advance)
     for (problem, attempt, steps, drafts), completions in zip(asked, replies, strict=True):
         has_passed = False
         for draft, completion in zip(drafts, completions, strict=True):
@@ -117,7 +117,7 @@ def _guided_solutions(
             seeds = [derive_seed(seed, "guided", problem.id, attempt.sample)]
             requests[row] = sampler.request(prompt, seeds, config.sampling)
     found = [("", 0)] * len(wrong)
-    groups = sampler.complete(list(requests.values()), advance)
+    groups = sampler.complete_together(list(requests.values()), advance)
     for row, (completion,) in zip(requests, groups, strict=True):
         found[row] = (sampler.text(completion), len(completion.token_ids))
     return found

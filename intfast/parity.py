@@ -15,8 +15,10 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
+from intfast import ranks
 from intfast.batch import pack
 from intfast.engine.protocol import Completion, derive_seed
+from intfast.model.decoder import Decoder
 from intfast.records import Example
 from intfast.run import Run
 from intfast.sample import Graded, Start
@@ -111,6 +113,7 @@ def check_parity(run: Run, where: str, pairs: Sequence[Pair]) -> dict[str, float
     config = run.config
     allowed = THRESHOLDS[config.model.dtype]
     with run.metrics.phase("parity"):
+        _check_ranks(run.decoder, where)
         chosen = _within(pairs, config.batch.max_tokens)
         if not chosen:
             run.metrics.say(f"parity of {where}: not checked, there is no sample to compare")
@@ -146,6 +149,28 @@ def check_parity(run: Run, where: str, pairs: Sequence[Pair]) -> dict[str, float
         )
     run.checked_version = engine.policy_version
     return values
+
+
+def _check_ranks(decoder: Decoder, where: str) -> None:
+    """Raise RuntimeError where ranks hold other weights: one that drifted would train on silently.
+
+    A sum of the bits of every parameter, as integers: exact in any order.
+    """
+    if ranks.now().world == 1:
+        return
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = {
+        name: p.detach().view(integer[p.itemsize]).sum(dtype=torch.int64).item()
+        for name, p in decoder.named_parameters()
+    }
+    first, *others = ranks.now().gather(sums)
+    for rank, found in enumerate(others, 1):
+        if bad := [name for name in first if found[name] != first[name]]:
+            raise RuntimeError(
+                f"parity of {where}: rank {rank} holds other weights than rank 0 in {len(bad)} of "
+                f"{len(first)} parameters, first {bad[0]}: a step did not reach it, or its memory "
+                "is at fault; the same command continues from the last checkpoint"
+            )
 
 
 def _within(pairs: Sequence[Pair], max_tokens: int) -> list[Pair]:

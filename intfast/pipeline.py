@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intfast import collect
+from intfast import collect, ranks
 from intfast.collect import Found
 from intfast.methods import guided, sft_data
 from intfast.model import weights
@@ -44,7 +44,7 @@ def train(run: Run) -> Found:
         last = f"{last}_rl"
 
     # The last weights of the run as an ordinary model folder.
-    export(run, last)
+    ranks.now().first(lambda: export(run, last))
     return found
 
 

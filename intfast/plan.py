@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -33,9 +34,12 @@ MAX_GOLDS = 1000
 """Gold answers that a dry run checks; a parser reads about a hundred a second."""
 
 
-def show(config: Config, console: Console | None = None) -> None:
+def show(
+    config: Config, console: Console | None = None, num: int = 1, words: Sequence[str] = ()
+) -> None:
     """Print settings that differ from the defaults, data, prompt, work, memory, and stages.
 
+    num, words: ranks, and the arguments of the command, to plan for
     Raises ValueError or RuntimeError for what would stop the run at its start.
     """
     trackers.require(config.metrics.trackers)
@@ -59,8 +63,10 @@ def show(config: Config, console: Console | None = None) -> None:
     say("\nWork")
     for line in work(config, len(problems), len(tests)):
         say(f"  {line}")
-    planned = memory.Plan(config, architecture, planned_target(config))
+    planned = memory.Plan(config, architecture, planned_target(config, num))
     say("")
+    for line in layout(planned, words):
+        say(line)
     console.print(memory_table(planned))
     for line in verdict(planned):
         say(f"  {line}")
@@ -149,13 +155,33 @@ def work(config: Config, num: int, num_tests: int) -> Iterator[str]:
         )
 
 
-def planned_target(config: Config) -> memory.Target:
+def layout(plan: memory.Plan, words: Sequence[str]) -> Iterator[str]:
+    """How a model is dealt to several ranks, what an update moves, and the command; or nothing.
+
+    Raises ValueError where so many ranks cannot share it.
+    """
+    num = plan.target.ranks
+    if fault := memory.indivisible(plan.architecture, num):
+        raise ValueError(fault)
+    if num > 1:
+        parameters, own = memory.num_parameters(plan.architecture), (num - 1) / num
+        yield f"Layout: {num} ranks, data parallel; weights whole on each, optimizer in {num} parts"
+        yield (
+            f"  an update moves {4 * parameters * own / 1e9:.3g} GB of gradients (fp32) and "
+            f"{plan.width * parameters * own / 1e9:.3g} GB of weights out of each, and as much in"
+        )
+        line = f"torchrun --standalone --nproc-per-node {num} -m intfast.train {shlex.join(words)}"
+        yield f"  {line}\n"
+
+
+def planned_target(config: Config, num: int = 1) -> memory.Target:
     """The device to plan for: with `model.memory_gib` it need not be in this machine."""
     if config.model.memory_gib is not None and config.model.device == "cuda":
         engine = "native" if config.rollout.engine == "native" else "vllm"
-        return memory.target_of(config, torch.device("cuda"), engine)
+        return memory.target_of(config, torch.device("cuda"), engine, num)
     device = pick_device(config)
-    return memory.target_of(config, device, pick_engine(config.rollout.engine, device.type).name)
+    engine = pick_engine(config.rollout.engine, device.type).name
+    return memory.target_of(config, device, engine, num)
 
 
 def memory_table(plan: memory.Plan) -> Table:

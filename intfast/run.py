@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 import intfast
-from intfast import checks, data, intake, loss
+from intfast import checks, data, intake, loss, ranks
 from intfast.config import Config
 from intfast.engine.device import pick_device
 from intfast.engine.protocol import Choice
@@ -162,7 +162,8 @@ def _announce(run: Run, about: dict[str, Any]) -> None:
         f"{about['num_parameters']:,} parameters, {run.config.model.dtype} on {about['device']}, "
         f"{about['threads']} threads, engine {about['engine']} ({about['engine_reason']}), "
         f"kernels {about['kernels']} ({about['kernels_reason']}), {about['bits']}, "
-        f"run folder {folder.path}" + (" (continues)" if folder.resumed else "")
+        f"ranks {about['ranks']}, run folder {folder.path}"
+        + (" (continues)" if folder.resumed else "")
     )
     say(model_folder.said(run.model_path, run.sampler.tokenizer, about["stop_ids"]))
     if folder.changed:
@@ -187,6 +188,7 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         "bits": choice.bits,
         "bits_hold": choice.bits_hold,
         "seed": config.seed,
+        "ranks": ranks.now().world,
         "stop_ids": list(run.sampler.style.stop_ids),
         "model": str(config.model.path),
         # Of this start: they may move, their content may not.

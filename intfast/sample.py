@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
+from intfast import ranks
 from intfast.config import SamplingConfig
 from intfast.engine.protocol import Completion, Engine, OnFinished, Request, Sampling, check_output
 from intfast.grading.grader import Grade, Grader, Submission
@@ -148,6 +151,16 @@ class Sampler:
             policy_version=graded.completion.policy_version,
         )
 
+    def complete_together(
+        self,
+        requests_P: Sequence[Request],
+        advance: Callable[[int, int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """As `complete`; of several ranks each draws some of the samples, and all get all."""
+        mine_P, seeds_P = ranks.now().share([request.seeds for request in requests_P])
+        own_P = [replace(r, seeds=seeds) for r, seeds in zip(requests_P, seeds_P, strict=True)]
+        return ranks.now().together(mine_P, self.complete(own_P, advance))
+
     def complete(
         self,
         requests_P: Sequence[Request],
@@ -161,12 +174,14 @@ class Sampler:
         """
         if not requests_P:
             return []
+        num = ranks.now().world
 
         def report(request: int, sample: int, completion: Completion) -> None:
             if ended is not None:
                 ended(request, sample, completion)
             if advance is not None:
-                advance(1, len(completion.token_ids))
+                # The others are as far, to a few samples.
+                advance(num, num * len(completion.token_ids))
 
         with self.phase("generate"):
             completions_P_G = self.engine.generate(requests_P, report)
@@ -184,6 +199,9 @@ class Sampler:
 
         Answers that need a grading worker are with it while other samples are still generated.
         """
+        # Single samples, graded where they are drawn: a verdict may depend on a clock.
+        mine_P, seeds_P = ranks.now().share([start.seeds for start in starts_P])
+        starts_P = [s._replace(seeds=seeds) for s, seeds in zip(starts_P, seeds_P, strict=True)]
         # A partial answer is prompt to the engine: only what is sampled now carries log-probs.
         requests = [
             self.request([*self.start_prompt(s), *s.answer_ids], s.seeds, sampling)
@@ -204,10 +222,11 @@ class Sampler:
         with self.phase("grade"):
             # In the order of the samples and not in that of their ends, so that a run does not
             # depend on which sample ended first.
-            graded = self.grader.grade_many(answers[place] for place in sorted(answers))
-        self.watch(graded)
-        grades = iter(graded)
-        return [[Graded(c, self.text(c), next(grades)) for c in group] for group in completions_P_G]
+            grades = iter(self.grader.grade_many(answers[place] for place in sorted(answers)))
+        own = [[Graded(c, self.text(c), next(grades)) for c in group] for group in completions_P_G]
+        graded_P_G = ranks.now().together(mine_P, own)
+        self.watch([graded.grade for group in graded_P_G for graded in group])
+        return graded_P_G
 
 
 def chunks(items: Sequence[Item], limit: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:

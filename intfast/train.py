@@ -8,12 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from intfast import checks, cli
+from intfast import checks, cli, ranks
 from intfast.config import MAY_CHANGE
 from intfast.state.command import outcome, say
 
 USAGE = """\
-usage: python -m intfast.train CONFIG.toml [key.sub=value ...] [--dry-run]
+usage: python -m intfast.train CONFIG.toml [key.sub=value ...] [--dry-run [--ranks N]]
 
 Runs Intervention Training: attempts, verification, interventions, continuations, SFT, RL,
 evaluation, export. The same command continues an interrupted run.
@@ -22,10 +22,14 @@ Ctrl-C, SIGTERM and SIGHUP stop it: an optimizer step that has begun is finished
 else is broken off within a second or one token, since it can be repeated exactly. Ctrl-C again
 leaves at once, as kill -9 does: nothing that was saved is lost.
 
+On N GPUs: torchrun --standalone --nproc-per-node N -m intfast.train CONFIG.toml ...; then a stop
+waits for the end of a step, or of a chunk of samples, and all ranks make it together.
+
 Exit codes: 0 done; 1 the environment (disk, memory, device); 2 something that you can change (the
 message says what); 124 no progress for watchdog_s; 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.
 
   --dry-run   check everything, print the plan, generate and train nothing
+  --ranks N   with --dry-run: the plan for N GPUs, and the command that starts them
   --help      this text; --help rl: a section or setting alone
 
 Settings (in the file under [section], or as key.sub=value; key.sub=absent unsets an optional one):
@@ -35,6 +39,9 @@ Settings (in the file under [section], or as key.sub=value; key.sub=absent unset
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code that USAGE lists."""
     dry_run = "--dry-run" in arguments
+    world, arguments = _world(arguments) if dry_run else (1, arguments)
+    if not world:
+        return say("--ranks: expected a whole number >= 1 behind it, as in --dry-run --ranks 8", 2)
     words = [word for word in arguments if word not in ("--dry-run", "--help", "-h")]
     if len(words) + dry_run < len(arguments):
         return _help([word for word in words if "=" not in word and not word.endswith(".toml")])
@@ -47,16 +54,34 @@ def main(arguments: Sequence[str]) -> int:
         if dry_run:
             from intfast import plan
 
-            plan.show(config)
+            if ranks.launched().is_main:
+                plan.show(config, num=world, words=words)
         else:
             # Here, so that a wrong setting is refused before torch is loaded.
+            from functools import partial
+
             from intfast import pipeline
+            from intfast.engine.device import pick_device
             from intfast.run import open_run
             from intfast.study import finish
 
-            with open_run(config) as run, finish.page_of_failure(run):
+            device = partial(pick_device, config)
+            with (
+                ranks.joined(device, config.watchdog_s),
+                open_run(config) as run,
+                finish.page_of_failure(run),
+            ):
                 finish.finish(run, pipeline.train(run))
     return ended.code
+
+
+def _world(arguments: Sequence[str]) -> tuple[int, list[str]]:
+    """The N of `--ranks N`, else that of torchrun; 0 for no number; and the other arguments."""
+    if "--ranks" not in arguments:
+        return ranks.launched().world, [*arguments]
+    place = arguments.index("--ranks")
+    number = "".join(arguments[place + 1 : place + 2])
+    return int(number) if number.isdecimal() else 0, [*arguments[:place], *arguments[place + 2 :]]
 
 
 def _help(parts: Sequence[str]) -> int:

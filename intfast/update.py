@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intfast import loss
+from intfast import loss, ranks
 from intfast.batch import Batch, Packed
 from intfast.config import OptimConfig
 from intfast.model.decoder import Decoder
@@ -51,8 +51,10 @@ class Stage:
     def __enter__(self) -> Stage:
         run, folder = self.run, self.run.stage_folder(self.name)
         found = checkpoint.latest(folder, run.metrics.say)
-        # On a CPU a thread that hashes would take a core from the steps.
-        self.saver = Saver(folder, beside=run.device.type == "cuda")
+        # On a CPU a thread that hashes would take a core from the steps; what is dealt to ranks
+        # becomes whole as it is written, by all of them.
+        beside = run.device.type == "cuda" and ranks.now().world == 1
+        self.saver = Saver(folder, beside=beside)
         if found is None:
             run.hold(self.initial)
         else:
@@ -86,7 +88,7 @@ class Stage:
         if save or self.step == 1:
             self.save()
         self.saver.check(wait=self.step == 1)
-        interrupt.check()
+        interrupt.check(meets=True)
 
     def save(self) -> None:
         """Write a checkpoint of the last finished step."""
@@ -140,18 +142,23 @@ def update(stage: Stage, packed: Packed, divisor: float, loss_of: LossOf) -> dic
              packing into micro-batches gives the same gradient
     """
     run, decoder = stage.run, stage.run.decoder
-    total: loss.Stats | None = None
-    for batch in packed.batches:
+    # Dealt to ranks by their tokens; divisor, schedule and the order of the sum are of all.
+    shares = ranks.now().deal([sum(batch.lengths) for batch in packed.batches])
+    made: list[loss.Stats] = []
+    for index in shares[ranks.now().rank]:
         # A sign of life for the watchdog; a stop waits until the step is whole.
         interrupt.beat()
         # Not ahead of time: the copy overlaps with the micro-batch before it.
-        batch = batch.to(run.device)
+        batch = packed.batches[index].to(run.device)
         # The last layer computes only the rows that carry loss.
         hidden_ND = decoder(*batch.inputs())
         loss_sum, stats = loss_of(hidden_ND, decoder.head_weight_VD, batch)
         # Divided before the sum over micro-batches, not by the number of them: their sizes differ.
         (loss_sum / divisor).backward()
         # Stays on the device: reading it here would wait once a micro-batch.
+        made.append(stats)
+    total: loss.Stats | None = None
+    for stats in ranks.now().collect(shares, made):
         total = loss.merge_stats(total, stats)
     # The only wait for the device before the gradient norm.
     values = loss.read_stats(total)
@@ -170,12 +177,13 @@ def logprobs(
     decoder: Decoder, packed: Packed, device: torch.device, temperature: float
 ) -> list[Tensor]:
     """logprob_N (fp32) of the targets of every micro-batch, without gradient."""
+    shares = ranks.now().deal([sum(batch.lengths) for batch in packed.batches])
     found = []
-    for batch in packed.batches:
-        batch = batch.to(device)
+    for index in shares[ranks.now().rank]:
+        batch = packed.batches[index].to(device)
         hidden_ND = decoder(*batch.inputs())
         found.append(loss.row_logprob(hidden_ND, decoder.head_weight_VD, batch, temperature))
-    return found
+    return ranks.now().collect(shares, found)
 
 
 def with_logprobs(packed: Packed, stream: str, found: list[Tensor]) -> Packed:

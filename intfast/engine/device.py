@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.attention import activate_flash_attention_impl
 
+from intfast import ranks
 from intfast.config import Config
 
 LEAST_CAPABILITY = (8, 0)
@@ -36,7 +37,15 @@ def pick_device(config: Config) -> torch.device:
     fault, is_there = _cuda_fault()
     if fault and (wanted == "cuda" or is_there):
         raise RuntimeError(f'model.device = "{wanted}": {fault}, or use model.device=cpu')
-    return torch.device("cpu" if fault else "cuda")
+    here = ranks.launched()
+    if fault or here.world == 1:
+        return torch.device("cpu" if fault else "cuda")
+    if here.neighbours > (num := torch.cuda.device_count()):
+        raise RuntimeError(
+            f"{here.neighbours} ranks on this machine, but {num} GPUs are visible (CUDA_VISIBLE_"
+            f"DEVICES?); show as many, or start with --nproc-per-node {num}"
+        )
+    return torch.device("cuda", here.local)
 
 
 def _cuda_fault() -> tuple[str, bool]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from msgspec.structs import replace
 
+from intfast import ranks
 from intfast.config import Config, SamplingConfig
 from intfast.engine.cache import bytes_per_slot, round_up
 from intfast.engine.generation import PREFILL_TOKENS
@@ -51,6 +52,8 @@ class Target(NamedTuple):
     engine: str
     total: int
     free: int
+    ranks: int = 1
+    """Data-parallel ranks, each with such a device of its own."""
 
 
 class Item(NamedTuple):
@@ -114,7 +117,9 @@ class Plan:
         """The plan, line by line."""
         config, target = self.config, self.target
         num, width = num_parameters(self.architecture), self.width
-        masters = 4 * num if width < 4 else 0
+        # Every rank has the whole weights and gradients, and a part of the optimizer's state.
+        part, said = num // target.ranks, f", 1/{target.ranks}" if target.ranks > 1 else ""
+        masters = 4 * part if width < 4 else 0
         overhead = OVERHEAD[target.kind, target.engine]
         # Journals stay on the disk; in host memory are the samples that are not written yet.
         longest = max(sampling.max_new_tokens for _, sampling in self.requests())
@@ -123,8 +128,8 @@ class Plan:
         cache = self.cache_bytes()
         items = [
             Item(f"weights, {config.model.dtype}, once", num * width, num * width),
-            Item("fp32 masters", masters, masters),
-            Item("AdamW moments, fp32", 8 * num, 8 * num),
+            Item(f"fp32 masters{said}", masters, masters),
+            Item(f"AdamW moments, fp32{said}", 8 * part, 8 * part),
             Item("gradients, fp32", 4 * num, 0),
             Item(trained, self.micro_batch(), 0),
             Item(f"prompts and sampling of {config.rollout.max_rows:,} rows", 0, self.sampling()),
@@ -254,7 +259,7 @@ class Plan:
         """The config with `rollout.cache_gib` as a number. Raises ValueError when it cannot fit."""
         if not self.fits():
             training, generating = self.peaks()
-            kind, _, total, free = self.target
+            kind, _, total, free, _ = self.target
             raise ValueError(
                 f"the run does not fit: it needs {training / GIB:.1f} GiB while training and "
                 f"{generating / GIB:.1f} GiB while generating; of {total / GIB:.1f} GiB "
@@ -308,15 +313,30 @@ class Plan:
 # --- the device ---
 
 
-def target_of(config: Config, device: torch.device, engine: str) -> Target:
-    """The device as it is, or with `model.memory_gib` of memory, all of it free."""
+def indivisible(architecture: Architecture, num: int) -> str:
+    """Why so many ranks cannot share the optimizer's state of a model; "" where they can."""
+    if num == 1:
+        return ""
+    decoder = Decoder(architecture, torch.float32, "meta")
+    bad = [name for name, p in decoder.named_parameters() if p.numel() % num]
+    if not bad:
+        return ""
+    return (
+        f"{num} ranks do not divide {len(bad)} parameters of the model, first {bad[0]}; start a "
+        "power of two, as with --nproc-per-node 2"
+    )
+
+
+def target_of(config: Config, device: torch.device, engine: str, num: int = 0) -> Target:
+    """The device as it is, or with `model.memory_gib` of memory, all of it free; of `num` ranks."""
     if config.model.memory_gib is not None:
         total = free = int(config.model.memory_gib * GIB)
     elif device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
     else:
-        total, free = _ram()
-    return Target(device.type, engine, total, free)
+        # Ranks on the CPU of one machine share its memory.
+        total, free = (size // max(num, ranks.now().neighbours) for size in _ram())
+    return Target(device.type, engine, total, free, num or ranks.now().world)
 
 
 def _ram() -> tuple[int, int]:

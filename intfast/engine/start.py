@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from msgspec.structs import replace
 
+from intfast import ranks
 from intfast.config import Config
 from intfast.engine import memory
 from intfast.engine.device import pick_kernels, use_flash_attention
@@ -35,6 +36,8 @@ def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, 
         raise ValueError(
             f"rollout.context = {rollout.context} is more than the model's {longest} positions"
         )
+    if fault := memory.indivisible(architecture, ranks.now().world):
+        raise ValueError(fault)
     target = memory.target_of(config, device, choice.name)
     config = memory.Plan(config, architecture, target).settled()
     if choice.name == "vllm":
@@ -56,8 +59,9 @@ def prompt_reuse(engine: Engine) -> Callable[[], dict[str, float]]:
 
     def take() -> dict[str, float]:
         nonlocal before
-        asked, reused = (now - then for now, then in zip(engine.prompt_reuse, before, strict=True))
+        mine = [now - then for now, then in zip(engine.prompt_reuse, before, strict=True)]
         before = engine.prompt_reuse
+        asked, reused = map(sum, zip(*ranks.now().gather(mine), strict=True))
         return {"prompt_reuse": round(reused / asked, 4)} if asked else {}
 
     return take

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from intfast import ranks
 from intfast.config import Config
 from intfast.engine import hygiene, sharing
 from intfast.engine.cache import bytes_per_slot
@@ -66,13 +67,14 @@ def _environment(device: torch.device) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        # The process group of one process listens on the loopback interface, and nowhere else.
-        "VLLM_HOST_IP": "127.0.0.1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     }
+    here = ranks.now()
+    if here.neighbours == here.world:
+        # The process group of one machine listens on the loopback interface, and nowhere else.
+        found |= {"VLLM_HOST_IP": "127.0.0.1"}
+        found |= {f"{name}_SOCKET_IFNAME": "lo" for name in ("GLOO", "NCCL")}
     if device.type == "cpu":
         # One helper for log-probs would be compiled on first use, which takes 5 to 15 s.
         found["TORCHDYNAMO_DISABLE"] = "1"
@@ -85,6 +87,9 @@ def _launch(folder: Path, config: Config, context: int, device: torch.device) ->
 
     options: dict[str, Any] = {}
     rollout = config.rollout
+    if ranks.now().world > 1:
+        # The world is there: every rank is an engine of its own in it, on the device of its rank.
+        options["distributed_executor_backend"] = "external_launcher"
     if config.model.dtype == "bfloat16":
         # The loss takes its logits in fp32; on one side only it would widen the gap.
         options["hf_overrides"] = {"head_dtype": "float32"}

@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
+from intfast import ranks
 from intfast.grading.answers import MATHEMATICS, compare_quickly, extract
 from intfast.grading.normal import normalise, number
 from intfast.grading.reasons import LAST_WORDS, READY, VERDICTS, Reason, Status
@@ -134,7 +135,8 @@ class Grader:
                 f"a grader needs workers >= 1 and timeout_s > 0, got {workers} and {timeout_s}"
             )
         self.mode = mode
-        self.num_workers = workers
+        # Of all ranks of this machine together.
+        self.num_workers = max(1, workers // ranks.now().neighbours)
         self.timeout_s = timeout_s
         self.digits = digits
         self._workers: list[_Worker] = []

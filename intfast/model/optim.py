@@ -3,6 +3,9 @@
 A bf16 or fp16 parameter gets an fp32 master, and its gradients of all micro-batches are added up in
 fp32; an fp32 parameter is its own master. The storage that the engine reads never moves. On CUDA a
 step is one pass over masters, moments and gradients (`kernels/adamw.py`).
+
+Of several ranks each has a part of the masters and moments of every parameter. A step: its part of
+the sum of all gradients, AdamW on its part, and every rank's part of the weights in place.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from intfast import ranks
 from intfast.config import OptimConfig
 from intfast.kernels.adamw import adamw
 from intfast.kernels.add_gradient import add_gradient
@@ -86,7 +90,9 @@ class Optimizer:
         self._skipped_in_a_row = 0
         self._parameters = _trainable(parameters)
         self._masters = {name: _master(p) for name, p in self._parameters.items()}
-        self._narrow = [n for n, p in self._parameters.items() if self._masters[n] is not p]
+        self._narrow = [n for n, p in self._parameters.items() if not _is_wide(p)]
+        self._sums: dict[str, Tensor] = {}
+        """Of the gradients of 16-bit parameters, in fp32."""
         # Made now and not at the first step, so that memory and the saved names never change.
         self._means = {name: torch.zeros_like(m) for name, m in self._masters.items()}
         self._squares = {name: torch.zeros_like(m) for name, m in self._masters.items()}
@@ -98,11 +104,10 @@ class Optimizer:
         ]
 
     def _adding(self, name: str) -> Callable[[Tensor], None]:
-        """A hook that moves a parameter's gradient into its master's fp32 one."""
+        """A hook that moves a parameter's gradient into its fp32 sum."""
 
         def add(parameter: Tensor) -> None:
-            master = self._masters[name]
-            master.grad, squares = add_gradient(parameter.grad, master.grad)
+            self._sums[name], squares = add_gradient(parameter.grad, self._sums.get(name))
             if squares is not None:
                 self._grad_squares[name] = squares
             parameter.grad = None
@@ -119,26 +124,28 @@ class Optimizer:
         raises          RuntimeError after MAX_SKIPPED skipped steps in a row;
                         ValueError without any gradient
         """
-        grads = {name: m.grad for name, m in self._masters.items() if m.grad is not None}
+        grads = self._gradients()
+        if ranks.now().world > 1:
+            grads = self._reduced(grads)
         if not grads:
             raise ValueError("step: expected gradients, got none; call backward before step")
         lr = learning_rate(self.num_steps, self.total_steps, self.config)
         grad_norm = self._norm(grads)
         self.num_steps += 1
         if not (math.isfinite(grad_norm) and math.isfinite(loss)):
-            cause = self._skip(loss, grad_norm, diagnose)
+            cause = self._skip(loss, grad_norm, grads, diagnose)
             return StepStats(lr=lr, grad_norm=grad_norm, skipped=True, cause=cause)
         self._skipped_in_a_row = 0
         limit = self.config.max_grad_norm
         # Vectors, which are norms and biases, do not decay.
         for decays in (True, False):
-            names = [name for name in grads if (self._masters[name].ndim > 1) == decays]
+            names = [name for name in grads if (self._parameters[name].ndim > 1) == decays]
             adamw(
                 [self._masters[name] for name in names],
                 [grads[name] for name in names],
                 [self._means[name] for name in names],
                 [self._squares[name] for name in names],
-                [self._parameters[name].data if name in self._narrow else None for name in names],
+                [self._own(name) if name in self._narrow else None for name in names],
                 step=self.num_steps - self.num_skipped,
                 lr=lr,
                 betas=BETAS,
@@ -146,8 +153,32 @@ class Optimizer:
                 weight_decay=self.config.weight_decay if decays else 0.0,
                 grad_scale=limit / grad_norm if grad_norm > limit > 0 else 1.0,
             )
+        for name in grads:
+            ranks.now().spread(self._parameters[name].data)
         self.zero_grad()
         return StepStats(lr=lr, grad_norm=grad_norm, skipped=False)
+
+    def _own(self, name: str) -> Tensor:
+        """This rank's part of a parameter, in its storage."""
+        return ranks.now().part(self._parameters[name].data)
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """What the micro-batches of this rank added up to, whole."""
+        found = {name: self._sums.get(name, p.grad) for name, p in self._parameters.items()}
+        return {name: grad for name, grad in found.items() if grad is not None}
+
+    def _reduced(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's parts of the sums over ranks; whole gradients are freed one by one."""
+        # A rank without a micro-batch takes part with zeros, in the order of all.
+        names, found = set().union(*ranks.now().gather([*grads])), {}
+        for name in [name for name in self._parameters if name in names]:
+            whole = grads.pop(name, None)
+            if whole is None:
+                whole = torch.zeros(self._parameters[name].shape, **_like(self._masters[name]))
+            found[name] = ranks.now().reduce(whole)
+            self._parameters[name].grad = self._sums[name] = whole = None
+        self.zero_grad()
+        return found
 
     def _norm(self, grads: dict[str, Tensor]) -> float:
         """The global norm; what the sums of gradients left behind is not computed again."""
@@ -155,17 +186,27 @@ class Optimizer:
         rest = [grad for name, grad in grads.items() if name not in self._grad_squares]
         if rest:
             left.append(total_norm(rest).square())
-        return torch.stack(left).sum().sqrt().item()
+        return ranks.now().sum(torch.stack(left).sum()).sqrt().item()
 
-    def _skip(self, loss: float, grad_norm: float, diagnose: Callable[[], str]) -> str:
+    def _skip(
+        self,
+        loss: float,
+        grad_norm: float,
+        grads: dict[str, Tensor],
+        diagnose: Callable[[], str],
+    ) -> str:
         """Count and explain a refused step; the cause."""
         self.num_skipped += 1
         self._skipped_in_a_row += 1
-        name = self.non_finite_gradient()
+        order = [*self._parameters]
+        # Every rank looked at its parts.
+        bad = filter(None, ranks.now().gather(_first_non_finite(grads)))
+        name = max(bad, key=order.index, default="")
         found = f"loss {loss}, gradient norm {grad_norm}" + (f", first in {name}" if name else "")
         self.zero_grad()
         with torch.enable_grad():
-            origin = diagnose()
+            origins = ranks.now().gather(diagnose())
+        origin = "; ".join(dict.fromkeys(filter(None, origins)))
         cause = f"{origin} ({found})" if origin else found
         if self._skipped_in_a_row >= MAX_SKIPPED:
             raise RuntimeError(
@@ -184,17 +225,13 @@ class Optimizer:
 
     def non_finite_gradient(self) -> str:
         """Name of the parameter nearest to the loss whose gradient is not finite; "" for none."""
-        for name, master in reversed(self._masters.items()):
-            if master.grad is not None and not master.grad.isfinite().all():
-                return name
-        return ""
+        return _first_non_finite(self._gradients())
 
     def zero_grad(self) -> None:
         """Drop all gradients, and their memory."""
-        for name, parameter in self._parameters.items():
+        for parameter in self._parameters.values():
             parameter.grad = None
-            self._masters[name].grad = None
-        self._grad_squares = {}
+        self._sums, self._grad_squares = {}, {}
 
     def close(self) -> None:
         """Take the hooks off the parameters; the optimizer cannot be used afterwards."""
@@ -203,19 +240,27 @@ class Optimizer:
         self.zero_grad()
         self._hooks, self._parameters, self._masters = [], {}, {}
 
-    def state_tensors(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def state_tensors(self) -> tuple[dict[str, Tensor | ranks.Dealt], dict[str, int]]:
         """(tensors by name, counters): all that an exact resume needs besides the fp32 weights.
 
-        The tensors are the live ones, not copies; the counters are plain JSON.
+        The tensors are the live ones, not copies; the counters are plain JSON. Of several ranks
+        they become whole one by one as they are written, so that any world reads them.
         """
-        tensors = {f"master.{name}": self._masters[name] for name in self._narrow}
-        tensors |= {f"exp_avg.{name}": mean for name, mean in self._means.items()}
-        tensors |= {f"exp_avg_sq.{name}": square for name, square in self._squares.items()}
+        tensors, world = self._state(), ranks.now()
+        if world.world > 1:
+            shapes = {name: self._parameters[name.partition(".")[2]].shape for name in tensors}
+            tensors = {k: ranks.Dealt(t, shapes[k], world) for k, t in tensors.items()}
         return tensors, {
             "num_steps": self.num_steps,
             "num_skipped": self.num_skipped,
             "skipped_in_a_row": self._skipped_in_a_row,
         }
+
+    def _state(self) -> dict[str, Tensor]:
+        """The live tensors: whole ones, or parts."""
+        tensors = {f"master.{name}": self._masters[name] for name in self._narrow}
+        tensors |= {f"exp_avg.{name}": mean for name, mean in self._means.items()}
+        return tensors | {f"exp_avg_sq.{name}": square for name, square in self._squares.items()}
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
@@ -236,13 +281,14 @@ class Optimizer:
                 f"{len(wrong)} names are missing, unknown or of another shape or dtype, first "
                 f"{wrong[:3]}; resume with the model and dtype of the checkpoint"
             )
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        for name, tensor in self._state().items():
+            tensor.copy_(ranks.now().part(tensors[name]))
         self.num_steps = counters["num_steps"]
         self.num_skipped = counters["num_skipped"]
         self._skipped_in_a_row = counters["skipped_in_a_row"]
         for name in self._narrow:
-            self._parameters[name].data.copy_(self._masters[name])
+            self._own(name).copy_(self._masters[name])
+            ranks.now().spread(self._parameters[name].data)
 
 
 def total_norm(grads: Sequence[Tensor]) -> Tensor:
@@ -280,5 +326,19 @@ def _trainable(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.P
 
 
 def _master(parameter: nn.Parameter) -> Tensor:
-    wide = parameter.dtype in (torch.float32, torch.float64)
-    return parameter if wide else parameter.detach().float().clone()
+    """The own part: of a wide parameter in its storage, of a 16-bit one in fp32."""
+    own = ranks.now().part(parameter.detach())
+    return own if _is_wide(parameter) else own.float().clone()
+
+
+def _is_wide(parameter: nn.Parameter) -> bool:
+    return parameter.dtype in (torch.float32, torch.float64)
+
+
+def _like(tensor: Tensor) -> dict[str, Any]:
+    return {"dtype": tensor.dtype, "device": tensor.device}
+
+
+def _first_non_finite(grads: dict[str, Tensor]) -> str:
+    """The name nearest to the loss whose gradient is not finite; "" for none."""
+    return next((n for n, g in reversed(grads.items()) if not g.isfinite().all()), "")

@@ -17,6 +17,7 @@ import msgspec
 from safetensors.torch import load_file
 from torch import Tensor
 
+from intfast import ranks
 from intfast.state import files, tensorfile
 
 KEEP_LAST = 2
@@ -42,13 +43,19 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return hashlib.sha256(bare).hexdigest()
 
 
-def save(stage: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+def save(
+    stage: Path,
+    step: int,
+    tensors: Mapping[str, Tensor | ranks.Dealt],
+    state: Mapping[str, Any],
+) -> Path:
     """Write `stage/step-000020` with these tensors and this JSON state; returns the folder.
 
     Then all but the newest KEEP_LAST whole ones are removed. Raises ValueError when a tensor holds
     a non-finite number: such a state is never saved; RuntimeError when the disk refuses.
     """
-    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    found = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    bad = [*dict.fromkeys(name for names in ranks.now().gather(found) for name in names)]
     if bad:
         raise ValueError(
             f"checkpoint of step {step}: expected finite tensors, got nan or inf in "
@@ -73,11 +80,15 @@ def save(stage: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[s
 
 def newest(stage: Path, warn: Callable[[str], None]) -> Path | None:
     """The folder of the newest whole checkpoint of a stage, or None; damaged ones are named."""
-    for _, folder in _folders(stage):
-        if not (fault := verify(folder)):
-            return folder
-        warn(f"checkpoint {folder} is damaged ({fault}); trying the one before")
-    return None
+
+    def find() -> Path | None:
+        for _, folder in _folders(stage):
+            if not (fault := verify(folder)):
+                return folder
+            warn(f"checkpoint {folder} is damaged ({fault}); trying the one before")
+        return None
+
+    return ranks.now().first(find)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -141,6 +152,8 @@ def prune(stage: Path, step: int) -> None:
     Later steps are damaged, or this run would have continued from them.
     """
     num_kept = 0
+    if not ranks.now().is_main:
+        return
     for found, folder in _folders(stage):
         whole = found <= step and not isinstance(_read_manifest(folder), str)
         if whole and num_kept < KEEP_LAST:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from intfast import ranks
 from intfast.safe_text import shown
 from intfast.state import interrupt, oom
 
@@ -43,10 +44,13 @@ def outcome(continues: str, goes_on: bool = False) -> Iterator[Outcome]:
             with interrupt.handling(is_early=True), oom.explained("load"):
                 yield ended
         except (ValueError, RuntimeError) as error:
-            print(f"error: {shown(error)}", file=sys.stderr)
+            here = ranks.launched()
+            if here.is_main or not isinstance(error, ranks.Refused):
+                print(shown(f"{here.name}error: {error}"), file=sys.stderr)
             ended.code = 2 if isinstance(error, ValueError) else 1
         except interrupt.Stopped as stopped:
-            print(shown(f"{stopped}; {continues}"), file=sys.stderr)
+            if ranks.launched().is_main:
+                print(shown(f"{stopped}; {continues}"), file=sys.stderr)
             ended.code = stopped.exit_code
 
 

@@ -1,6 +1,7 @@
 """Writing so that a kill, a crash or a full disk at any moment leaves the old state or the new.
 
-Every byte that a run must not lose passes through this file. Failures of the disk are
+Every byte that a run must not lose passes through this file. Of several ranks the first alone
+writes; nobody goes on before, and nobody is still reading what was there. Failures of the disk are
 RuntimeErrors that name the file and say what to do.
 """
 
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+
+from intfast import ranks
 
 PIECE = 1 << 24
 """Bytes hashed and written at once."""
@@ -51,6 +54,11 @@ def failures_named(path: Path) -> Iterator[None]:
 
 def write(path: Path, pieces: Iterable[bytes | memoryview]) -> Written:
     """Write a new file and sync it; the caller syncs or renames its folder."""
+    if not ranks.now().is_main:
+        # Made all the same: a piece of a tensor that is dealt is gathered as it is asked for.
+        for _ in pieces:
+            pass
+        return Written(0, "")
     digest, size = hashlib.sha256(), 0
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     with failures_named(path), _opened(path, flags) as descriptor:
@@ -74,7 +82,9 @@ def json_line(record: Any) -> bytes:
 
 def append(path: Path, data: bytes) -> None:
     """Add bytes to the end of a file; they are on the disk when this returns."""
-    with failures_named(path):
+    with ranks.now().in_turn() as is_mine, failures_named(path):
+        if not is_mine:
+            return
         is_new = not path.exists()
         with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
             _write_all(descriptor, data)
@@ -86,9 +96,10 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write a file, given whole or in pieces, so that a reader sees the old content or the new."""
     aside = path.with_name(path.name + ".part")
     write(aside, [data] if isinstance(data, bytes) else data)
-    with failures_named(path):
-        os.rename(aside, path)
-        sync(path.parent)
+    with ranks.now().in_turn() as is_mine, failures_named(path):
+        if is_mine:
+            os.rename(aside, path)
+            sync(path.parent)
 
 
 def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
@@ -109,7 +120,7 @@ def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, each entered in its parent on the disk."""
-    if not path.is_dir():
+    if not path.is_dir() and ranks.now().is_main:
         make_folder(path.parent)
         with failures_named(path):
             # Another run that starts at once may have been faster.
@@ -120,7 +131,9 @@ def make_folder(path: Path) -> None:
 def publish(aside: Path, folder: Path) -> None:
     """Give a complete folder its name. What had the name before is moved away, then removed."""
     old = _hidden(folder)
-    with failures_named(folder):
+    with ranks.now().in_turn() as is_mine, failures_named(folder):
+        if not is_mine:
+            return
         sync(aside)
         if folder.exists():
             os.rename(folder, old)
@@ -131,11 +144,14 @@ def publish(aside: Path, folder: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Delete a folder. A failure is left to the next attempt: nothing depends on it."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if ranks.now().is_main:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def retire(folder: Path) -> None:
     """Delete a folder that has a name: it loses the name first, so no part of it is ever found."""
+    if not ranks.now().is_main:
+        return
     hidden = _hidden(folder)
     with contextlib.suppress(OSError):
         os.rename(folder, hidden)

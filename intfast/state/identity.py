@@ -100,7 +100,7 @@ def keep(folder: RunFolder, about: dict[str, Any], say: Callable[[str], None]) -
     if stored and not about["bits_hold"]:
         say(f"continues with the same records, not the same bits: {about['bits']}")
     keys = ("intfast", "commit", "packages", "device", "cpu", "threads", "loss_head", "kernels")
-    keys += ("paths",)
+    keys += ("paths", "ranks")
     start = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
     start |= {key: about[key] for key in keys}
     starts = [*(stored or {}).get("starts", []), start]
@@ -163,7 +163,7 @@ def check_unchanged(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) ->
         f"\n  {name}: was {was}, is {found}"
         for entry in DECISIVE
         if entry in stored
-        for name, was, found in _differences(entry, stored.get(entry), now.get(entry))
+        for name, was, found in differences(entry, stored.get(entry), now.get(entry))
     ]
     if rows:
         raise ValueError(
@@ -173,7 +173,8 @@ def check_unchanged(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) ->
         )
 
 
-def _differences(entry: str, was: Any, found: Any) -> list[tuple[str, Any, Any]]:
+def differences(entry: str, was: Any, found: Any) -> list[tuple[str, Any, Any]]:
+    """(name, old, new) of what differs in an entry that is a value, or values by name."""
     if not isinstance(was, Mapping) or not isinstance(found, Mapping):
         return [] if was == found else [(entry, was, found)]
     names = sorted({*was, *found})
@@ -188,9 +189,11 @@ def other_versions(stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> 
     """What of the software and hardware differs; empty where nothing does."""
     if stored is None:
         return ""
-    keys = ("intfast", "commit", "python", "packages", "device", "cpu", "threads")
+    keys = ("intfast", "commit", "python", "packages", "device", "cpu", "threads", "ranks")
+    # Older versions were one process.
+    stored = {"ranks": 1, **stored}
     return ", ".join(
         f"{name} was {was}, is {found}"
         for key in keys
-        for name, was, found in _differences(key, stored.get(key), now.get(key))
+        for name, was, found in differences(key, stored.get(key), now.get(key))
     )

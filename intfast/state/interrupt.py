@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from intfast import ranks
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -39,11 +41,19 @@ def beat() -> None:
     _State.is_early = False
 
 
-def check() -> None:
-    """Progress was made, and nothing is half done: raises Stopped when a stop was requested."""
+def check(meets: bool = False) -> None:
+    """Progress was made, and nothing is half done: raises Stopped when a stop was requested.
+
+    meets  every rank comes by here: several stop nowhere else, and all together
+    """
     beat()
-    if _State.requested is not None:
-        raise Stopped(_State.requested)
+    number, several = _State.requested or 0, ranks.now()
+    if several.world > 1:
+        if os.getppid() != several.parent:  # nobody is left to end the others where one ends
+            number = number or signal.SIGTERM
+        number = several.agree(number) if meets else 0
+    if number:
+        raise Stopped(number)
 
 
 @contextmanager
@@ -60,6 +70,10 @@ def phase(name: str) -> Iterator[None]:
 
 def last_sign() -> tuple[str, float]:
     """(phase, seconds since the last progress)."""
+    if ranks.now().waiting:
+        # Who is stuck has a watchdog of its own.
+        _State.alive = time.monotonic()
+        return f"{_State.phase}, waiting for other ranks", 0.0
     return _State.phase, time.monotonic() - _State.alive
 
 
@@ -108,4 +122,5 @@ def _request(number: int, _frame: object) -> None:
         _State.requested = number
         # Not through the console: this may interrupt its own printing.
         with suppress(OSError):
-            os.write(2, f"\n{name}: stopping after this step; Ctrl-C leaves at once\n".encode())
+            said = ranks.now().name + name
+            os.write(2, f"\n{said}: stopping after this step; Ctrl-C leaves at once\n".encode())

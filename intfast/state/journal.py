@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 import msgspec
 
+from intfast import ranks
 from intfast.state import files
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ class Journal(Rows[T], Generic[T]):
                 f"{path}:{number} is no {kind.__name__} record ({error}); "
                 "restore the file, or delete it to repeat its stage"
             )
-        if path.exists() and path.stat().st_size > self.end:
+        if ranks.now().is_main and path.exists() and path.stat().st_size > self.end:
             with path.open("r+b") as file:
                 file.truncate(self.end)
 
@@ -109,9 +110,10 @@ class Journal(Rows[T], Generic[T]):
         if not lines:
             return
         files.append(self.path, b"".join(lines))
-        for line in lines:
+        # As they were written: of a row of seconds every rank has its own.
+        for size in ranks.now().first(lambda: [len(line) for line in lines]):
             self._starts.append(self.end)
-            self.end += len(line)
+            self.end += size
 
     def replace(self, records: Iterable[T]) -> None:
         """Put these records, which may come from this journal, in place of all, atomically."""
@@ -126,4 +128,4 @@ class Journal(Rows[T], Generic[T]):
                 yield line
 
         files.write_atomic(self.path, lines())
-        self._starts, self.end = starts, end
+        self._starts, self.end = ranks.now().first(lambda: (starts, end))

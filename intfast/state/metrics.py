@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from intfast import ranks
 from intfast.safe_text import shown
 from intfast.state import interrupt, oom
 from intfast.state.journal import Journal
@@ -24,10 +25,14 @@ PLAIN_WIDTH = 120
 
 
 def make_console() -> Console:
-    """A console as wide as its terminal, or COLUMNS, or wide enough for the tables in a log."""
-    console = Console()
-    is_told = console.is_terminal or "COLUMNS" in os.environ
-    return console if is_told else Console(width=PLAIN_WIDTH)
+    """A console as wide as its terminal, or COLUMNS, or wide enough for the tables in a log.
+
+    Of several ranks only the first prints.
+    """
+    console = Console(quiet=not ranks.now().is_main)
+    if not (console.is_terminal or "COLUMNS" in os.environ):
+        console.width = PLAIN_WIDTH
+    return console
 
 
 def say(console: Console, text: object) -> None:

@@ -7,13 +7,14 @@ and compute only what is missing, so the same command continues an interrupted r
 from __future__ import annotations
 
 import fcntl
+import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import msgspec
 
-from intfast import cli
+from intfast import cli, ranks
 from intfast.config import MAY_CHANGE, Config
 from intfast.state import files
 from intfast.state.journal import Journal
@@ -35,35 +36,41 @@ class RunFolder:
 
     def __init__(self, config: Config) -> None:
         self.path = Path(config.run)
+        self._lock: TextIO | None = None
+        self.changed: dict[str, tuple[Any, Any]] = {}
+        """Settings with another value than before: key -> (old, new)."""
+        self._config = config
+        try:
+            last_write = ranks.now().first(self._take)
+            meet(self.path)
+            self.resumed = self._compare_config()
+        except BaseException:
+            self.__exit__()
+            raise
+        # Records that a comparison put here are no run yet.
+        self.last_write = last_write if self.resumed else None
+        """When a process before this one last wrote a file here, in Unix seconds; None: never."""
+
+    def _take(self) -> float | None:
+        """Make and lock the folder; when it was last written before."""
         files.make_folder(self.path)
         # Not "w", which would be a write of this process.
         self._lock = (self.path / LOCK).open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._lock.close()
             raise RuntimeError(
                 f"another process is writing to {self.path}; wait for it, or use another run=FOLDER"
             ) from error
-        self.changed: dict[str, tuple[Any, Any]] = {}
-        """Settings with another value than before: key -> (old, new)."""
-        self._config = config
-        try:
-            # Behind the lock: the files of another writer come and go.
-            last_write = _last_write(self.path)
-            self.resumed = self._compare_config()
-        except BaseException:
-            self._lock.close()
-            raise
-        # Records that a comparison put here are no run yet.
-        self.last_write = last_write if self.resumed else None
-        """When a process before this one last wrote a file here, in Unix seconds; None: never."""
+        # Behind the lock: the files of another writer come and go.
+        return _last_write(self.path)
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def journal(self, name: str, kind: type[T]) -> Journal[T]:
         """The journal `name`.jsonl of this run."""
@@ -127,6 +134,23 @@ def in_words(changed: Changed) -> str:
     return "".join(f"\n  {key}: was {old!r}, is {new!r}" for key, (old, new) in changed.items())
 
 
+def meet(folder: Path) -> None:
+    """Raise ranks.Refused unless all ranks see the same folder here, which rank 0 made."""
+    world, token = ranks.now(), folder / ".ranks"
+    if world.world == 1:
+        return
+
+    def write() -> bytes:
+        files.write_atomic(token, text := os.urandom(8).hex().encode())
+        return text
+
+    written = world.first(write)
+    seen = token.read_bytes() if token.is_file() else b""
+    fault = f"sees another folder {folder} than rank 0; give all nodes one shared folder"
+    world.require("" if seen == written else fault)
+    world.first(lambda: token.unlink(missing_ok=True))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value, msgspec Structs included, as an indented JSON file, atomically."""
     files.write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
@@ -135,6 +159,11 @@ def write_json(path: Path, value: Any) -> None:
 def prompt_time(run: Path) -> datetime:
     """What chat templates with a date are told: when the run of a folder, or the one that it has
     its records from, was started; now where nothing is there yet."""
+    # One clock for all ranks.
+    return ranks.now().first(lambda: _prompt_time(run))
+
+
+def _prompt_time(run: Path) -> datetime:
     file = run / PROMPT_TIME
     if file.is_file():
         text = file.read_text(encoding="utf-8")

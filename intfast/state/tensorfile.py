@@ -52,5 +52,6 @@ def _pieces(
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for tensor in tensors.values():
+        # Of a tensor that is dealt to ranks, this is where it becomes whole.
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         yield memoryview(flat.view(torch.uint8).numpy())

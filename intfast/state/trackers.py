@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from intfast import ranks
 from intfast.config import Config
 from intfast.labels import Weights
 from intfast.state.files import write_atomic
@@ -95,11 +96,12 @@ def require(names: Sequence[str]) -> None:
 @contextmanager
 def attached(config: Config, folder: RunFolder, metrics: Metrics) -> Iterator[None]:
     """The rows of `metrics` also go to the trackers of the config while inside."""
-    names = config.metrics.trackers
+    names = config.metrics.trackers if ranks.now().is_main else []
     # Drawn once and kept in the folder, so that a continued run has it.
     identity = folder.path / "tracker_id"
     if names and not identity.exists():
-        write_atomic(identity, uuid.uuid4().hex[:12].encode())
+        with ranks.alone():
+            write_atomic(identity, uuid.uuid4().hex[:12].encode())
     known = identity.read_bytes() if names else b"0" * 12
     if not re.fullmatch(rb"[0-9a-f]{12}", known):
         raise ValueError(f"{identity} is damaged; delete it: trackers then begin a new run")

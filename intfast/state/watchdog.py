@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+from intfast import ranks
 from intfast.state import guard, interrupt
 
 EXIT_STUCK = 124
@@ -29,7 +30,9 @@ class Watchdog:
     """
 
     def __init__(self, limit_s: float, path: Path) -> None:
-        self.limit_s, self.path = limit_s, path
+        # Every rank watches itself.
+        number = ranks.now().rank or ""
+        self.limit_s, self.path = limit_s, path.with_stem(f"{path.stem}{number}")
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -72,9 +75,9 @@ class Watchdog:
             text = f"no progress for {silent_s:.0f} s in phase {phase!r}"
             if silent_s > self.limit_s:
                 text = (
-                    f"error: {text} (watchdog_s = {self.limit_s:g}); the stacks are in {self.path}."
-                    " The same command continues this run; raise watchdog_s when the phase is "
-                    "slow, not stuck\n"
+                    f"{ranks.now().name}error: {text} (watchdog_s = {self.limit_s:g}); the stacks "
+                    f"are in {self.path}. The same command continues this run; raise watchdog_s "
+                    "when the phase is slow, not stuck\n"
                 )
                 try:
                     self._write(text)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from intfast import pipeline
+from intfast import pipeline, ranks
 from intfast.collect import Found
 from intfast.config import Config
 from intfast.run import Run, open_run
@@ -26,8 +26,11 @@ def page_of_failure(run: Run) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError):
+        if not ranks.now().is_main:
+            raise
         try:
-            page = report.write([run.folder.path], run.folder.path / "report.html")
+            with ranks.alone():
+                page = report.write([run.folder.path], run.folder.path / "report.html")
             run.metrics.say(f"the run failed; what it did is in {page}")
         except Exception as second:  # said, and never in place of what went wrong first
             run.metrics.say(f"the run failed, and its page could not be written: {second!r}")
@@ -37,7 +40,13 @@ def page_of_failure(run: Run) -> Iterator[None]:
 def finish(run: Run, found: Found) -> dict[str, Any]:
     """Tables, likelihoods and the page of a run whose stages are done; returns the summary.
 
-    Only reads weights and records: no result of the run depends on it."""
+    Only reads weights and records: no result of the run depends on it. Of several ranks the first
+    does it alone.
+    """
+    return ranks.now().first(lambda: _finish(run, found))
+
+
+def _finish(run: Run, found: Found) -> dict[str, Any]:
     if found.interventions:
         summary.say_intervention(run, found)
     if run.config.sft.epochs:

@@ -1,0 +1,297 @@
+"""Several processes that are one run: the same program and the same records on every rank.
+
+`torchrun` starts them. Three things are dealt, and gathered at once in the order of one process:
+samples to draw and grade, micro-batches of an update, elements of the optimizer's state. Rank 0
+alone writes and prints. One process is the same object, with nothing to wait for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+T = TypeVar("T")
+NEVER_S = 7 * 24 * 3600.0
+"""How long to wait for the others where no watchdog limits it."""
+
+
+class Refused(ValueError):
+    """What the ranks found together and cannot work with; all raise it, and rank 0 says it."""
+
+
+class Lost(RuntimeError):
+    """Another rank ended, or did not come to where this one waits."""
+
+
+class Dealt(NamedTuple):
+    """A tensor of which each rank holds a part, as checkpoints take tensors."""
+
+    part: Tensor
+    shape: torch.Size
+    ranks: Ranks
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the whole."""
+        return self.part.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Those of the whole."""
+        return self.part.nbytes * self.ranks.world
+
+    def element_size(self) -> int:
+        """Bytes of a number."""
+        return self.part.element_size()
+
+    def isfinite(self) -> Tensor:
+        """Of the own part."""
+        return self.part.isfinite()
+
+    def detach(self) -> Tensor:
+        """The whole tensor on rank 0, the own part elsewhere; every rank must ask for it."""
+        return self.ranks.whole(self.part, self.shape)
+
+
+class Ranks:
+    """This process among those of the run; what is named after waiting must be called by all."""
+
+    def __init__(self, rank: int = 0, world: int = 1, local: int = 0, neighbours: int = 1) -> None:
+        """local: its number on its machine; neighbours: ranks there, itself included."""
+        self.rank, self.world, self.local, self.neighbours = rank, world, local, neighbours
+        self.parent = os.getppid()
+        """torchrun, which ends the others when one ends."""
+        self.waiting = False
+        """Whether it waits for other ranks: then it is not stuck."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is rank 0, which writes and prints."""
+        return self.rank == 0
+
+    @property
+    def name(self) -> str:
+        """What stands before its messages: nothing on rank 0."""
+        return "" if self.is_main else f"rank {self.rank}: "
+
+    # --- dealing: the same arithmetic on every rank, without waiting ---
+
+    def deal(self, sizes: Sequence[int]) -> list[list[int]]:
+        """The items of each rank, rising: the largest first, each to the rank with least."""
+        load, shares = [0] * self.world, [[] for _ in range(self.world)]
+        for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+            rank = min(range(self.world), key=lambda r: (load[r], r))
+            load[rank] += sizes[index]
+            shares[rank].append(index)
+        return [sorted(share) for share in shares]
+
+    def share(self, items_P: Sequence[Sequence[T]]) -> tuple[list[list[int]], list[list[T]]]:
+        """The own places of each group, and what is there: dealt one by one over all groups, since
+        samples of one group are more alike in length than groups are."""
+        mine_P, begin = [], 0
+        for items in items_P:
+            mine_P.append([g for g in range(len(items)) if (begin + g) % self.world == self.rank])
+            begin += len(items)
+        return mine_P, [[x[g] for g in mine] for x, mine in zip(items_P, mine_P, strict=True)]
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """The own part of a contiguous tensor, flat, in its storage; of one process the tensor."""
+        if self.world == 1:
+            return tensor
+        size = tensor.numel() // self.world
+        return tensor.view(-1)[self.rank * size : (self.rank + 1) * size]
+
+    # --- objects: over the CPU ---
+
+    @contextmanager
+    def _wait(self) -> Iterator[Any]:
+        """torch.distributed, and a name for what it says when the others are gone."""
+        import torch.distributed
+
+        self.waiting = True
+        try:
+            yield torch.distributed
+        except RuntimeError as error:
+            said = str(error).strip().splitlines()[0]
+            raise Lost(
+                f"lost the other ranks; the one that ended first says why ({said})"
+            ) from error
+        finally:
+            self.waiting = False
+
+    def gather(self, mine: T) -> list[T]:
+        """What each rank has, in their order."""
+        if self.world == 1:
+            return [mine]
+        found: list[Any] = [None] * self.world
+        with self._wait() as distributed:
+            distributed.all_gather_object(found, mine)
+        return found
+
+    def together(self, mine_P: list[list[int]], found_P: list[list[T]]) -> list[list[T]]:
+        """Groups of all samples from those that each rank made of its `share`."""
+        if self.world == 1:
+            return found_P
+        whole: list[dict[int, T]] = [{} for _ in mine_P]
+        for shares, parts in self.gather((mine_P, found_P)):
+            for group, share, part in zip(whole, shares, parts, strict=True):
+                group |= zip(share, part, strict=True)
+        return [[group[g] for g in range(len(group))] for group in whole]
+
+    def collect(self, shares: list[list[int]], made: list[Any]) -> list[Any]:
+        """A tensor, or a dictionary of them, of every item, in order; `made` of the own share."""
+        if self.world == 1:
+            return made
+        moved = [
+            {k: x.cpu() for k, x in m.items()} if isinstance(m, dict) else m.cpu() for m in made
+        ]
+        parts = zip(shares, self.gather(moved), strict=True)
+        found = {i: x for share, part in parts for i, x in zip(share, part, strict=True)}
+        return [found[index] for index in range(len(found))]
+
+    def agree(self, number: int = 0) -> int:
+        """The largest number of any rank; nobody goes on before all are here."""
+        if self.world == 1:
+            return number
+        import torch
+
+        largest = torch.tensor(number)
+        with self._wait() as distributed:
+            distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        return int(largest)
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, which does it as one process would; the others wait."""
+        if self.world == 1:
+            return work()
+        box: list[Any] = [None]
+        if self.is_main:
+            with alone():
+                box = [work()]
+        with self._wait() as distributed:
+            distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @contextmanager
+    def in_turn(self) -> Iterator[bool]:
+        """Whether to write, inside: what is there was read by all before, and is by none after."""
+        self.agree()
+        yield self.is_main
+        self.agree()
+
+    def require(self, fault: str) -> None:
+        """Raise Refused with the faults of all ranks, where one has any."""
+        said = [f"rank {rank}: {text}" for rank, text in enumerate(self.gather(fault)) if text]
+        if said:
+            raise Refused("\n".join(said))
+
+    # --- tensors: where they are ---
+
+    def sum(self, number: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        if self.world > 1:
+            with self._wait() as distributed:
+                distributed.all_reduce(number)
+        return number
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """The own part of the sum over ranks."""
+        mine = self.part(tensor).new_empty(tensor.numel() // self.world)
+        with self._wait() as distributed:
+            _named(distributed, "reduce_scatter_single", "reduce_scatter_tensor")(
+                mine, tensor.contiguous().view(-1)
+            )
+        return mine
+
+    def spread(self, tensor: Tensor) -> None:
+        """Write every rank's part of a tensor in place: its storage stays."""
+        if self.world > 1:
+            with self._wait() as distributed:
+                _named(distributed, "all_gather_single", "all_gather_into_tensor")(
+                    tensor.view(-1), self.part(tensor)
+                )
+
+    def whole(self, part: Tensor, shape: torch.Size) -> Tensor:
+        """The whole tensor on rank 0, the own part elsewhere."""
+        whole = part.new_empty(shape) if self.is_main else part
+        parts = list(whole.view(self.world, -1).unbind()) if self.is_main else None
+        with self._wait() as distributed:
+            distributed.gather(part, parts)
+        return whole
+
+
+def _named(distributed: Any, new: str, old: str) -> Callable[..., Any]:
+    """A collective by its name since torch 2.13, or by the one before."""
+    return getattr(distributed, new, None) or getattr(distributed, old)
+
+
+_ONE = Ranks()
+_now = _ONE
+
+
+def now() -> Ranks:
+    """This process among the ranks of the run; inside `alone`, and without torchrun, by itself."""
+    return _now
+
+
+def launched() -> Ranks:
+    """What torchrun says of this process; by itself where there is none."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if not all(name in os.environ for name in (*names, "MASTER_ADDR", "MASTER_PORT")):
+        return _ONE
+    return Ranks(*(int(os.environ[name]) for name in names))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """This process works as if there were no other, while inside."""
+    global _now
+    before, _now = _now, _ONE
+    try:
+        yield
+    finally:
+        _now = before
+
+
+@contextmanager
+def joined(device: Callable[[], torch.device], watchdog_s: float) -> Iterator[Ranks]:
+    """The world that torchrun started, while inside; nothing at all where there is one rank.
+
+    device  of this rank: asked for before the others are waited for
+    """
+    global _now
+    found = launched()
+    if found.world == 1:
+        yield found
+        return
+    import torch
+    import torch.distributed as distributed
+
+    where, limit = device(), timedelta(seconds=2 * watchdog_s or NEVER_S)
+    if found.neighbours == found.world:
+        # One machine: no other can reach what listens here.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+        distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=limit, device_id=where)
+    else:
+        distributed.init_process_group("gloo", timeout=limit)
+    _now = found
+    try:
+        yield found
+        found.agree()
+        # Not after an error: the others are elsewhere, and torchrun ends them. vLLM ends its own
+        # groups as the process exits, and then the world.
+        if "vllm" not in sys.modules:
+            distributed.destroy_process_group()
+    finally:
+        _now = _ONE
