@@ -69,7 +69,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             context=args.context,
             sleep=args.sleep and device.type == "cuda",
         )
-        config = Config(model=ModelConfig(path=str(folder), dtype=args.dtype), rollout=settings)
+        config = Config(
+            model=ModelConfig(path=str(folder), dtype=args.dtype, kernels="torch"), rollout=settings
+        )
         start = time.perf_counter()
         engine = vllm_start.start(folder, config, device)
         started_s = time.perf_counter() - start

@@ -32,7 +32,7 @@ def vllm(folder, dtype="float32", engine="vllm", **rollout):
     from intfast.engine import vllm_start
 
     config = Config(
-        model=ModelConfig(path=str(folder), dtype=dtype, device="cpu"),
+        model=ModelConfig(path=str(folder), dtype=dtype, device="cpu", kernels="torch"),
         rollout=RolloutConfig(engine=engine, **{"cache_gib": 0.05, "max_rows": 64, **rollout}),
     )
     return vllm_start.start(folder, config, torch.device("cpu"))
