@@ -6,6 +6,7 @@ to hours for them.
 """
 
 import contextlib
+import gc
 import json
 import math
 import signal
@@ -129,6 +130,19 @@ class TooSlow(Exception):
     """Raised in a reader, by the clock of its CPU time."""
 
 
+def _measured(read, text):
+    """CPU seconds; infinity where the clock rang."""
+    signal.setitimer(signal.ITIMER_PROF, 10 * LIMIT_S)
+    start = time.process_time()
+    try:
+        read(text)
+    except TooSlow:
+        return math.inf
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return time.process_time() - start
+
+
 def slow_ones(readers, text):
     """Name -> CPU seconds of the readers that are above the limit; none runs on for minutes."""
 
@@ -137,20 +151,22 @@ def slow_ones(readers, text):
 
     before = signal.signal(signal.SIGPROF, ring)
     slow = {}
+    # Collecting the garbage of torch and transformers takes as long as the limit.
+    gc.collect()
+    gc.disable()
     try:
         for name, read in readers.items():
-            signal.setitimer(signal.ITIMER_PROF, 10 * LIMIT_S)
-            start = time.process_time()
-            try:
-                read(text)
-            except TooSlow:
-                slow[name] = math.inf
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            if (seconds := time.process_time() - start) > LIMIT_S:
-                slow.setdefault(name, round(seconds, 2))
+            # Twice where it was slow: another process may have taken the caches.
+            for _ in range(2):
+                seconds = _measured(read, text)
+                if seconds <= LIMIT_S or seconds == math.inf:
+                    break
+            if seconds > LIMIT_S:
+                slow[name] = round(seconds, 2)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
+        gc.enable()
     return slow
 
 
