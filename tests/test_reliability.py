@@ -82,7 +82,7 @@ def test_data_and_verdicts_are_read_without_running_anything(tmp_path, monkeypat
             rows.load(path)
         for steps, _ in attempts:
             text = "".join(steps)
-            verdict.read(text, verdict.mark_of(text), len(steps))
+            verdict.read(text, verdict.mark_of(text), len(steps), verifier.CONTROL)
             verdict.neutralise(text)
 
     read_all()  # imports and regular expressions are compiled once

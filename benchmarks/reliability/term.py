@@ -107,12 +107,12 @@ def _stopped(
         enter = grader.Grader.__enter__
 
         def with_worker(self: grader.Grader) -> grader.Grader:
-            self._workers.append(grader._Worker(self.timeout_s))
+            self._workers.append(grader._Worker(self.timeout_s, self.digits))
             return enter(self)
 
         grader.Grader.__enter__ = with_worker
         if deaf:
-            interrupt.check = interrupt.beat
+            interrupt.check = lambda meets=False: interrupt.beat()
 
     stops = []
     chosen = moments(rng, rng.choices(tuple(SEAMS), k=STOPS_PER_RUN))

@@ -97,6 +97,10 @@ def naive(text: str, last: bool) -> verdict.Verdict:
     return verdict.Verdict(location=int(places[pick]), content=contents[pick].strip())
 
 
+CONTROL = re.compile(r"(?=<\|im_end\|>|<\|im_start\|>).", re.DOTALL)
+"""Control tokens, as `verdict.control_tokens` finds them."""
+
+
 def run(trials: int, seed: int) -> dict[str, Any]:
     """Hijacks that succeed against our reader and the naive ones, and what became of the rest."""
     hijacked: Counter[str] = Counter()
@@ -107,14 +111,14 @@ def run(trials: int, seed: int) -> dict[str, Any]:
         location = 1 + number % len(steps)
         text, step = reply(steps, echo, mark, location)
         meant = (location, step)
-        found = verdict.read(text, mark, len(steps), ["<|im_end|>", "<|im_start|>"])
+        found = verdict.read(text, mark, len(steps), CONTROL)
         outcomes[found.reason or "the judge's own verdict"] += 1
         hijacked["ours"] += is_hijacked(found, *meant)
         hijacked["first match"] += is_hijacked(naive(text, last=False), *meant)
         hijacked["last match"] += is_hijacked(naive(text, last=True), *meant)
         bare = re.sub(rf"-{mark}>", ">", text)
         plain = re.sub(r"<(/?(?:location|intervention))>", rf"<\1-{mark}>", bare)
-        without_mark = verdict.read(plain, mark, len(steps))
+        without_mark = verdict.read(plain, mark, len(steps), CONTROL)
         hijacked["ours without the mark"] += is_hijacked(without_mark, *meant)
         quoted = "".join(map(verdict.neutralise, steps))
         escaped += f"attempt-{mark}" in quoted or "</attempt>" in quoted.lower()
