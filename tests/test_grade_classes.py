@@ -266,6 +266,11 @@ def test_fresh_workers_agree():
     assert len(seen) == 1
 
 
+def test_a_power_without_a_number_raises_nothing(grader):
+    pairs = [(r"5\text{ m}", r"\boxed{5\text{ m^}}"), ("5", r"\boxed{5\text{ m^ s}}")]
+    assert [grade.status for grade in grader.grade_many(pairs)] == ["wrong", "wrong"]
+
+
 def test_numbers_of_any_length_raise_nothing(grader):
     long = "7" * 4301
     rows = [(long, r"\boxed{7}"), ("7", rf"\boxed{{{long}}}"), (long, rf"\boxed{{{long}}}")]

@@ -109,7 +109,7 @@ def parse(text: str, is_one: bool = False) -> Unit | None:
     for word in re.findall(r"[A-Za-z][A-Za-z-]*|\^\{?-?\d\}?|/|\S", text):
         unit = NAMES.get(word) or (NAMES.get(word.lower()) if len(word) > 3 else None)
         count = 0
-        if word[0] == "^" and last:
+        if word[0] == "^" and word != "^" and last:
             # Once it was counted when it was read.
             unit, count = last, int(re.sub(r"[^-\d]", "", word)) - 1
         elif word in ("squared", "cubed") and last:
