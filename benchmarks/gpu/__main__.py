@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from benchmarks.gpu import stage, steps
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
     device = words.pop("device", "cuda")
     budget = float(words.pop("budget", BUDGETS[command]))
     out = Path(words.pop("out", os.environ.get("OUT", "gpu-out")))
-    work = Path(words.pop("work", f"/tmp/intfast-gpu-{os.getuid()}-{device}"))
+    work = Path(words.pop("work", f"{tempfile.gettempdir()}/intfast-gpu-{os.getuid()}-{device}"))
     names = [name for name in words.pop("steps", "").split(",") if name]
     if words:
         raise SystemExit(f"expected the words of --help, got {', '.join(words)}")
