@@ -31,34 +31,18 @@ class Lost(RuntimeError):
     """Another rank ended, or did not come to where this one waits."""
 
 
-class Dealt(NamedTuple):
-    """A tensor of which each rank holds a part, as checkpoints take tensors."""
+class Part(NamedTuple):
+    """A tensor in a checkpoint, or to be put into one, that is made when it is asked for."""
 
-    part: Tensor
+    make: Callable[[], Tensor]
+    """To be written: this rank's part, flat where there are several. Read: the whole."""
     shape: torch.Size
-    ranks: Ranks
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the whole."""
-        return self.part.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Those of the whole."""
-        return self.part.nbytes * self.ranks.world
-
-    def element_size(self) -> int:
-        """Bytes of a number."""
-        return self.part.element_size()
-
-    def isfinite(self) -> Tensor:
-        """Of the own part."""
-        return self.part.isfinite()
+    """Of the whole."""
+    dtype: torch.dtype
 
     def detach(self) -> Tensor:
-        """The whole tensor on rank 0, the own part elsewhere; every rank must ask for it."""
-        return self.ranks.whole(self.part, self.shape)
+        """Made now, as a tensor gives itself."""
+        return self.make()
 
 
 class Ranks:
