@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from intfast import checks, cli, ranks
 from intfast.state.command import outcome, say
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str]) -> int:
 
     with outcome("the same command continues this run", goes_on=not dry_run) as ended:
         config = cli.load(words[0], words[1:])
-        checks.check_paths(config)
+        if dry_run or ranks.launched().world == 1:
+            checks.check_paths(config)
         if dry_run:
             from intfast import plan
 
@@ -57,14 +59,15 @@ def main(arguments: Sequence[str]) -> int:
                 plan.show(config, num=world, words=words)
         else:
             # Here, so that a wrong setting is refused before torch is loaded.
-            from functools import partial
-
             from intfast import pipeline
             from intfast.engine.device import pick_device
             from intfast.run import open_run
             from intfast.study import finish
 
-            device = partial(pick_device, config)
+            def device() -> Any:
+                checks.check_paths(config)  # each rank its own, and one message of all
+                return pick_device(config)
+
             with (
                 ranks.joined(device, config.watchdog_s),
                 open_run(config) as run,

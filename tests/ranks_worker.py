@@ -321,7 +321,7 @@ def world(folder: Path) -> None:
         found["updates"][f"dealt, {state}"] = distance(made, truth)
         found["state"] += [made[1][0]["state"], truth[1][0]["state"]]
     MUTANTS["no reduce"]()
-    found["mutants"]["no reduce, dealt"] = distance(made := updates(narrow, dealt=True), truth)
+    found["mutants"]["no reduce, dealt"] = distance(updates(narrow, dealt=True), truth)
     changed.back()
     parted()
     found["apart"] = [distance(updates(narrow, state="short", dealt=True), made, ())["weights"]]

@@ -226,7 +226,7 @@ def test_short_moments_round_means_to_nearest_and_squares_by_chance(path):
 
 def test_chance_is_even_and_follows_from_step_and_place():
     whole = _chance(torch.Size([1 << 16]), 5, 0, torch.device("cpu"))
-    assert 0 <= int(whole.min()) and int(whole.max()) < 1 << 16
+    assert int(whole.min()) >= 0 and int(whole.max()) < 1 << 16
     # The mean of 65,536 even numbers, within four of its standard deviations.
     assert abs(float(whole.double().mean()) / 65_536 - 0.5) < 4 * (1 / 12 / 65_536) ** 0.5
     part = _chance(torch.Size([1 << 15]), 5, 1 << 15, torch.device("cpu"))

@@ -271,7 +271,7 @@ def test_whatever_state_reads_what_another_saved():
     assert all(torch.equal(made[name], tensor) for name, tensor in saved["split"][0].items())
     assert back.num_steps == 6
     short = Optimizer(small_model(torch.bfloat16).named_parameters(), FLAT, 9, state="short")
-    with pytest.raises(ValueError, match="first .'exp_avg"):
+    with pytest.raises(ValueError, match=r"first .'exp_avg"):
         short.load_state_tensors(*saved["split"])
 
 

