@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import triton
@@ -65,7 +65,7 @@ TYPES = {
     "num_rows": "i32",
     "tiles_v": "i32",
     "num_programs": "i32",
-    **dict.fromkeys(("width", "rows_each", "H", "J"), "i32"),
+    **dict.fromkeys(("width", "rows_each", "H", "J", "salt", "first"), "i32"),
 }
 
 
@@ -79,6 +79,8 @@ class Case:
     num_warps: int = 4
     num_stages: int = 3
     tile: Tile | None = None
+    types: dict = field(default_factory=dict)
+    """Of arguments that are others here than in TYPES."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,10 @@ def cases(arch: int) -> list[Case]:
     redo = {"BLOCK_V": 64, "BLOCK_D": 64, "STORE": True, "SOFTCAP": True}
     row = {"BLOCK_V": 4096, "SOFTCAP": True}
     groups = {"BLOCK_N": 128, "BLOCK_T": 1024, "SCALE": 3, "LEAVE_ONE_OUT": True, "TOKENS": True}
+    step = {"BLOCK": 2048, "NARROW": False, "SPLIT": False, "SHORT": False}
+    step |= {"HALF": adamw.HALF, "MIX1": adamw.MIX[1], "MIX2": adamw.MIX[2]}
+    short = {**step, "SPLIT": True, "SHORT": True}
+    halves = dict.fromkeys(("master_ptr", "narrow_ptr", "mean_ptr", "square_ptr"), "*i16")
     return [
         *found,
         Case("target_logit", odds._target_logit, {"BLOCK_D": 1024, "SOFTCAP": True}),
@@ -117,7 +123,8 @@ def cases(arch: int) -> list[Case]:
         Case("row_gradient", rows._row_gradient, {**row, "ENTROPY": True}, num_warps=8),
         Case("group_advantages", group_advantages._advantages_of_a_group, groups, 8),
         *_layer(),
-        Case("adamw", adamw._adamw_of_a_tensor, {"BLOCK": 2048, "NARROW": True}, 8),
+        Case("adamw", adamw._adamw_of_a_tensor, {**step, "NARROW": True}, 8),
+        Case("adamw short", adamw._adamw_of_a_tensor, short, 8, types=halves),
         Case("add_gradient", add_gradient._add_a_block, {"BLOCK": 2048, "FRESH": False}, 8),
     ]
 
@@ -166,7 +173,7 @@ def check(case: Case, arch: int) -> Row:
     signature, aligned = {}, {}
     for index, name in enumerate(case.kernel.arg_names):
         default = "i64" if name.startswith("stride") else "*fp32"
-        kind = "constexpr" if name in case.constants else TYPES.get(name, default)
+        kind = "constexpr" if name in case.constants else (TYPES | case.types).get(name, default)
         signature[name] = kind
         if kind.startswith("*") or name.startswith("stride") or name == "D":
             aligned[(index,)] = [["tt.divisibility", 16]]

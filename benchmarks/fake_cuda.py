@@ -229,13 +229,13 @@ class FakeCuda:
         finally:
             self.in_graph = False
 
-    def _adamw(self, *arguments: Any) -> None:
+    def _adamw(self, columns: Any, *, part: int, **how: Any) -> None:
         """AdamW's step; the kernel demands what is asserted here."""
-        columns = arguments[:5]
         assert all(x is None or x.is_contiguous() for column in columns for x in column)
-        assert all(x.dtype == torch.float32 for column in columns[:4] for x in column)
+        assert all(x.dtype == torch.float32 for x in columns[1])
         with torch.inference_mode(False):
-            adamw._plain(*tree_map(_data, arguments))
+            for tensors in zip(*tree_map(_data, columns), strict=True):
+                adamw._short(tensors, part=part, **how)
 
     def _add_gradient(self, grad: Tensor, total: Tensor, fresh: bool) -> Tensor:
         """A gradient added to its sum."""

@@ -94,6 +94,16 @@ SAMPLING: tuple[Range, ...] = (
     ("max_new_tokens", "a whole number >= 1", lambda x: x >= 1),
 )
 
+MAY_CHANGE = {
+    *("run", "model.path", "data.train", "data.test", "rl.steps", "rl.checkpoint_every"),
+    *("watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
+    *("model.memory_gib", "model.activation_checkpointing", "batch.max_tokens", "grade.workers"),
+    *("rollout.cache_gib", "rollout.max_rows", "rollout.sleep", "ranks.gradients"),
+}
+"""What a run that was moved, out of memory, or stopped by a check may be continued with: no part of
+what it computes (on a CPU to the last bit, but for `batch.max_tokens`). Inputs must have the
+digests they had; `rl.steps`, with its schedule, may only grow."""
+
 
 def check(config: Config) -> None:
     """Raise one ValueError with all that is wrong with a config that was built in Python."""
@@ -194,6 +204,11 @@ def _unused(config: Config) -> Rules:
             "prompt.system prompt.template_args prompt.instruction",
             config.prompt.style == "compact",
             'prompt.style = "compact"',
+        ),
+        (
+            "model.optimizer_state",
+            config.model.dtype == "float32",
+            'model.dtype = "float32" (a parameter is its own master)',
         ),
         ("rl.evaluate_every", config.data.test is None, "no data.test"),
         ("rl.from_base", not rl.steps, "rl.steps = 0"),

@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-import msgspec
-from msgspec import field
+from msgspec import Struct, field
 from msgspec.structs import asdict, force_setattr, replace
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all settings: immutable, strict about its fields."""
 
 
@@ -41,12 +40,23 @@ class ModelConfig(Settings):
     """"auto" is CUDA where torch sees it, else the CPU; the choice is printed."""
     kernels: Literal["auto", "torch", "liger", "fused"] = "auto"
     """Of norms, rotation, SwiGLU; "auto" is Liger's on CUDA where it is installed, and printed."""
-    activation_checkpointing: bool | Literal["selective"] = False
-    """Recompute activations in backward; "selective" keeps matrix products and attention."""
+    activation_checkpointing: bool | Literal["selective", "auto"] = "auto"
+    """Recompute activations in backward; "selective" keeps matrix products and attention; "auto":
+    as little as the plan has room for, and printed."""
+    optimizer_state: Literal["fp32", "split", "short"] = "fp32"
+    """Masters and moments, for bfloat16: 12 bytes a parameter; "split" keeps of a master what its
+    weight does not hold, exactly, 10; "short" also rounds moments to bfloat16, 6."""
     threads: int | None = None
     """CPU threads of torch; absent: torch's own choice."""
     memory_gib: float | None = None
     """Memory to plan for, in GiB; absent: the device's. For --dry-run, 141 on cuda is an H200."""
+
+
+class RanksConfig(Settings):
+    """How several ranks, which torchrun starts, share the work."""
+
+    gradients: Literal["whole", "dealt"] = "whole"
+    """Fp32 gradients on each rank: whole, or 1/N of them, reduced in every micro-batch."""
 
 
 class DataConfig(Settings):
@@ -344,6 +354,7 @@ class Config(Settings):
         temperature=0.7, top_p=0.8, top_k=20, max_new_tokens=16384
     )
     model: ModelConfig = ModelConfig()
+    ranks: RanksConfig = RanksConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
     grade: GradeConfig = GradeConfig()
@@ -387,14 +398,3 @@ class Config(Settings):
         by_sft = bool(self.sft.epochs) and self.sft.data not in ("rft", "prefix")
         by_rl = self.rl.hint != "off" or (self.rl.steps > 0 and self.rl.credit.process != "none")
         return self.needs_interventions or by_sft or by_rl
-
-
-MAY_CHANGE = {
-    *("run", "model.path", "data.train", "data.test", "rl.steps", "rl.checkpoint_every"),
-    *("watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
-    *("model.memory_gib", "model.activation_checkpointing", "batch.max_tokens", "grade.workers"),
-    *("rollout.cache_gib", "rollout.max_rows", "rollout.sleep"),
-}
-"""What a run that was moved, out of memory, or stopped by a check may be continued with: no part of
-what it computes (on a CPU to the last bit, but for `batch.max_tokens`). Inputs must have the
-digests they had; `rl.steps`, with its schedule, may only grow."""

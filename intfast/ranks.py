@@ -31,34 +31,18 @@ class Lost(RuntimeError):
     """Another rank ended, or did not come to where this one waits."""
 
 
-class Dealt(NamedTuple):
-    """A tensor of which each rank holds a part, as checkpoints take tensors."""
+class Part(NamedTuple):
+    """A tensor in a checkpoint, or to be put into one, that is made when it is asked for."""
 
-    part: Tensor
+    make: Callable[[], Tensor]
+    """To be written: this rank's part, flat where there are several. Read: the whole."""
     shape: torch.Size
-    ranks: Ranks
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the whole."""
-        return self.part.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Those of the whole."""
-        return self.part.nbytes * self.ranks.world
-
-    def element_size(self) -> int:
-        """Bytes of a number."""
-        return self.part.element_size()
-
-    def isfinite(self) -> Tensor:
-        """Of the own part."""
-        return self.part.isfinite()
+    """Of the whole."""
+    dtype: torch.dtype
 
     def detach(self) -> Tensor:
-        """The whole tensor on rank 0, the own part elsewhere; every rank must ask for it."""
-        return self.ranks.whole(self.part, self.shape)
+        """Made now, as a tensor gives itself."""
+        return self.make()
 
 
 class Ranks:
@@ -250,6 +234,12 @@ def launched() -> Ranks:
     return Ranks(*(int(os.environ[name]) for name in names))
 
 
+def require_one() -> None:
+    """Raise Refused where torchrun started several: for commands that are of one process."""
+    if (num := launched().world) > 1:
+        raise Refused(f"this command is of one process, got {num} ranks; start it without torchrun")
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """This process works as if there were no other, while inside."""
@@ -265,7 +255,7 @@ def alone() -> Iterator[None]:
 def joined(device: Callable[[], torch.device], watchdog_s: float) -> Iterator[Ranks]:
     """The world that torchrun started, while inside; nothing at all where there is one rank.
 
-    device  of this rank: asked for before the others are waited for
+    device  of this rank, or what it raises: Refused on all ranks, with the words of each, once
     """
     global _now
     found = launched()
@@ -275,16 +265,30 @@ def joined(device: Callable[[], torch.device], watchdog_s: float) -> Iterator[Ra
     import torch
     import torch.distributed as distributed
 
-    where, limit = device(), timedelta(seconds=2 * watchdog_s or NEVER_S)
+    where, fault = None, ""
+    try:
+        where = device()
+    except (ValueError, RuntimeError) as error:
+        fault = str(error)
+    limit = timedelta(seconds=2 * watchdog_s or NEVER_S)
     if found.neighbours == found.world:
         # One machine: no other can reach what listens here.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    # Before there is a group, which would need the device.
+    store, rank, world = next(distributed.rendezvous("env://", timeout=limit))
+    store.set(f"fault/{rank}", fault)
+    faults = [store.get(f"fault/{number}").decode() for number in range(world)]
+    if any(faults):
+        same = faults[0] if len({*faults}) == 1 else ""
+        said = [f"rank {number}: {text}" for number, text in enumerate(faults) if text]
+        raise Refused(same or "\n".join(said))
+    options = {"store": store, "rank": rank, "world_size": world, "timeout": limit}
     if where.type == "cuda":
         torch.cuda.set_device(where)
-        distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=limit, device_id=where)
+        distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=where, **options)
     else:
-        distributed.init_process_group("gloo", timeout=limit)
+        distributed.init_process_group("gloo", **options)
     _now = found
     try:
         yield found

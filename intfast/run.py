@@ -76,12 +76,12 @@ class Run:
             self.restore(found[1])
         self.changed(name)
 
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+    def restore(self, tensors: dict[str, checkpoint.Stored]) -> None:
         """Copy the model tensors of a checkpoint into the parameters."""
         with torch.no_grad():
             for name, parameter in self.decoder.named_parameters():
                 # In place: vLLM, or the engine here, holds these very tensors.
-                parameter.copy_(tensors[f"model.{name}"])
+                parameter.copy_(tensors[f"model.{name}"].detach())
 
     @contextmanager
     def updating(self) -> Iterator[None]:
@@ -126,7 +126,6 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
         torch.set_num_threads(config.model.threads)
     # Together, since they share one set of weights.
     decoder, engine, choice = start(config, path, device)
-    decoder.activation_checkpointing = config.model.activation_checkpointing
     # From here on there are processes and locks: all of them are closed again.
     grade = config.grade
     with (
@@ -162,6 +161,7 @@ def _announce(run: Run, about: dict[str, Any]) -> None:
         f"{about['num_parameters']:,} parameters, {run.config.model.dtype} on {about['device']}, "
         f"{about['threads']} threads, engine {about['engine']} ({about['engine_reason']}), "
         f"kernels {about['kernels']} ({about['kernels_reason']}), {about['bits']}, "
+        f"activation checkpointing {str(about['activation_checkpointing']).lower()}, "
         f"ranks {about['ranks']}, run folder {folder.path}"
         + (" (continues)" if folder.resumed else "")
     )
@@ -185,6 +185,7 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         "engine_reason": choice.reason,
         "kernels": choice.kernels,
         "kernels_reason": choice.kernels_reason,
+        "activation_checkpointing": run.decoder.activation_checkpointing,
         "bits": choice.bits,
         "bits_hold": choice.bits_hold,
         "seed": config.seed,

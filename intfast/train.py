@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from intfast import checks, cli, ranks
-from intfast.config import MAY_CHANGE
 from intfast.state.command import outcome, say
 
 USAGE = """\
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str]) -> int:
 
     with outcome("the same command continues this run", goes_on=not dry_run) as ended:
         config = cli.load(words[0], words[1:])
-        checks.check_paths(config)
+        if dry_run or ranks.launched().world == 1:
+            checks.check_paths(config)
         if dry_run:
             from intfast import plan
 
@@ -58,14 +59,15 @@ def main(arguments: Sequence[str]) -> int:
                 plan.show(config, num=world, words=words)
         else:
             # Here, so that a wrong setting is refused before torch is loaded.
-            from functools import partial
-
             from intfast import pipeline
             from intfast.engine.device import pick_device
             from intfast.run import open_run
             from intfast.study import finish
 
-            device = partial(pick_device, config)
+            def device() -> Any:
+                checks.check_paths(config)  # each rank its own, and one message of all
+                return pick_device(config)
+
             with (
                 ranks.joined(device, config.watchdog_s),
                 open_run(config) as run,
@@ -86,10 +88,10 @@ def _world(arguments: Sequence[str]) -> tuple[int, list[str]]:
 
 def _help(parts: Sequence[str]) -> int:
     try:
-        texts = [cli.explain(MAY_CHANGE, part) for part in parts]
+        texts = [cli.explain(checks.MAY_CHANGE, part) for part in parts]
     except ValueError as error:
         return say(f"error: {error}", 2)
-    return say("\n\n".join(texts) or USAGE + "\n" + cli.explain(MAY_CHANGE))
+    return say("\n\n".join(texts) or USAGE + "\n" + cli.explain(checks.MAY_CHANGE))
 
 
 if __name__ == "__main__":

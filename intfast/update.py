@@ -51,10 +51,8 @@ class Stage:
     def __enter__(self) -> Stage:
         run, folder = self.run, self.run.stage_folder(self.name)
         found = checkpoint.latest(folder, run.metrics.say)
-        # On a CPU a thread that hashes would take a core from the steps; what is dealt to ranks
-        # becomes whole as it is written, by all of them.
-        beside = run.device.type == "cuda" and ranks.now().world == 1
-        self.saver = Saver(folder, beside=beside)
+        # On a CPU a thread that hashes would take a core from the steps.
+        self.saver = Saver(folder, beside=run.device.type == "cuda")
         if found is None:
             run.hold(self.initial)
         else:
@@ -62,7 +60,11 @@ class Stage:
         # Nobody may take these weights for those of a finished stage, an evaluation least of all.
         run.changed(f"{self.name} in training")
         # After the weights: fp32 masters are made from what the parameters hold now.
-        self.optimizer = Optimizer(run.decoder.named_parameters(), self.config, self.total_updates)
+        self.optimizer = Optimizer(
+            run.decoder.named_parameters(), self.config, self.total_updates,
+            state=run.config.model.optimizer_state,
+            dealt=run.config.ranks.gradients == "dealt",
+        )  # fmt: skip
         if found is not None:
             self.step, tensors, state = found
             moments = {
@@ -116,7 +118,9 @@ class Stage:
             self.run.metrics.say(f"{self.name}: stopped; {kept}")
         # Its hooks would feed the next optimizer of the same parameters.
         self.optimizer.close()
-        self.saver.check(wait=True)
+        if kind is None or ranks.now().world == 1:
+            # Where one rank fails the others are elsewhere, and none can wait for all.
+            self.saver.check(wait=True)
         if kind is None:
             self.run.changed(self.name)
 
@@ -155,8 +159,11 @@ def update(stage: Stage, packed: Packed, divisor: float, loss_of: LossOf) -> dic
         loss_sum, stats = loss_of(hidden_ND, decoder.head_weight_VD, batch)
         # Divided before the sum over micro-batches, not by the number of them: their sizes differ.
         (loss_sum / divisor).backward()
+        stage.optimizer.meet()
         # Stays on the device: reading it here would wait once a micro-batch.
         made.append(stats)
+    for _ in range(max(map(len, shares)) - len(made)):
+        stage.optimizer.meet()  # in the micro-batches that others have more
     total: loss.Stats | None = None
     for stats in ranks.now().collect(shares, made):
         total = loss.merge_stats(total, stats)

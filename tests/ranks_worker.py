@@ -18,17 +18,21 @@ from types import SimpleNamespace
 
 import small_run
 import torch
+from test_memory import measured_peak
+from tiny import config_dict
 
 from benchmarks.quickstart_task import base
 from intfast import cli, intake, loss, parity, pipeline, ranks, rl, train, update
 from intfast.batch import pack
 from intfast.config import BatchConfig, OptimConfig
+from intfast.engine import memory
 from intfast.model import optim
 from intfast.model.decoder import Architecture, Decoder
 from intfast.records import Example, Problem
 from intfast.run import open_run
-from intfast.state import interrupt, runfolder
+from intfast.state import checkpoint, interrupt, runfolder
 from intfast.state.metrics import make_console
+from intfast.state.saver import Saver
 from intfast.study import finish
 
 CONFIG = Path(__file__).parents[1] / "configs/quickstart_short.toml"
@@ -91,10 +95,22 @@ def plant(fault: str) -> None:
 # --- updates, against one process --------------------------------------------------------------
 
 
-def updates(dtype: torch.dtype, poison: float = 0.0) -> tuple[dict[str, torch.Tensor], list[dict]]:
+def stage_of(decoder: Decoder, optimizer: optim.Optimizer) -> SimpleNamespace:
+    """What an update needs of a stage."""
+    engine = SimpleNamespace(weights_changed=lambda: None)
+    opened = SimpleNamespace(
+        decoder=decoder, device=torch.device("cpu"), sampler=SimpleNamespace(engine=engine)
+    )
+    return SimpleNamespace(run=opened, optimizer=optimizer, name="test")
+
+
+def updates(
+    dtype: torch.dtype, poison: float = 0.0, **how: object
+) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """(masters and weights, rows) after three updates of a random model, clipped and decaying.
 
     poison  is added to the loss of the micro-batch that begins with the second sequence
+    how     options of the optimizer
     """
 
     def loss_of(hidden_ND, head_VD, batch):
@@ -108,12 +124,8 @@ def updates(dtype: torch.dtype, poison: float = 0.0) -> tuple[dict[str, torch.Te
     base.initialise(decoder, 0)
     decoder.to(dtype)
     config = OptimConfig(lr=0.005, weight_decay=0.5, max_grad_norm=0.1, schedule="constant")
-    optimizer = optim.Optimizer(decoder.named_parameters(), config, 3)
-    engine = SimpleNamespace(weights_changed=lambda: None)
-    opened = SimpleNamespace(
-        decoder=decoder, device=torch.device("cpu"), sampler=SimpleNamespace(engine=engine)
-    )
-    stage = SimpleNamespace(run=opened, optimizer=optimizer, name="test")
+    optimizer = optim.Optimizer(decoder.named_parameters(), config, 3, **how)
+    stage = stage_of(decoder, optimizer)
     draw, rows = torch.Generator().manual_seed(1), []
     for _ in range(3):
         # Of different lengths, so that not every rank has as many.
@@ -124,7 +136,10 @@ def updates(dtype: torch.dtype, poison: float = 0.0) -> tuple[dict[str, torch.Te
     state = sum(t.nbytes for t in optimizer._state().values())
     rows[0]["state"] = state / sum(p.numel() for p in decoder.parameters())
     tensors, _ = optimizer.state_tensors()
-    found = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    found = {
+        name: torch.cat(ranks.now().gather(tensor.detach().clone())).view(tensor.shape)
+        for name, tensor in tensors.items()
+    }
     found |= {f"model.{name}": p.detach().clone() for name, p in decoder.named_parameters()}
     optimizer.close()
     return found, rows
@@ -136,11 +151,7 @@ def distance(found, truth, counted=("grad_norm", "loss")) -> dict[str, float]:
     # A 16-bit weight may round the other way; its master tells.
     kept = [n for n in expected if expected[n].dtype == torch.float32]
     kept = [n for n in kept if n.startswith(("model.", "master."))]
-    gaps = [
-        float((tensors[n] - expected[n]).abs().max() / expected[n].abs().max())
-        for n in kept
-        if tensors[n].shape == expected[n].shape  # parts, on other ranks than the first
-    ]
+    gaps = [float((tensors[n] - expected[n]).abs().max() / expected[n].abs().max()) for n in kept]
     model = {n: t.double().sum().item() for n, t in tensors.items() if n.startswith("model.")}
     first, *others = ranks.now().gather(model)
     return {
@@ -175,6 +186,71 @@ def decay_by_part() -> None:
     sound = optim.Optimizer
     changed.back = lambda: setattr(optim, "Optimizer", sound)
     optim.Optimizer = space["Optimizer"]
+
+
+def parted() -> None:
+    """Let the ranks of a dealt gradient round each for itself where squares are short."""
+    sound = optim.adamw
+    changed.back = lambda: setattr(optim, "adamw", sound)
+    optim.adamw = lambda *columns, part, **how: sound(*columns, part=0, **how)
+
+
+def memory_of(folder: Path) -> dict[str, list[float]]:
+    """Setting -> [bytes by the plan, at most] of an update: optimizer, gradients, micro-batch."""
+    shape = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 768, "head_dim": 32}
+    shape |= {"num_hidden_layers": 6, "max_position_embeddings": 512}
+    architecture = Architecture.from_hf(config_dict("qwen3", **shape))
+    made = [Example(token_ids=[5] * 65, weights=[0.0] + [1.0] * 64) for _ in range(4)]
+    packed = pack(made, BatchConfig(max_tokens=65))
+    found = {}
+    for words in (
+        [],
+        ["ranks.gradients=dealt"],
+        ["model.dtype=float32", "ranks.gradients=dealt"],
+        ["model.optimizer_state=split", "ranks.gradients=dealt"],
+        ["model.optimizer_state=short", "ranks.gradients=dealt"],
+    ):
+        words = ["model.dtype=bfloat16", "model.activation_checkpointing=false", *words]
+        words.append(f"run={folder}")
+        config = cli.load(str(CONFIG), words)
+        target = memory.Target("cpu", "native", 2**40, 2**40, ranks.now().world)
+        plan = memory.Plan(config, architecture, target).changed("batch.max_tokens", 65)
+        named = ("fp32 masters", "AdamW", "gradients", "a micro-batch")
+        planned = sum(item.training for item in plan.items() if item.what.startswith(named))
+        decoder = Decoder(architecture, getattr(torch, config.model.dtype))
+        for parameter in decoder.parameters():
+            parameter.data.normal_(0, 0.02)
+
+        def work(decoder=decoder, config=config) -> None:
+            optimizer = optim.Optimizer(
+                decoder.named_parameters(), OptimConfig(), 3,
+                state=config.model.optimizer_state, dealt=config.ranks.gradients == "dealt",
+            )  # fmt: skip
+            for _ in range(2):
+                update.update(stage_of(decoder, optimizer), packed, 1.0, loss.sft_loss)
+
+        found[" ".join(words[2:-1]) or "whole"] = [planned, measured_peak(work)]
+    return found
+
+
+def saved_beside(folder: Path) -> bool:
+    """Whether ranks that write in a thread leave what was there when they were asked to."""
+    decoder = Decoder(Architecture.from_hf(small_run.MODEL), torch.bfloat16)
+    base.initialise(decoder, 0)
+    optimizer = optim.Optimizer(decoder.named_parameters(), OptimConfig(), 3, state="split")
+    saver, model = Saver(folder, beside=True), dict(decoder.named_parameters())
+    want = {name: p.detach().clone() for name, p in model.items()}
+    saver.save(1, model | optimizer.state_tensors()[0], {"step": 1})
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+    assert not list(folder.glob("step-*"))  # a checkpoint only where all say so
+    while saver._writing is not None:
+        saver.check()
+    optimizer.close()
+    _, found, state = checkpoint.latest(folder, print)
+    same = all(torch.equal(found[name].detach(), tensor) for name, tensor in want.items())
+    return same and state == {"step": 1}
 
 
 MUTANTS = {
@@ -237,10 +313,25 @@ def world(folder: Path) -> None:
             mutate()
             found["mutants"][f"{name}, {dtype}"] = distance(updates(dtype), truth)
             changed.back()
+    narrow = torch.bfloat16
+    for state in ("fp32", "split", "short"):
+        with ranks.alone():
+            truth = updates(narrow, state=state)
+        made = updates(narrow, state=state, dealt=True)
+        found["updates"][f"dealt, {state}"] = distance(made, truth)
+        found["state"] += [made[1][0]["state"], truth[1][0]["state"]]
+    MUTANTS["no reduce"]()
+    found["mutants"]["no reduce, dealt"] = distance(updates(narrow, dealt=True), truth)
+    changed.back()
+    parted()
+    found["apart"] = [distance(updates(narrow, state="short", dealt=True), made, ())["weights"]]
+    changed.back()
+    found["memory"] = ranks.now().gather(memory_of(folder))
+    found["beside"] = saved_beside(folder / "beside")
     with ranks.alone():
         still = updates(torch.float32, float("nan"))
     found["skipped"] = distance(updates(torch.float32, float("nan")), still, ())
-    causes = [row.get("cause") for row in updates(torch.float32, float("nan"))[1]]
+    causes = [row.get("cause") for row in updates(torch.float32, float("nan"), dealt=True)[1]]
     found["causes"] = [*ranks.now().gather(causes), [row["cause"] for row in still[1]]]
     # A rank alone, in the midst of several.
     found["first"] = ranks.now().gather(ranks.now().first(lambda: ranks.now().world))

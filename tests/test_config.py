@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from intfast import checks, cli
+from intfast.checks import MAY_CHANGE
 from intfast.config import (
-    MAY_CHANGE,
     SAMPLED,
     Config,
     DataConfig,
@@ -320,7 +320,9 @@ def test_a_foreign_section_gets_a_near_one_or_the_list(tmp_path, name, near):
     with pytest.raises(ValueError) as caught:
         cli.load(file)
     (line,) = str(caught.value).splitlines()[1:]
-    sections = "sampling, model, data, prompt, grade, rollout, attempts, intervene, batch, sft, rl"
+    sections = (
+        "sampling, model, ranks, data, prompt, grade, rollout, attempts, intervene, batch, sft, rl"
+    )
     remedy = f"did you mean {near}?" if near else f"known here: {sections}, parity, evaluate"
     assert line.startswith(f"  {name}: unknown setting; {remedy}")
 

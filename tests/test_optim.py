@@ -225,8 +225,64 @@ def test_non_finite_gradient_changes_nothing_and_is_counted(monkeypatch, dtype, 
         skip()
 
 
+def test_split_masters_are_todays_masters_over_many_steps():
+    """The same gradients: the same masters and moments, saved as the same tensors."""
+    found = []
+    for state in ("fp32", "split"):
+        model = small_model(torch.bfloat16)
+        config = OptimConfig(lr=3e-3, weight_decay=0.1)
+        optimizer = Optimizer(model.named_parameters(), config, 400, state=state)
+        drawn = torch.Generator().manual_seed(0)
+        for _ in range(400):
+            for parameter in model.parameters():
+                grad = torch.randn(parameter.shape, generator=drawn).bfloat16()
+                (parameter * grad).sum().backward()
+            optimizer.step()
+        tensors, _ = optimizer.state_tensors()
+        found.append({name: tensor.detach().clone() for name, tensor in tensors.items()})
+        if state == "split":
+            held = [tensor.nbytes for tensor in optimizer._state().values()]
+            assert sum(held) == 10 * sum(p.numel() for p in model.parameters())
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_halves_of_fp16_are_refused():
+    with pytest.raises(ValueError, match=r"0\.weight: expected bfloat16.*float16; use model"):
+        Optimizer(small_model(torch.float16).named_parameters(), FLAT, 1, state="split")
+
+
+def test_whatever_state_reads_what_another_saved():
+    """Masters are saved in fp32: only moments have to be as wide."""
+    saved = {}
+    for state in ("fp32", "split"):
+        model = small_model(torch.bfloat16)
+        optimizer = Optimizer(model.named_parameters(), FLAT, 9, state=state)
+        if saved:
+            optimizer.load_state_tensors(*saved["fp32"])
+        for step in range(3):
+            backward(model, step)
+            optimizer.step()
+        tensors, counters = optimizer.state_tensors()
+        saved[state] = {k: x.detach().clone() for k, x in tensors.items()}, counters
+    back = Optimizer(small_model(torch.bfloat16).named_parameters(), FLAT, 9)
+    back.load_state_tensors(*saved["split"])
+    made = back.state_tensors()[0]
+    assert all(torch.equal(made[name], tensor) for name, tensor in saved["split"][0].items())
+    assert back.num_steps == 6
+    short = Optimizer(small_model(torch.bfloat16).named_parameters(), FLAT, 9, state="short")
+    with pytest.raises(ValueError, match=r"first .'exp_avg"):
+        short.load_state_tensors(*saved["split"])
+
+
+@pytest.mark.parametrize("state", ["split", "short"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_resume_is_bitwise_equal_to_an_uninterrupted_run(dtype):
+def test_resume_with_less_in_memory_is_bitwise_equal(dtype, state):
+    test_resume_is_bitwise_equal_to_an_uninterrupted_run(dtype, state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resume_is_bitwise_equal_to_an_uninterrupted_run(dtype, state="fp32"):
     config = OptimConfig(lr=0.02, warmup_ratio=0.2, weight_decay=0.1)
 
     def train(model, optimizer, steps):
@@ -235,27 +291,27 @@ def test_resume_is_bitwise_equal_to_an_uninterrupted_run(dtype):
             optimizer.step()
 
     whole = small_model(dtype)
-    reference = Optimizer(whole.named_parameters(), config, total_steps=9)
+    reference = Optimizer(whole.named_parameters(), config, 9, state=state)
     train(whole, reference, range(9))
 
     first = small_model(dtype)
-    optimizer = Optimizer(first.named_parameters(), config, total_steps=9)
+    optimizer = Optimizer(first.named_parameters(), config, 9, state=state)
     train(first, optimizer, range(4))
     tensors, counters = optimizer.state_tensors()
-    saved = {name: value.clone() for name, value in tensors.items()}
+    saved = {name: value.detach().clone() for name, value in tensors.items()}
     counters = json.loads(json.dumps(counters))
 
     second = small_model(dtype, seed=1)
     if dtype == torch.float32:
         second.load_state_dict(first.state_dict())
-    resumed = Optimizer(second.named_parameters(), config, total_steps=9)
+    resumed = Optimizer(second.named_parameters(), config, 9, state=state)
     resumed.load_state_tensors(saved, counters)
     train(second, resumed, range(4, 9))
     for left, right in zip(weights(whole), weights(second), strict=True):
         assert torch.equal(left, right)
     left, right = reference.state_tensors(), resumed.state_tensors()
     assert left[1] == right[1] == {"num_steps": 9, "num_skipped": 1, "skipped_in_a_row": 0}
-    assert all(torch.equal(left[0][name], right[0][name]) for name in left[0])
+    assert all(torch.equal(left[0][n].detach(), right[0][n].detach()) for n in left[0])
 
 
 def test_foreign_state_is_refused_before_any_change():

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import harness
 
-NOT_CAMPAIGNS = ("__init__", "__main__")
+NOT_CAMPAIGNS = ("__init__", "__main__", "kill_ranks")
 
 
 def names() -> list[str]:
@@ -36,21 +36,24 @@ def main() -> int:
     parser.add_argument("name", choices=names())
     parser.add_argument("--trials", type=int, help="default: that of the campaign")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1, help="of a killed run (2: kill alone)")
     parser.add_argument(
         "--results", type=Path, default=harness.RESULTS, help="folder (%(default)s)"
     )
     args = parser.parse_args()
-    campaign = importlib.import_module(f"benchmarks.reliability.{args.name}")
+    if args.ranks > 1 and args.name != "kill":
+        parser.error(f"--ranks: expected 1 for {args.name}, got {args.ranks}; only kill has ranks")
+    module = "kill_ranks" if args.ranks > 1 else args.name
+    campaign = importlib.import_module(f"benchmarks.reliability.{module}")
     args.trials = args.trials or campaign.TRIALS
     args.device = "cpu"
     start = time.perf_counter()
-    figures = campaign.run(args.trials, args.seed)
+    more = (args.ranks,) if args.ranks > 1 else ()
+    figures = campaign.run(args.trials, args.seed, *more)
     for key, value in figures.items():
         print(f"  {key}: {value}")
     row = {"figures": figures | {"seconds": round(time.perf_counter() - start, 1)}}
-    harness.append(
-        f"reliability/{args.name}", row, args, program="python -m benchmarks.reliability"
-    )
+    harness.append(f"reliability/{module}", row, args, program="python -m benchmarks.reliability")
     return 0 if figures["passed"] and figures["control_failed"] else 1
 
 

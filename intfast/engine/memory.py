@@ -71,6 +71,16 @@ def num_parameters(architecture: Architecture) -> int:
     return sum(parameter.numel() for parameter in decoder.parameters())
 
 
+@functools.cache
+def largest_layer(architecture: Architecture) -> int:
+    """Parameters of the largest layer, or of the table of tokens."""
+    found: dict[str, int] = {}
+    for name, p in Decoder(architecture, torch.float32, "meta").named_parameters():
+        key = ".".join(name.split(".")[:3])
+        found[key] = found.get(key, 0) + p.numel()
+    return max(found.values())
+
+
 def layer_numbers(architecture: Architecture) -> int:
     """Numbers that one layer keeps for its backward pass, per token.
 
@@ -98,12 +108,31 @@ class Plan:
     """What a run of `config` needs on `target`, line by line, and whether it fits."""
 
     def __init__(self, config: Config, architecture: Architecture, target: Target) -> None:
-        self.config, self.architecture, self.target = config, architecture, target
+        self.architecture, self.target = architecture, target
+        self.config = config = self._with_checkpointing(config)
         self.dtype = getattr(torch, config.model.dtype)
         self.width = self.dtype.itemsize
         self.context = config.rollout.context or architecture.max_positions
         # The CPU paths of the ops widen the factors of their products.
         self.widens = target.kind == "cpu" and self.width < 4
+
+    def _with_checkpointing(self, config: Config) -> Config:
+        """With a value in place of "auto": the least recomputation that the device has room for.
+
+        It leaves the engine half of the keys and values that it has with the most, or more. As in
+        `cache_bytes`, the whole device counts.
+        """
+        if config.model.activation_checkpointing != "auto":
+            return config
+        found = []
+        for how in (True, "selective", False):
+            chosen = replace(config, model=replace(config.model, activation_checkpointing=how))
+            found.append(Plan(chosen, self.architecture, self.target))
+        least = found[0].cache_bytes() / 2
+        for plan in (found[2], found[1]):
+            if plan.left(self.target.total) >= 0 and plan.cache_bytes() >= least:
+                return plan.config
+        return found[0].config
 
     def changed(self, path: str, value: Any) -> Plan:
         """The plan with another value of `section.name`."""
@@ -117,9 +146,14 @@ class Plan:
         """The plan, line by line."""
         config, target = self.config, self.target
         num, width = num_parameters(self.architecture), self.width
-        # Every rank has the whole weights and gradients, and a part of the optimizer's state.
+        # Every rank has the whole weights, and a part of the optimizer's state.
         part, said = num // target.ranks, f", 1/{target.ranks}" if target.ranks > 1 else ""
-        masters = 4 * part if width < 4 else 0
+        state = config.model.optimizer_state if width < 4 else "fp32"
+        masters = {"fp32": 4}.get(state, 2) * part if width < 4 else 0
+        # Of dealt gradients there are the own parts, and the largest layer before it is dealt.
+        is_dealt = config.ranks.gradients == "dealt" and target.ranks > 1
+        gradients = 4 * (part + largest_layer(self.architecture) if is_dealt else num)
+        moments = (4 if state == "short" else 8) * part
         overhead = OVERHEAD[target.kind, target.engine]
         # Journals stay on the disk; in host memory are the samples that are not written yet.
         longest = max(sampling.max_new_tokens for _, sampling in self.requests())
@@ -128,9 +162,9 @@ class Plan:
         cache = self.cache_bytes()
         items = [
             Item(f"weights, {config.model.dtype}, once", num * width, num * width),
-            Item(f"fp32 masters{said}", masters, masters),
-            Item(f"AdamW moments, fp32{said}", 8 * part, 8 * part),
-            Item("gradients, fp32", 4 * num, 0),
+            Item(f"fp32 masters{', split' * (state != 'fp32')}{said}", masters, masters),
+            Item(f"AdamW moments, {'bf16' if state == 'short' else 'fp32'}{said}", *2 * [moments]),
+            Item(f"gradients, fp32{said * is_dealt}", gradients, 0),
             Item(trained, self.micro_batch(), 0),
             Item(f"prompts and sampling of {config.rollout.max_rows:,} rows", 0, self.sampling()),
             Item(f"{CHUNK_SAMPLES:,} samples, before they are on the disk", 0, drawn),
@@ -279,7 +313,7 @@ class Plan:
             rows //= 2
         is_long, is_vllm = config.batch.max_tokens > tokens, self.target.engine == "vllm"
         # The least recomputation that is enough.
-        kept = "model.activation_checkpointing"
+        kept, state = "model.activation_checkpointing", "model.optimizer_state"
         wanted = {
             kept: "selective" if self.changed(kept, "selective").fits() else True,
             "batch.max_tokens": (self.largest_batch(tokens) or tokens) if is_long else None,
@@ -287,16 +321,27 @@ class Plan:
             "rollout.max_rows": rows,
             "rollout.sleep": True,
             "rollout.cache_gib": "auto",
+            "ranks.gradients": "dealt" if self.target.ranks > 1 else None,
             "model.dtype": "bfloat16",
+            state: "split" if self.changed(state, "split").fits() else "short",
         }
         wanted = {k: v for k, v in wanted.items() if v not in (None, attrgetter(k)(config))}
         # JSON and TOML write these values the same way.
         said = {path: f"{path} = {json.dumps(value)}" for path, value in wanted.items()}
         enough = [path for path, value in wanted.items() if self.changed(path, value).fits()]
-        return [f"fits with {said[path]}" for path in enough] or [
-            *(f"helps, but alone is not enough: {text}" for text in said.values()),
-            "a smaller model (model.path), shorter samples (max_new_tokens), or a larger device",
-        ]
+        if enough:
+            return [f"fits with {said[path]}" for path in enough]
+        lines = [f"helps, but alone is not enough: {text}" for text in said.values()]
+        planned, used = self, []
+        for path, value in wanted.items():
+            changed = planned.changed(path, value)
+            # Without what the others leave no use for.
+            if sum(changed.peaks()) < sum(planned.peaks()):
+                planned, used = changed, [*used, said[path]]
+            if planned.fits():
+                return [*lines, f"fits with {', '.join(used)} together"]
+        last = "a smaller model (model.path), shorter samples (max_new_tokens), or a larger device"
+        return [*lines, last]
 
     def largest_batch(self, least: int) -> int | None:
         """The largest `batch.max_tokens` that fits, from `least` on in steps of 1,024; or None."""

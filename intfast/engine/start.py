@@ -44,9 +44,11 @@ def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, 
         from intfast.engine import vllm_start
 
         engine = vllm_start.start(folder, config, device)
+        engine.decoder.activation_checkpointing = config.model.activation_checkpointing
         return engine.decoder, engine, choice
     dtype = getattr(torch, config.model.dtype)
     decoder, _ = weights.load(folder, dtype, device, config.model.kernels)
+    decoder.activation_checkpointing = config.model.activation_checkpointing
     cache = int(config.rollout.cache_gib * memory.GIB)
     native = NativeEngine(decoder, max_rows=rollout.max_rows, max_cache_bytes=cache)
     choice = choice._replace(bits=native.shapes.said, bits_hold=native.shapes.holds)

@@ -5,7 +5,8 @@ fp32; an fp32 parameter is its own master. The storage that the engine reads nev
 step is one pass over masters, moments and gradients (`kernels/adamw.py`).
 
 Of several ranks each has a part of the masters and moments of every parameter. A step: its part of
-the sum of all gradients, AdamW on its part, and every rank's part of the weights in place.
+the sum of all gradients, AdamW on its part, and every rank's part of the weights in place. Where
+gradients are dealt as well, a layer's are reduced to parts as soon as backward has left it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +22,8 @@ from torch import Tensor, nn
 
 from intfast import ranks
 from intfast.config import OptimConfig
-from intfast.kernels.adamw import adamw
-from intfast.kernels.add_gradient import add_gradient
+from intfast.kernels.adamw import adamw, joined, split
+from intfast.model.gradients import Gradients, is_wide
 
 BETAS = (0.9, 0.999)
 """Decays of the two moments."""
@@ -72,11 +74,20 @@ class Optimizer:
     """
 
     def __init__(
-        self, parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, total_steps: int
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        total_steps: int,
+        *,
+        state: str = "fp32",
+        dealt: bool = False,
     ) -> None:
         """parameters: as of `named_parameters()`; those that need no gradient are left alone.
 
-        Raises ValueError on no or repeated parameters, total_steps < 1.
+        state   as `model.optimizer_state`
+        dealt   gradients, to several ranks: then all call `meet` once for every micro-batch of any,
+                behind its backward where they have it
+        raises  ValueError on no or repeated parameters, total_steps < 1, masters of fp16 to split
         """
         if total_steps < 1:
             raise ValueError(
@@ -89,30 +100,35 @@ class Optimizer:
         self.num_skipped = 0
         self._skipped_in_a_row = 0
         self._parameters = _trainable(parameters)
-        self._masters = {name: _master(p) for name, p in self._parameters.items()}
-        self._narrow = [n for n, p in self._parameters.items() if not _is_wide(p)]
-        self._sums: dict[str, Tensor] = {}
-        """Of the gradients of 16-bit parameters, in fp32."""
+        self._narrow = [n for n, p in self._parameters.items() if not is_wide(p)]
+        self._splits, self._is_short = state != "fp32", state == "short"
+        self._masters = {name: self._master(name) for name in self._parameters}
+        self._gradients = Gradients(self._parameters, dealt and ranks.now().world > 1)
+        self.meet = self._gradients.meet
         # Made now and not at the first step, so that memory and the saved names never change.
-        self._means = {name: torch.zeros_like(m) for name, m in self._masters.items()}
-        self._squares = {name: torch.zeros_like(m) for name, m in self._masters.items()}
-        self._grad_squares: dict[str, Tensor] = {}
-        """Sums of squares of the gradients that were added up on CUDA."""
-        self._hooks = [
-            self._parameters[name].register_post_accumulate_grad_hook(self._adding(name))
-            for name in self._narrow
-        ]
+        self._means = {name: self._moment(name) for name in self._parameters}
+        self._squares = {name: self._moment(name) for name in self._parameters}
 
-    def _adding(self, name: str) -> Callable[[Tensor], None]:
-        """A hook that moves a parameter's gradient into its fp32 sum."""
+    def _master(self, name: str) -> Tensor:
+        """The own part: of a wide parameter in its storage, of a 16-bit one in fp32, or split."""
+        own = self._own(name)
+        if name not in self._narrow:
+            return own
+        if not self._splits:
+            return own.float().clone()
+        if own.dtype != torch.bfloat16:
+            raise ValueError(
+                f"{name}: expected bfloat16, whose bits are the upper half of fp32, got {own.dtype}"
+                '; use model.optimizer_state = "fp32"'
+            )
+        return torch.zeros_like(own, dtype=torch.int16)
 
-        def add(parameter: Tensor) -> None:
-            self._sums[name], squares = add_gradient(parameter.grad, self._sums.get(name))
-            if squares is not None:
-                self._grad_squares[name] = squares
-            parameter.grad = None
-
-        return add
+    def _moment(self, name: str) -> Tensor:
+        """Zeros, for the own part."""
+        own = self._own(name)
+        if name not in self._narrow:
+            return torch.zeros_like(own)
+        return torch.zeros_like(own, dtype=torch.bfloat16 if self._is_short else torch.float32)
 
     @torch.no_grad()
     def step(self, *, loss: float = 0.0, diagnose: Callable[[], str] = str) -> StepStats:
@@ -124,9 +140,7 @@ class Optimizer:
         raises          RuntimeError after MAX_SKIPPED skipped steps in a row;
                         ValueError without any gradient
         """
-        grads = self._gradients()
-        if ranks.now().world > 1:
-            grads = self._reduced(grads)
+        grads = self._gradients.own()
         if not grads:
             raise ValueError("step: expected gradients, got none; call backward before step")
         lr = learning_rate(self.num_steps, self.total_steps, self.config)
@@ -152,6 +166,7 @@ class Optimizer:
                 eps=EPS,
                 weight_decay=self.config.weight_decay if decays else 0.0,
                 grad_scale=limit / grad_norm if grad_norm > limit > 0 else 1.0,
+                part=ranks.now().rank,
             )
         for name in grads:
             ranks.now().spread(self._parameters[name].data)
@@ -162,28 +177,10 @@ class Optimizer:
         """This rank's part of a parameter, in its storage."""
         return ranks.now().part(self._parameters[name].data)
 
-    def _gradients(self) -> dict[str, Tensor]:
-        """What the micro-batches of this rank added up to, whole."""
-        found = {name: self._sums.get(name, p.grad) for name, p in self._parameters.items()}
-        return {name: grad for name, grad in found.items() if grad is not None}
-
-    def _reduced(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's parts of the sums over ranks; whole gradients are freed one by one."""
-        # A rank without a micro-batch takes part with zeros, in the order of all.
-        names, found = set().union(*ranks.now().gather([*grads])), {}
-        for name in [name for name in self._parameters if name in names]:
-            whole = grads.pop(name, None)
-            if whole is None:
-                whole = torch.zeros(self._parameters[name].shape, **_like(self._masters[name]))
-            found[name] = ranks.now().reduce(whole)
-            self._parameters[name].grad = self._sums[name] = whole = None
-        self.zero_grad()
-        return found
-
     def _norm(self, grads: dict[str, Tensor]) -> float:
         """The global norm; what the sums of gradients left behind is not computed again."""
-        left = [squares.sum(dtype=torch.float64) for squares in self._grad_squares.values()]
-        rest = [grad for name, grad in grads.items() if name not in self._grad_squares]
+        left = [squares.sum(dtype=torch.float64) for squares in self._gradients.squares.values()]
+        rest = [grad for name, grad in grads.items() if name not in self._gradients.squares]
         if rest:
             left.append(total_norm(rest).square())
         return ranks.now().sum(torch.stack(left).sum()).sqrt().item()
@@ -204,8 +201,11 @@ class Optimizer:
         name = max(bad, key=order.index, default="")
         found = f"loss {loss}, gradient norm {grad_norm}" + (f", first in {name}" if name else "")
         self.zero_grad()
+        # Every rank computes the same micro-batches again: nothing is dealt.
+        dealt, self._gradients.dealt = self._gradients.dealt, False
         with torch.enable_grad():
             origins = ranks.now().gather(diagnose())
+        self._gradients.dealt = dealt
         origin = "; ".join(dict.fromkeys(filter(None, origins)))
         cause = f"{origin} ({found})" if origin else found
         if self._skipped_in_a_row >= MAX_SKIPPED:
@@ -225,31 +225,32 @@ class Optimizer:
 
     def non_finite_gradient(self) -> str:
         """Name of the parameter nearest to the loss whose gradient is not finite; "" for none."""
-        return _first_non_finite(self._gradients())
+        return _first_non_finite(self._gradients.whole())
 
     def zero_grad(self) -> None:
         """Drop all gradients, and their memory."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
-        self._sums, self._grad_squares = {}, {}
+        self._gradients.zero()
 
     def close(self) -> None:
         """Take the hooks off the parameters; the optimizer cannot be used afterwards."""
-        for hook in self._hooks:
-            hook.remove()
-        self.zero_grad()
-        self._hooks, self._parameters, self._masters = [], {}, {}
+        self._gradients.close()
+        self._parameters, self._masters = {}, {}
 
-    def state_tensors(self) -> tuple[dict[str, Tensor | ranks.Dealt], dict[str, int]]:
+    def state_tensors(self) -> tuple[dict[str, Tensor | ranks.Part], dict[str, int]]:
         """(tensors by name, counters): all that an exact resume needs besides the fp32 weights.
 
-        The tensors are the live ones, not copies; the counters are plain JSON. Of several ranks
-        they become whole one by one as they are written, so that any world reads them.
+        The tensors are the live ones, not copies, or what makes the own part of one when it is
+        written: split masters are saved as fp32. The counters are plain JSON.
         """
-        tensors, world = self._state(), ranks.now()
-        if world.world > 1:
-            shapes = {name: self._parameters[name.partition(".")[2]].shape for name in tensors}
-            tensors = {k: ranks.Dealt(t, shapes[k], world) for k, t in tensors.items()}
+        tensors: dict[str, Tensor | ranks.Part] = {}
+        for key, tensor in self._state().items():
+            shape, make = self._parameters[key.partition(".")[2]].shape, tensor.detach
+            if tensor.dtype == torch.int16:
+                make = partial(joined, self._own(key.partition(".")[2]), tensor)
+            if tensor.dtype == torch.int16 or ranks.now().world > 1:
+                dtype = torch.float32 if tensor.dtype == torch.int16 else tensor.dtype
+                tensor = ranks.Part(make, shape, dtype)
+            tensors[key] = tensor
         return tensors, {
             "num_steps": self.num_steps,
             "num_skipped": self.num_skipped,
@@ -282,12 +283,17 @@ class Optimizer:
                 f"{wrong[:3]}; resume with the model and dtype of the checkpoint"
             )
         for name, tensor in self._state().items():
-            tensor.copy_(ranks.now().part(tensors[name]))
+            found = ranks.now().part(tensors[name].detach()).to(tensor.device)
+            if tensor.dtype == torch.int16:
+                split(found, self._own(name.partition(".")[2]), tensor)
+            else:
+                tensor.copy_(found)
         self.num_steps = counters["num_steps"]
         self.num_skipped = counters["num_skipped"]
         self._skipped_in_a_row = counters["skipped_in_a_row"]
         for name in self._narrow:
-            self._own(name).copy_(self._masters[name])
+            if not self._splits:
+                self._own(name).copy_(self._masters[name])
             ranks.now().spread(self._parameters[name].data)
 
 
@@ -323,20 +329,6 @@ def _trainable(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.P
             "parameters: expected one that requires a gradient, got none; unfreeze the model"
         )
     return found
-
-
-def _master(parameter: nn.Parameter) -> Tensor:
-    """The own part: of a wide parameter in its storage, of a 16-bit one in fp32."""
-    own = ranks.now().part(parameter.detach())
-    return own if _is_wide(parameter) else own.float().clone()
-
-
-def _is_wide(parameter: nn.Parameter) -> bool:
-    return parameter.dtype in (torch.float32, torch.float64)
-
-
-def _like(tensor: Tensor) -> dict[str, Any]:
-    return {"dtype": tensor.dtype, "device": tensor.device}
 
 
 def _first_non_finite(grads: dict[str, Tensor]) -> str:

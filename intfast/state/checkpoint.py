@@ -3,17 +3,23 @@
 manifest.json is written last and holds the size and digest of every other file, the step, and a
 digest of itself. The newest checkpoint that agrees with its manifest wins; a damaged one is named
 and passed over.
+
+Several ranks write at once, each its part of every tensor; any number of ranks reads them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -43,39 +49,84 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return hashlib.sha256(bare).hexdigest()
 
 
-def save(
-    stage: Path,
-    step: int,
-    tensors: Mapping[str, Tensor | ranks.Dealt],
-    state: Mapping[str, Any],
-) -> Path:
+Stored = Tensor | ranks.Part
+Wrote = tuple[list[str], dict[str, files.Written]]
+"""What a rank wrote of a checkpoint, or the names of tensors that are not finite."""
+
+
+def save(stage: Path, step: int, tensors: Mapping[str, Stored], state: Mapping[str, Any]) -> Path:
     """Write `stage/step-000020` with these tensors and this JSON state; returns the folder.
 
     Then all but the newest KEEP_LAST whole ones are removed. Raises ValueError when a tensor holds
     a non-finite number: such a state is never saved; RuntimeError when the disk refuses.
     """
-    found = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    bad = [*dict.fromkeys(name for names in ranks.now().gather(found) for name in names)]
+    begin(stage, step)
+    return commit(stage, step, write(stage, step, own(tensors), state))
+
+
+def own(tensors: Mapping[str, Stored]) -> Mapping[str, Stored]:
+    """What this rank saves of tensors that are whole on every rank, or dealt."""
+    world = ranks.now()
+    if world.world == 1:
+        return tensors
+    return {
+        name: ranks.Part(partial(world.part, x), x.shape, x.dtype) if isinstance(x, Tensor) else x
+        for name, x in tensors.items()
+    }
+
+
+def begin(stage: Path, step: int) -> None:
+    """Make the folder that the ranks write into."""
+    files.remove(_aside(stage, step))
+    files.make_folder(_aside(stage, step))
+    ranks.now().agree()
+
+
+def write(stage: Path, step: int, tensors: Mapping[str, Stored], state: Mapping[str, Any]) -> Wrote:
+    """Write the files of this rank, behind `begin`; waits for nobody."""
+    bad = [name for name, tensor in tensors.items() if not tensor.detach().isfinite().all()]
     if bad:
+        return bad, {}
+    world, aside = ranks.now(), _aside(stage, step)
+    name, metadata = _names(world.world)[world.rank], None
+    if world.world > 1:
+        metadata = {"shapes": json.dumps({key: list(x.shape) for key, x in tensors.items()})}
+    found = {name: tensorfile.write(aside / name, tensors, metadata, world.world)}
+    if world.is_main:
+        found[STATE] = files.write(aside / STATE, [msgspec.json.encode(dict(state))])
+    return [], found
+
+
+def commit(stage: Path, step: int, wrote: Wrote) -> Path:
+    """Make what all ranks wrote a checkpoint; see `save`."""
+    bad, entries = [], {}
+    for names, written in ranks.now().gather(wrote):
+        bad += [name for name in names if name not in bad]
+        entries |= {name: _File(*entry) for name, entry in written.items()}
+    aside, folder = _aside(stage, step), stage / f"step-{step:06d}"
+    if bad:
+        files.remove(aside)
         raise ValueError(
             f"checkpoint of step {step}: expected finite tensors, got nan or inf in "
             f"{', '.join(bad[:5])}; lower the learning rate, or continue from the last checkpoint"
         )
-    folder = stage / f"step-{step:06d}"
-    aside = stage / f".{folder.name}.part"
-    files.remove(aside)
-    files.make_folder(aside)
-    written = {
-        TENSORS: tensorfile.write(aside / TENSORS, tensors),
-        STATE: files.write(aside / STATE, [msgspec.json.encode(dict(state))]),
-    }
-    entries = {name: _File(*entry) for name, entry in written.items()}
     manifest = _Manifest(format=FORMAT, step=step, files=entries)
     manifest = msgspec.structs.replace(manifest, sha256=manifest.digest())
     files.write(aside / MANIFEST, [msgspec.json.encode(manifest)])
     files.publish(aside, folder)
     prune(stage, step)
     return folder
+
+
+def _aside(stage: Path, step: int) -> Path:
+    return stage / f".step-{step:06d}.part"
+
+
+def _names(world: int) -> list[str]:
+    """The files of tensors that so many ranks write."""
+    if world == 1:
+        return [TENSORS]
+    return [f"tensors-{rank:02}-of-{world:02}.safetensors" for rank in range(world)]
 
 
 def newest(stage: Path, warn: Callable[[str], None]) -> Path | None:
@@ -98,12 +149,32 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def latest(
     stage: Path, warn: Callable[[str], None]
-) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """(step, tensors, state) of the newest whole checkpoint of a stage, or None."""
+) -> tuple[int, dict[str, Stored], dict[str, Any]] | None:
+    """(step, whole tensors, state) of the newest whole checkpoint of a stage, or None.
+
+    What several ranks wrote is read as each tensor is asked for.
+    """
     folder = newest(stage, warn)
     if folder is None:
         return None
-    return int(folder.name[5:]), load_file(folder / TENSORS), read_state(folder)
+    paths = sorted(folder.glob("tensors*"))
+    tensors = _parts(paths) if len(paths) > 1 else load_file(paths[0])
+    return int(folder.name[5:]), tensors, read_state(folder)
+
+
+def _parts(paths: Sequence[Path]) -> dict[str, Stored]:
+    """The tensors of files that each hold a part of all of them, in order."""
+    opened = [safe_open(path, "pt") for path in paths]
+    dtypes = {name: dtype for dtype, name in tensorfile.NAMES.items()}
+
+    def read(name: str, shape: torch.Size) -> Tensor:
+        return torch.cat([file.get_tensor(name) for file in opened]).view(shape)
+
+    found: dict[str, Stored] = {}
+    for name, sizes in json.loads(opened[0].metadata()["shapes"]).items():
+        shape, dtype = torch.Size(sizes), dtypes[opened[0].get_slice(name).get_dtype()]
+        found[name] = ranks.Part(partial(read, name, shape), shape, dtype)
+    return found
 
 
 def verify(folder: Path) -> str:
@@ -130,7 +201,8 @@ def _read_manifest(folder: Path) -> _Manifest | str:
         return f"{MANIFEST} has another digest"
     if manifest.format != FORMAT:
         return f"{MANIFEST} has format {manifest.format}, this version reads {FORMAT}"
-    if f"step-{manifest.step:06d}" != folder.name or set(manifest.files) != {TENSORS, STATE}:
+    names = {STATE, *_names(len(manifest.files) - 1)}
+    if f"step-{manifest.step:06d}" != folder.name or set(manifest.files) != names:
         return f"{MANIFEST} is of another checkpoint"
     for name, expected in manifest.files.items():
         if not (folder / name).is_file():

@@ -1,8 +1,8 @@
 """Writing so that a kill, a crash or a full disk at any moment leaves the old state or the new.
 
 Every byte that a run must not lose passes through this file. Of several ranks the first alone
-writes; nobody goes on before, and nobody is still reading what was there. Failures of the disk are
-RuntimeErrors that name the file and say what to do.
+writes, but for files that each has for itself; nobody goes on before, and nobody is still reading
+what was there. Failures of the disk are RuntimeErrors that name the file and say what to do.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ def failures_named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write(path: Path, pieces: Iterable[bytes | memoryview]) -> Written:
-    """Write a new file and sync it; the caller syncs or renames its folder."""
-    if not ranks.now().is_main:
-        # Made all the same: a piece of a tensor that is dealt is gathered as it is asked for.
+def write(path: Path, pieces: Iterable[bytes | memoryview], everywhere: bool = False) -> Written:
+    """Write a new file and sync it, or `everywhere` each rank its own; the caller syncs or renames
+    its folder."""
+    if not (everywhere or ranks.now().is_main):
+        # Made all the same: others may wait for this rank as they make a piece.
         for _ in pieces:
             pass
         return Written(0, "")

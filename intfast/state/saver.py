@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intfast import ranks
 from intfast.state import checkpoint
 
 
@@ -19,6 +20,7 @@ class Saver:
 
     beside: the state is copied to host memory, pinned and kept for the next one, and written and
     hashed by a thread while training goes on. A kill then costs the steps since the save before.
+    Of several ranks each copies and writes its parts; `check`, by all, makes them a checkpoint.
     """
 
     def __init__(self, stage: Path, *, beside: bool) -> None:
@@ -27,28 +29,50 @@ class Saver:
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[Any] | None = None
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, tensors: Mapping[str, checkpoint.Stored], state: Mapping[str, Any]
+    ) -> None:
         """Save a step, after the save before has ended; raises what either of them raises."""
         self.check(wait=True)
         if not self.beside:
             checkpoint.save(self.stage, step, tensors, state)
             return
-        for name, tensor in tensors.items():
+        copies: dict[str, checkpoint.Stored] = {}
+        for name, tensor in checkpoint.own(tensors).items():
+            made = tensor.detach()
             if name not in self._copies:
-                copy_of = torch.empty_like(tensor, device="cpu")
-                self._copies[name] = copy_of.pin_memory() if tensor.is_cuda else copy_of
-            self._copies[name].copy_(tensor.detach(), non_blocking=True)
+                copy_of = torch.empty_like(made, device="cpu")
+                self._copies[name] = copy_of.pin_memory() if made.is_cuda else copy_of
+            copies[name] = kept = self._copies[name].copy_(made, non_blocking=True)
+            if isinstance(tensor, ranks.Part):
+                copies[name] = tensor._replace(make=kept.detach)
         # What is computed next waits on the device for these copies; the thread waits here.
         done = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
-        self._writing = self._writer.submit(self._write, done, step, copy.deepcopy(dict(state)))
+        self._step = step
+        if ranks.now().world > 1:
+            checkpoint.begin(self.stage, step)
+        state = copy.deepcopy(dict(state))
+        self._writing = self._writer.submit(self._write, done, step, copies, state)
 
-    def _write(self, done: torch.cuda.Event | None, step: int, state: dict[str, Any]) -> None:
+    def _write(
+        self,
+        done: torch.cuda.Event | None,
+        step: int,
+        copies: Mapping[str, checkpoint.Stored],
+        state: dict[str, Any],
+    ) -> Any:
         if done is not None:
             done.synchronize()
-        checkpoint.save(self.stage, step, self._copies, state)
+        # Several ranks meet where they train, and not in a thread that comes at its own time.
+        write = checkpoint.write if ranks.now().world > 1 else checkpoint.save
+        return write(self.stage, step, copies, state)
 
     def check(self, *, wait: bool = False) -> None:
-        """Raise what the last save raised, once it has ended; `wait` until it has."""
-        if self._writing is not None and (wait or self._writing.done()):
+        """Raise what the last save raised, once it has ended on all ranks; `wait` until it has."""
+        if self._writing is None:
+            return
+        if wait or not ranks.now().agree(not self._writing.done()):
             writing, self._writing = self._writing, None
-            writing.result()
+            wrote = writing.result()
+            if ranks.now().world > 1:
+                checkpoint.commit(self.stage, self._step, wrote)

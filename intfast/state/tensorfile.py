@@ -8,12 +8,14 @@ does, so that every tensor is aligned.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from intfast import ranks
 from intfast.state import files
 
 NAMES = {
@@ -29,29 +31,36 @@ NAMES = {
 
 
 def write(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor | ranks.Part],
+    metadata: Mapping[str, str] | None = None,
+    parts: int = 1,
 ) -> files.Written:
-    """Write and sync a safetensors file; its size and digest."""
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    return files.write(path, _pieces({name: tensors[name] for name in names}, metadata))
+    """Write and sync a safetensors file of this rank; its size and digest.
+
+    parts   how many files share each tensor equally: here is one part, flat
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    pieces = _pieces({name: tensors[name] for name in names}, metadata, parts)
+    return files.write(path, pieces, everywhere=True)
 
 
 def _pieces(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+    tensors: Mapping[str, Tensor | ranks.Part], metadata: Mapping[str, str] | None, parts: int
 ) -> Iterator[bytes | memoryview]:
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
+        size = math.prod(tensor.shape) // parts
+        start, end = end, end + size * tensor.dtype.itemsize
         header[name] = {
             "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
+            "shape": list(tensor.shape) if parts == 1 else [size],
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for tensor in tensors.values():
-        # Of a tensor that is dealt to ranks, this is where it becomes whole.
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         yield memoryview(flat.view(torch.uint8).numpy())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from intfast import checks, cli
+from intfast import checks, cli, ranks
 from intfast.state.command import outcome, say
 from intfast.state.runfolder import PROMPT_TIME, write_json
 from intfast.study import derive
@@ -109,5 +109,6 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or "=" in arguments[0]:
         return say(USAGE, 2)
     with outcome("the same command continues", goes_on=True) as ended:
+        ranks.require_one()
         ablate(cli.expanded(arguments[0]), arguments[1:])
     return ended.code

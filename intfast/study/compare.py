@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from intfast import checks, cli
+from intfast import checks, cli, ranks
 from intfast.config import Config
 from intfast.safe_text import shown
 from intfast.state.command import outcome, say
@@ -287,6 +287,7 @@ def main(arguments: Sequence[str]) -> int:
         return say(USAGE.split("\n\n")[0] + "\n\n--help explains more.", 2)
 
     with outcome("the same command continues this comparison", goes_on=not dry_run) as ended:
+        ranks.require_one()
         plan = read_plan(words)
         checks.check_paths(plan.config("base", plan.seeds[0]))
         from intfast.state.metrics import make_console

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from intfast import cli
+from intfast import cli, ranks
 from intfast.config import GradeConfig
 from intfast.grading.grader import Grader, Submission
 from intfast.prompts import split_steps
@@ -121,6 +121,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--workers", default="2")
     parser.add_argument("--timeout-s", default="5.0")
     with outcome("nothing was graded") as ended:
+        ranks.require_one()
         options = parser.parse_args(arguments)
         config = options.file.with_name("config.toml")
         own = cli.load(config).grade if config.is_file() else GradeConfig()

@@ -21,7 +21,7 @@ import msgspec
 from markupsafe import Markup
 
 import intfast
-from intfast import cli, intervene
+from intfast import cli, intervene, ranks
 from intfast.labels import STARTS
 from intfast.safe_text import shown
 from intfast.state.command import outcome, say
@@ -124,6 +124,7 @@ def main(arguments: Sequence[str]) -> int:
         return say(USAGE, 0 if words else 2)
 
     with outcome("nothing was written") as ended:
+        ranks.require_one()
         name = ""
         if "--out" in words:
             place = words.index("--out")
