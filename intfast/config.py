@@ -49,6 +49,13 @@ class ModelConfig(Settings):
     """Memory to plan for, in GiB; absent: the device's. For --dry-run, 141 on cuda is an H200."""
 
 
+class RanksConfig(Settings):
+    """How the processes of torchrun share the work."""
+
+    tp: int = 1
+    """Of so many, each holds a shard of the model (tensor parallel, with vLLM); 1: the whole."""
+
+
 class DataConfig(Settings):
     """Problems with answers and reference solutions."""
 
@@ -357,6 +364,7 @@ class Config(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     analysis: AnalysisConfig = AnalysisConfig()
     metrics: MetricsConfig = MetricsConfig()
+    ranks: RanksConfig = RanksConfig()
 
     def __post_init__(self) -> None:
         data, model = self.data, self.model
@@ -387,14 +395,3 @@ class Config(Settings):
         by_sft = bool(self.sft.epochs) and self.sft.data not in ("rft", "prefix")
         by_rl = self.rl.hint != "off" or (self.rl.steps > 0 and self.rl.credit.process != "none")
         return self.needs_interventions or by_sft or by_rl
-
-
-MAY_CHANGE = {
-    *("run", "model.path", "data.train", "data.test", "rl.steps", "rl.checkpoint_every"),
-    *("watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
-    *("model.memory_gib", "model.activation_checkpointing", "batch.max_tokens", "grade.workers"),
-    *("rollout.cache_gib", "rollout.max_rows", "rollout.sleep"),
-}
-"""What a run that was moved, out of memory, or stopped by a check may be continued with: no part of
-what it computes (on a CPU to the last bit, but for `batch.max_tokens`). Inputs must have the
-digests they had; `rl.steps`, with its schedule, may only grow."""

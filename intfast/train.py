@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 
 from intfast import checks, cli, ranks
-from intfast.config import MAY_CHANGE
 from intfast.state.command import outcome, say
 
 USAGE = """\
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
 
             device = partial(pick_device, config)
             with (
-                ranks.joined(device, config.watchdog_s),
+                ranks.joined(device, config.watchdog_s, config.ranks.tp),
                 open_run(config) as run,
                 finish.page_of_failure(run),
             ):
@@ -86,10 +85,10 @@ def _world(arguments: Sequence[str]) -> tuple[int, list[str]]:
 
 def _help(parts: Sequence[str]) -> int:
     try:
-        texts = [cli.explain(MAY_CHANGE, part) for part in parts]
+        texts = [cli.explain(checks.MAY_CHANGE, part) for part in parts]
     except ValueError as error:
         return say(f"error: {error}", 2)
-    return say("\n\n".join(texts) or USAGE + "\n" + cli.explain(MAY_CHANGE))
+    return say("\n\n".join(texts) or USAGE + "\n" + cli.explain(checks.MAY_CHANGE))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from test_parity import run_of  # noqa: F401
 from test_train import arguments, config_of
 
 from intfast import cli, rl
-from intfast.config import MAY_CHANGE
+from intfast.checks import MAY_CHANGE
 from intfast.engine.native import NativeEngine
 from intfast.grading.grader import Grader
 from intfast.state import checkpoint, oom

@@ -13,12 +13,14 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from msgspec.structs import replace
+from torch import Tensor
 
 from intfast import ranks
 from intfast.config import Config, SamplingConfig
@@ -28,6 +30,8 @@ from intfast.engine.protocol import CHUNK_SAMPLES
 from intfast.kernels.head.plan import DEFAULT_CHUNK_BYTES
 from intfast.model.decoder import Architecture, Decoder
 from intfast.model.fixed import BLOCK
+from intfast.model.shards import Shards
+from intfast.ranks import Ranks
 
 GIB = 2**30
 PROMPT_TOKENS = 1024
@@ -69,6 +73,13 @@ def num_parameters(architecture: Architecture) -> int:
     """Parameters of the decoder; tied heads count once."""
     decoder = Decoder(architecture, torch.float32, "meta")
     return sum(parameter.numel() for parameter in decoder.parameters())
+
+
+def own_parameters(architecture: Architecture, tp: int) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that `tp` ranks hold, without memory: of the first and of the last."""
+    for rank in sorted({0, tp - 1}):
+        own = Shards(architecture, Ranks(rank, tp, tp=tp)) if tp > 1 else None
+        yield from Decoder(architecture, torch.float32, "meta", shards=own).named_parameters()
 
 
 def layer_numbers(architecture: Architecture) -> int:
@@ -313,12 +324,14 @@ class Plan:
 # --- the device ---
 
 
-def indivisible(architecture: Architecture, num: int) -> str:
-    """Why so many ranks cannot share the optimizer's state of a model; "" where they can."""
+def indivisible(architecture: Architecture, num: int, tp: int = 1) -> str:
+    """Why so many ranks cannot share the optimizer's state of a model; "" where they can.
+
+    tp: ranks that hold each of so many copies
+    """
     if num == 1:
         return ""
-    decoder = Decoder(architecture, torch.float32, "meta")
-    bad = [name for name, p in decoder.named_parameters() if p.numel() % num]
+    bad = [name for name, p in own_parameters(architecture, tp) if p.numel() % num]
     if not bad:
         return ""
     return (

@@ -22,6 +22,8 @@ from intfast import ranks
 from intfast.config import OptimConfig
 from intfast.kernels.adamw import adamw
 from intfast.kernels.add_gradient import add_gradient
+from intfast.model import shards
+from intfast.model.shards import Shards
 
 BETAS = (0.9, 0.999)
 """Decays of the two moments."""
@@ -72,10 +74,15 @@ class Optimizer:
     """
 
     def __init__(
-        self, parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, total_steps: int
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        total_steps: int,
+        own: Shards | None = None,
     ) -> None:
         """parameters: as of `named_parameters()`; those that need no gradient are left alone.
 
+        own: what of the model they are, where several ranks hold one together
         Raises ValueError on no or repeated parameters, total_steps < 1.
         """
         if total_steps < 1:
@@ -83,7 +90,7 @@ class Optimizer:
                 f"total_steps: expected an integer >= 1, got {total_steps}; "
                 "check epochs, steps and batch size"
             )
-        self.config = config
+        self.config, self._shards = config, own
         self.total_steps = total_steps
         self.num_steps = 0
         self.num_skipped = 0
@@ -176,12 +183,17 @@ class Optimizer:
             if whole is None:
                 whole = torch.zeros(self._parameters[name].shape, **_like(self._masters[name]))
             found[name] = ranks.now().reduce(whole)
+            if self._shards is not None and shards.is_partial(name):
+                ranks.now().tp_sum(found[name])
             self._parameters[name].grad = self._sums[name] = whole = None
         self.zero_grad()
         return found
 
     def _norm(self, grads: dict[str, Tensor]) -> float:
         """The global norm; what the sums of gradients left behind is not computed again."""
+        if ranks.now().tp_rank:
+            # What is whole on every rank counts on the first.
+            grads = {name: grad for name, grad in grads.items() if shards.is_dealt(name)}
         left = [squares.sum(dtype=torch.float64) for squares in self._grad_squares.values()]
         rest = [grad for name, grad in grads.items() if name not in self._grad_squares]
         if rest:
@@ -250,6 +262,9 @@ class Optimizer:
         if world.world > 1:
             shapes = {name: self._parameters[name.partition(".")[2]].shape for name in tensors}
             tensors = {k: ranks.Dealt(t, shapes[k], world) for k, t in tensors.items()}
+        if self._shards is not None:
+            for key, dealt in tensors.items():
+                tensors[key] = self._shards.whole(key.partition(".")[2], dealt, dealt.shape)
         return tensors, {
             "num_steps": self.num_steps,
             "num_skipped": self.num_skipped,
@@ -281,8 +296,9 @@ class Optimizer:
                 f"{len(wrong)} names are missing, unknown or of another shape or dtype, first "
                 f"{wrong[:3]}; resume with the model and dtype of the checkpoint"
             )
-        for name, tensor in self._state().items():
-            tensor.copy_(ranks.now().part(tensors[name]))
+        for key, tensor in self._state().items():
+            mine = shards.own(self._shards, key.partition(".")[2], tensors[key])
+            tensor.copy_(ranks.now().part(mine))
         self.num_steps = counters["num_steps"]
         self.num_skipped = counters["num_skipped"]
         self._skipped_in_a_row = counters["skipped_in_a_row"]

@@ -25,7 +25,7 @@ KNOBS = {
     "grade": "lower grade.workers; these processes take main memory, not that of the device",
     "save": "free main memory: a checkpoint passes through it",
 }
-"""What to change, by phase of metrics.Metrics.phase; outside config.MAY_CHANGE in a new run."""
+"""What to change, by phase of metrics.Metrics.phase; outside checks.MAY_CHANGE in a new run."""
 _ELSEWHERE = (
     "the model and the optimizer come first, 18 bytes a parameter in bfloat16: lower "
     "rollout.cache_gib; in a new run folder also use a smaller model or model.dtype = bfloat16"

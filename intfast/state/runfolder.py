@@ -15,7 +15,8 @@ from typing import Any, TextIO, TypeVar
 import msgspec
 
 from intfast import cli, ranks
-from intfast.config import MAY_CHANGE, Config
+from intfast.checks import MAY_CHANGE
+from intfast.config import Config
 from intfast.state import files
 from intfast.state.journal import Journal
 

@@ -17,7 +17,7 @@ def check(
 
     what    such a run is, for the message
     remedy  what the user can do
-    free    settings that may differ, beside config.MAY_CHANGE
+    free    settings that may differ, beside checks.MAY_CHANGE
     also    further differences, in words
     """
     path = Path(config.run) / "config.toml"
