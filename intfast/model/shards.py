@@ -192,6 +192,7 @@ class Shards:
         found = [within(self.pieces(name, r), start, stop) for r in range(self.ranks.tp)]
         if not found[0]:
             return part
+        found = [[p._replace(at=p.at - pieces[0].at) for p in pieces] for pieces in found]
         sizes = list(shape)
         sizes[found[0][0].dim] = max(piece.stop for piece in found[-1])
         return Sharded(part, torch.Size(sizes), found, self.ranks)
