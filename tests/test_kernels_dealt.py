@@ -1,4 +1,4 @@
-"""The loss head whose vocabulary is dealt to ranks, against the whole one: every path, every loss."""
+"""The loss head whose vocabulary is dealt to ranks against the whole one: all paths, all losses."""
 
 import pytest
 import torch

@@ -13,14 +13,12 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from msgspec.structs import replace
-from torch import Tensor
 
 from intfast import ranks
 from intfast.config import Config, SamplingConfig
@@ -57,7 +55,7 @@ class Target(NamedTuple):
     total: int
     free: int
     ranks: int = 1
-    """Data-parallel ranks, each with such a device of its own."""
+    """Each with such a device of its own."""
 
 
 class Item(NamedTuple):
@@ -75,11 +73,9 @@ def num_parameters(architecture: Architecture) -> int:
     return sum(parameter.numel() for parameter in decoder.parameters())
 
 
-def own_parameters(architecture: Architecture, tp: int) -> Iterator[tuple[str, Tensor]]:
-    """The parameters that `tp` ranks hold, without memory: of the first and of the last."""
-    for rank in sorted({0, tp - 1}):
-        own = Shards(architecture, Ranks(rank, tp, tp=tp)) if tp > 1 else None
-        yield from Decoder(architecture, torch.float32, "meta", shards=own).named_parameters()
+def own_sizes(architecture: Architecture, tp: int, rank: int = 0) -> Architecture:
+    """What one of `tp` ranks holds of a model."""
+    return Shards(architecture, Ranks(rank, tp, tp=tp)).own if tp > 1 else architecture
 
 
 def layer_numbers(architecture: Architecture) -> int:
@@ -109,7 +105,11 @@ class Plan:
     """What a run of `config` needs on `target`, line by line, and whether it fits."""
 
     def __init__(self, config: Config, architecture: Architecture, target: Target) -> None:
-        self.config, self.architecture, self.target = config, architecture, target
+        self.config, self.whole, self.target = config, architecture, target
+        # Of ranks that hold the model together, all sizes are those of the first, the largest.
+        tp = config.ranks.tp
+        self.architecture = own_sizes(architecture, tp)
+        self.copies = target.ranks // tp
         self.dtype = getattr(torch, config.model.dtype)
         self.width = self.dtype.itemsize
         self.context = config.rollout.context or architecture.max_positions
@@ -120,7 +120,7 @@ class Plan:
         """The plan with another value of `section.name`."""
         section, _, name = path.partition(".")
         part = replace(getattr(self.config, section), **{name: value})
-        return Plan(replace(self.config, **{section: part}), self.architecture, self.target)
+        return Plan(replace(self.config, **{section: part}), self.whole, self.target)
 
     # --- the arithmetic ---
 
@@ -129,7 +129,7 @@ class Plan:
         config, target = self.config, self.target
         num, width = num_parameters(self.architecture), self.width
         # Every rank has the whole weights and gradients, and a part of the optimizer's state.
-        part, said = num // target.ranks, f", 1/{target.ranks}" if target.ranks > 1 else ""
+        part, said = num // self.copies, f", 1/{self.copies}" if self.copies > 1 else ""
         masters = 4 * part if width < 4 else 0
         overhead = OVERHEAD[target.kind, target.engine]
         # Journals stay on the disk; in host memory are the samples that are not written yet.
@@ -215,7 +215,8 @@ class Plan:
         a = self.architecture
         truncated = any(s.top_p < 1 or s.top_k for _, s in self.requests())
         # fp32 logits, scaled, log-softmax, exponentials, fp64 sums; sorted copies for top-k, top-p.
-        draw = self.config.rollout.max_rows * a.vocab_size * (60 if truncated else 24)
+        # Of the whole vocabulary, also where ranks hold it together.
+        draw = self.config.rollout.max_rows * self.whole.vocab_size * (60 if truncated else 24)
         if self.widens:
             draw += a.vocab_size * a.hidden_size * 4
         prefill = PREFILL_TOKENS * (3 * a.intermediate_size + 4 * a.hidden_size) * self.width
@@ -331,7 +332,9 @@ def indivisible(architecture: Architecture, num: int, tp: int = 1) -> str:
     """
     if num == 1:
         return ""
-    bad = [name for name, p in own_parameters(architecture, tp) if p.numel() % num]
+    kinds = {own_sizes(architecture, tp, rank) for rank in (0, tp - 1)}
+    decoders = [Decoder(kind, torch.float32, "meta") for kind in kinds]
+    bad = [name for d in decoders for name, p in d.named_parameters() if p.numel() % num]
     if not bad:
         return ""
     return (
