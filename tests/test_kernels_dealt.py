@@ -88,6 +88,20 @@ def test_every_objective_in_fp64_and_fp32(num, scale, chunk_bytes):
     assert found < 2e-5, found
 
 
+@pytest.mark.parametrize("path", [path for path in PATHS if path != "plain"])
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_the_kernels_in_fp32(path, scale):
+    objective = BOTH if path == "rows" else Sum(BOTH.parts[:2])
+    found = distance(2, torch.float32, objective, scale, path=path, chunk_bytes=3_000)
+    assert found < 2e-5, found
+    if scale == 1.0:  # beyond, the cap has no digits left, dealt or not
+        inputs_of = case(torch.float32, objective)
+        whole = run(*inputs_of, objective, path=path, softcap=9.0)
+        ranks = dealt_run(2, *inputs_of, objective, path=path, softcap=9.0)
+        joined = [*ranks[0][:4], torch.cat([found[4] for found in ranks])]
+        assert max(apart(a, b) for a, b in zip(joined, whole, strict=True)) < 2e-5
+
+
 def test_the_largest_scale_has_rows_beyond_the_exponent():
     hidden, weight, target, _ = case(torch.float64, BOTH, 40.0)
     logit = hidden @ weight.T / 0.7

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import plain
+from . import dealt, plain
 from .plan import (
     IGNORE,
     NAMESPACE,
@@ -180,6 +180,9 @@ def _run(
         return plain.chunk(hidden_CD, weight_VD, target_C, plan, keep)
     if hidden_CD.shape[0] == 0:
         return _chunk_fake(hidden_CD, weight_VD, target_C, plan.recipe, keep)
+    if plan.vocabulary is not None:
+        run = {"odds": dealt.odds_chunk, "rows": dealt.rows_chunk}[plan.path]
+        return run(hidden_CD, weight_VD, target_C, plan, keep)
     if plan.path == "odds":
         from . import odds
 
@@ -244,6 +247,8 @@ def _run_gradient(
     if plan.path == "rows":
         from . import rows
 
+        if plan.vocabulary is not None:
+            target_C = dealt.Columns(target_C, len(weight_VD), plan.vocabulary).target_C
         left_CV = rows.chunk_gradient(
             kept_CV, stats, dlogprob_C, dentropy_C, target_C, plan, hidden_CD.dtype
         )

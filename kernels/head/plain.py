@@ -85,7 +85,7 @@ def chunk(
 def _columns(target_C: Tensor, weight_VD: Tensor, plan: HeadPlan) -> Columns:
     if plan.vocabulary is None:
         return Columns(target_C)
-    from . import dealt
+    from . import dealt  # which builds on this file
 
     return dealt.Columns(target_C, len(weight_VD), plan.vocabulary)
 
