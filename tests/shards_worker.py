@@ -1,6 +1,8 @@
 """What one rank of tests/test_shards_world.py does, started by torch.distributed.run.
 
-shards_worker.py FOLDER TP     updates of shards against one process, into FOLDER/world.json
+shards_worker.py FOLDER TP             updates of shards against one process, into FOLDER/world.json
+shards_worker.py FOLDER TP MODEL       vLLM on that model folder, its own shards trained
+shards_worker.py FOLDER TP MODEL break the same, with a broken alias on the last rank
 """
 
 import json
@@ -9,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from engine_cases import request, vllm
 from ranks_worker import refused
 from tiny import config_dict
 
@@ -16,7 +19,7 @@ from benchmarks.quickstart_task import base
 from intfast import loss, parity, ranks, update
 from intfast.batch import pack
 from intfast.config import BatchConfig, OptimConfig
-from intfast.model import optim, shards
+from intfast.model import optim, shards, weights
 from intfast.model.architecture import Architecture
 from intfast.model.decoder import Decoder
 from intfast.model.shards import Shards
@@ -174,6 +177,53 @@ def world(folder):
         (folder / "world.json").write_text(json.dumps(found))
 
 
+def on_vllm(folder, model, breaks):
+    """Samples, an update in place of vLLM's shards, samples again: what trainer and vLLM say."""
+    here = ranks.now()
+    engine = vllm(model)
+    decoder = engine.decoder
+    whole, _ = weights.load(model)
+    cut = {n: decoder.shards.cut(n, p) for n, p in whole.named_parameters()}
+    same = all(torch.equal(p, cut[n]) for n, p in decoder.named_parameters())
+    addresses = [p.data_ptr() for p in decoder.parameters()]
+    asked = [request([3 + n, 7, 11, 9], seeds=(n, n + 50)) for n in range(3)]
+
+    def gap(score):
+        found = [
+            (r.prompt_ids, c) for r, g in zip(asked, engine.generate(asked), strict=True) for c in g
+        ]
+        scored = score([[*ids, *c.token_ids] for ids, c in found])
+        gaps = [
+            torch.tensor(s[-len(c.token_ids) :]) - torch.tensor(c.logprobs)
+            for s, (_, c) in zip(scored, found, strict=True)
+        ]
+        return float(torch.cat(gaps).abs().max()), [c.token_ids for _, c in found]
+
+    found = {"same": same, "before": gap(engine.score)[0]}
+    optimizer = optim.Optimizer(
+        decoder.named_parameters(), OptimConfig(lr=0.02, max_grad_norm=0), 1, decoder.shards
+    )
+    run = SimpleNamespace(
+        decoder=decoder, device=torch.device("cpu"), sampler=SimpleNamespace(engine=engine)
+    )
+    old = engine.score([[3, 7, 11, 9, 5]])
+    step(run, optimizer, 0)
+    found["moved"] = abs(engine.score([[3, 7, 11, 9, 5]])[0][-1] - old[0][-1])
+    if breaks and here.rank == here.world - 1:
+        parameter = decoder.get_parameter("model.layers.0.mlp.down_proj.weight")
+        parameter.data = parameter.data.clone()
+    found["after"], tokens = gap(engine.score)
+    found["addresses"] = addresses == [p.data_ptr() for p in decoder.parameters()]
+    found["version"] = engine.policy_version
+    everyone = here.gather((found, tokens))
+    if here.is_main:
+        (folder / "vllm.json").write_text(json.dumps([mine for mine, _ in everyone]))
+        assert all(drawn == tokens for _, drawn in everyone)
+
+
 if __name__ == "__main__":
     with ranks.joined(lambda: torch.device("cpu"), 60, int(sys.argv[2])):
-        world(Path(sys.argv[1]))
+        if len(sys.argv) > 3:
+            on_vllm(Path(sys.argv[1]), Path(sys.argv[3]), len(sys.argv) > 4)
+        else:
+            world(Path(sys.argv[1]))

@@ -37,6 +37,11 @@ def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, 
             f"rollout.context = {rollout.context} is more than the model's {longest} positions"
         )
     here, family = ranks.now(), weights.read_config(folder)["model_type"]
+    if config.ranks.tp != here.tp:
+        raise ranks.Refused(
+            f"ranks.tp = {config.ranks.tp}: expected as many processes for a model, got {here.tp}; "
+            "start the run with torchrun, or use ranks.tp=1"
+        )
     if here.tp > 1 and choice.name == "native":
         raise ranks.Refused(
             f"ranks.tp = {here.tp} needs vLLM: the embedded engine holds whole models alone "
