@@ -21,6 +21,15 @@ import msgspec
 from intfast import sources
 from intfast.config import SAMPLED, Config
 
+MAY_CHANGE = {
+    *("run", "model.path", "data.train", "data.test", "rl.steps", "rl.checkpoint_every"),
+    *("watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
+    *("model.memory_gib", "model.activation_checkpointing", "batch.max_tokens", "grade.workers"),
+    *("rollout.cache_gib", "rollout.max_rows", "rollout.sleep", "ranks.tp"),
+}
+"""What a run that was moved, out of memory, or stopped by a check may be continued with: no part of
+what it computes (on a CPU to the last bit, but for `batch.max_tokens` and ranks). Inputs must have
+the digests they had; `rl.steps`, with its schedule, may only grow."""
 Range = tuple[str, str, Callable[[Any], bool]]
 """Settings, what is expected of each, and whether a value is that; an absent one always is."""
 RANGES: tuple[Range, ...] = (
@@ -29,7 +38,7 @@ RANGES: tuple[Range, ...] = (
         "attempts.samples attempts.wrong_per_problem attempts.max_problems intervene.samples "
         "intervene.max_step_tokens intervene.wave intervene.min_correct batch.max_tokens "
         "sft.batch_size sft.samples sft.prefix_tokens rl.problems_per_step rl.minibatches "
-        "rl.until_tokens rl.checkpoint_every rl.evaluate_every evaluate.samples",
+        "rl.until_tokens rl.checkpoint_every rl.evaluate_every evaluate.samples ranks.tp",
         "a whole number >= 1",
         lambda x: x >= 1,
     ),

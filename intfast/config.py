@@ -53,10 +53,12 @@ class ModelConfig(Settings):
 
 
 class RanksConfig(Settings):
-    """How several ranks, which torchrun starts, share the work."""
+    """How the processes of torchrun share the work."""
 
+    tp: int = 1
+    """Of so many, each holds a shard of the model (tensor parallel, with vLLM); 1: the whole."""
     gradients: Literal["whole", "dealt"] = "whole"
-    """Fp32 gradients on each rank: whole, or 1/N of them, reduced in every micro-batch."""
+    """Fp32 gradients on each rank: whole, or those of its part, reduced in every micro-batch."""
 
 
 class DataConfig(Settings):
@@ -368,6 +370,7 @@ class Config(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     analysis: AnalysisConfig = AnalysisConfig()
     metrics: MetricsConfig = MetricsConfig()
+    ranks: RanksConfig = RanksConfig()
 
     def __post_init__(self) -> None:
         data, model = self.data, self.model

@@ -11,7 +11,7 @@ update: `merge_stats` over micro-batches, then `read_stats`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from intfast.batch import Batch
 from intfast.config import PolicyConfig
 from intfast.kernels.head.ladder import plan_for
-from intfast.kernels.head.plan import Head
+from intfast.kernels.head.plan import Head, HeadOptions
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.kernels.linear_objective import ObjectiveOutput, linear_objective
 from intfast.kernels.objectives import (
@@ -43,22 +43,29 @@ Stats = dict[str, Tensor]
 
 @torch.no_grad()
 def row_logprob(
-    hidden_ND: Tensor, weight_VD: Tensor, batch: Batch, temperature: float = 1.0
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    batch: Batch,
+    temperature: float = 1.0,
+    **dealt: Unpack[HeadOptions],
 ) -> Tensor:
     """logprob_N of the batch's targets, fp32, without gradient: the old or reference stream."""
     _check_rows(hidden_ND, batch)
     # No entropy and no gradient: one matrix product, whose logits are never whole.
     logprob_N, _ = linear_logprob(
-        hidden_ND, weight_VD, batch.target_N, temperature=temperature, entropy="none"
+        hidden_ND, weight_VD, batch.target_N, temperature=temperature, entropy="none", **dealt
     )
     return logprob_N
 
 
-def sft_loss(hidden_ND: Tensor, weight_VD: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
+def sft_loss(
+    hidden_ND: Tensor, weight_VD: Tensor, batch: Batch, **dealt: Unpack[HeadOptions]
+) -> tuple[Tensor, Stats]:
     """Sum over the weighted rows of -weight * log-prob (fp32), and its statistics.
 
     hidden_ND  (N, D) last hidden states of `batch.rows_N`; differentiable
     weight_VD  (V, D) same dtype; differentiable, may be frozen
+    dealt      Decoder.head_options
     """
     # Only rows with weight came through the last layer: another number of rows is another batch.
     _check_rows(hidden_ND, batch)
@@ -66,7 +73,7 @@ def sft_loss(hidden_ND: Tensor, weight_VD: Tensor, batch: Batch) -> tuple[Tensor
     # The op makes log-probs and both gradients in one pass and never holds all logits; autograd
     # sees one function from hidden states to a scalar.
     output = linear_objective(
-        hidden_ND, weight_VD, batch.target_N, CrossEntropy(), streams, entropy="none"
+        hidden_ND, weight_VD, batch.target_N, CrossEntropy(), streams, entropy="none", **dealt
     )
     # The mean over tokens, each counted once; the loss weighs them.
     return output.loss, _counted(output) | {"nll_sum": _sum(-output.logprob_T)}
@@ -78,12 +85,14 @@ def policy_loss(
     batch: Batch,
     config: PolicyConfig,
     temperature: float = 1.0,
+    **dealt: Unpack[HeadOptions],
 ) -> tuple[Tensor, Stats]:
     """Sum over the weighted rows of weight * token loss (fp32), and its statistics.
 
     batch        without `old_logprob_N` the current values are the old ones and the ratio is 1;
                  KL needs `reference_logprob_N`, a correction the sampler's log-probs
     temperature  the one the tokens were sampled with
+    dealt        Decoder.head_options
     raises       ValueError when a stream that the objective needs is missing
     """
     _check_rows(hidden_ND, batch)
@@ -99,18 +108,19 @@ def policy_loss(
     # What the loss is made of is decided once per batch; the kernels know tensors only.
     objective = objective_of(config, len(batch.lengths))
     output = linear_objective(
-        hidden_ND, weight_VD, batch.target_N, objective, streams, temperature=temperature
+        hidden_ND, weight_VD, batch.target_N, objective, streams, temperature=temperature, **dealt
     )
     measured = policy_stats(output, streams, config, len(batch.lengths))
     return output.loss, _counted(output) | measured
 
 
 def head_plans(
-    weight_VD: Tensor, max_rows: int, policy: PolicyConfig, temperature: float
+    weight_VD: Tensor, max_rows: int, policy: PolicyConfig, temperature: float, **dealt: Any
 ) -> dict[str, str]:
     """How the losses run the loss head on up to so many rows, a line each for "sft" and "rl"."""
     entropy = "gradient" if objective_of(policy, 1).entropy_gradient else "value"
-    heads = {"sft": Head(entropy="none"), "rl": Head(entropy=entropy, temperature=temperature)}
+    sft, rl = {"entropy": "none"}, {"entropy": entropy, "temperature": temperature}
+    heads = {"sft": Head(**sft, **dealt), "rl": Head(**rl, **dealt)}
     return {name: plan_for(max_rows, weight_VD, head).describe() for name, head in heads.items()}
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from intfast import ranks
 from intfast.batch import pack
 from intfast.engine.protocol import Completion, derive_seed
+from intfast.model import shards
 from intfast.model.decoder import Decoder
 from intfast.records import Example
 from intfast.run import Run
@@ -163,8 +164,10 @@ def _check_ranks(decoder: Decoder, where: str) -> None:
         name: p.detach().view(integer[p.itemsize]).sum(dtype=torch.int64).item()
         for name, p in decoder.named_parameters()
     }
-    first, *others = ranks.now().gather(sums)
-    for rank, found in enumerate(others, 1):
+    found_R, tp = ranks.now().gather(sums), ranks.now().tp
+    for rank, found in enumerate(found_R):
+        # A shard is that of the first copy's rank; what is whole on every rank, that of rank 0.
+        first = found_R[0] | {k: v for k, v in found_R[rank % tp].items() if shards.is_dealt(k)}
         if bad := [name for name in first if found[name] != first[name]]:
             raise RuntimeError(
                 f"parity of {where}: rank {rank} holds other weights than rank 0 in {len(bad)} of "

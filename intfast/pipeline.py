@@ -44,7 +44,7 @@ def train(run: Run) -> Found:
         last = f"{last}_rl"
 
     # The last weights of the run as an ordinary model folder.
-    ranks.now().first(lambda: export(run, last))
+    export(run, last)
     return found
 
 
@@ -52,7 +52,7 @@ def export(run: Run, name: str) -> None:
     """Write the named weights as a Hugging Face folder, `export/` in the run folder."""
     target = run.folder.path / "export"
     # Looked at again each time: somebody may have deleted or cut what is in it.
-    if not identity.is_exported(run.folder, name, run.metrics.say):
+    if not ranks.now().first(lambda: identity.is_exported(run.folder, name, run.metrics.say)):
         run.hold(name)
         weights.save(run.decoder, run.model_path, target)  # it appears only when complete
         identity.keep_export(run.folder, name)

@@ -22,7 +22,7 @@ from intfast.engine.protocol import pick_engine
 from intfast.grading.grader import Grader
 from intfast.methods import guided
 from intfast.model import folder as model_folder
-from intfast.model import weights
+from intfast.model import shards, weights
 from intfast.model.folder import load_tokenizer
 from intfast.prompts import style_of
 from intfast.records import Problem
@@ -63,9 +63,14 @@ def show(
     say("\nWork")
     for line in work(config, len(problems), len(tests)):
         say(f"  {line}")
+    if num % config.ranks.tp:
+        raise ValueError(
+            f"ranks.tp = {config.ranks.tp} needs a number of ranks that it divides, got {num}; "
+            f"add --ranks {config.ranks.tp}"
+        )
     planned = memory.Plan(config, architecture, planned_target(config, num))
     say("")
-    for line in layout(planned, words):
+    for line in layout(planned, words, weights.read_config(path)["model_type"]):
         say(line)
     console.print(memory_table(planned))
     for line in verdict(planned):
@@ -155,23 +160,45 @@ def work(config: Config, num: int, num_tests: int) -> Iterator[str]:
         )
 
 
-def layout(plan: memory.Plan, words: Sequence[str]) -> Iterator[str]:
+def layout(plan: memory.Plan, words: Sequence[str], family: str = "") -> Iterator[str]:
     """How a model is dealt to several ranks, what an update moves, and the command; or nothing.
 
+    family  the model's `model_type`
     Raises ValueError where so many ranks cannot share it.
     """
-    num = plan.target.ranks
-    if fault := memory.indivisible(plan.architecture, num):
+    num, tp, dp = plan.target.ranks, plan.config.ranks.tp, plan.copies
+    fault = shards.fault(family, plan.whole, tp) or memory.indivisible(plan.whole, dp, tp)
+    if fault:
         raise ValueError(fault)
-    if num > 1:
-        parameters, own = memory.num_parameters(plan.architecture), (num - 1) / num
-        yield f"Layout: {num} ranks, data parallel; weights whole on each, optimizer in {num} parts"
-        yield (
-            f"  an update moves {4 * parameters * own / 1e9:.3g} GB of gradients (fp32) and "
-            f"{plan.width * parameters * own / 1e9:.3g} GB of weights out of each, and as much in"
-        )
-        line = f"torchrun --standalone --nproc-per-node {num} -m intfast.train {shlex.join(words)}"
-        yield f"  {line}\n"
+    if num == 1:
+        return
+    parameters, own = memory.num_parameters(plan.architecture), (dp - 1) / dp
+    kind = f"{dp} data parallel x {tp} tensor parallel" if tp > 1 else "data parallel"
+    held = f"in {tp} shards" if tp > 1 else "whole on each"
+    yield f"Layout: {num} ranks, {kind}; weights {held}, optimizer in {dp} parts"
+    yield (
+        f"  an update moves {4 * parameters * own / 1e9:.3g} GB of gradients (fp32) and "
+        f"{plan.width * parameters * own / 1e9:.3g} GB of weights out of each, and as much in"
+    )
+    if tp > 1:
+        # Forward and backward, and forward again where activations are not kept.
+        tokens, a = plan.config.batch.max_tokens, plan.whole
+        sums = (6 if plan.config.model.activation_checkpointing else 4) * a.num_layers + 1
+        moved = tokens * a.hidden_size * (sums * plan.width + 4) * 2 * (tp - 1) / tp
+        yield f"  a micro-batch of {tokens:,} tokens moves {moved / 1e9:.3g} GB more out of each"
+    fitting = [t for t in range(1, num + 1) if num % t == 0 and _fits(plan, t, family)]
+    yield f"  the smallest ranks.tp that fits: {fitting[0] if fitting else 'none'}"
+    nodes = f"--nnodes {num // 8} --rdzv-backend c10d --rdzv-endpoint HOST:PORT"
+    where = f"{nodes} --nproc-per-node 8" if num > 8 else f"--standalone --nproc-per-node {num}"
+    yield f"  torchrun {where} -m intfast.train {shlex.join(words)}\n"
+
+
+def _fits(plan: memory.Plan, tp: int, family: str) -> bool:
+    """Whether the model can be dealt to `tp` neighbours, and fits."""
+    dp = plan.target.ranks // tp
+    if shards.fault(family, plan.whole, tp) or memory.indivisible(plan.whole, dp, tp):
+        return False
+    return plan.changed("ranks.tp", tp).fits()
 
 
 def planned_target(config: Config, num: int = 1) -> memory.Target:
@@ -186,7 +213,7 @@ def planned_target(config: Config, num: int = 1) -> memory.Target:
 
 def memory_table(plan: memory.Plan) -> Table:
     """Where the memory goes, in GiB."""
-    num = memory.num_parameters(plan.architecture)
+    num = memory.num_parameters(plan.whole)
     title = f"Memory plan, {plan.target.kind}, {num:,} parameters"
     table = Table("what", title=title, title_justify="left")
     for name in ("training", "generating"):

@@ -3,10 +3,14 @@
 `torchrun` starts them. Three things are dealt, and gathered at once in the order of one process:
 samples to draw and grade, micro-batches of an update, elements of the optimizer's state. Rank 0
 alone writes and prints. One process is the same object, with nothing to wait for.
+
+Where `ranks.tp` neighbours hold one copy of the model between them (model/shards.py), they are
+dealt the same: what is dealt, is dealt to the copies.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +43,27 @@ class Part(NamedTuple):
     shape: torch.Size
     """Of the whole."""
     dtype: torch.dtype
+    pieces_R: Sequence[Sequence[tuple[int, int, int, int]]] = ()
+    """(dim, start, stop, where in the shard) of what each rank of a copy has; () for all of it."""
+
+    def shard_shape(self, rank: int) -> list[int]:
+        """Of what a rank of a copy has."""
+        sizes = list(self.shape)
+        for dim in {piece[0] for piece in self.pieces_R[rank]} if self.pieces_R else ():
+            sizes[dim] = sum(piece[2] - piece[1] for piece in self.pieces_R[rank])
+        return sizes
+
+    def joined(self, shard: Callable[[int], Tensor]) -> Tensor:
+        """The whole, of the shards of the ranks of a copy."""
+        if not self.pieces_R:
+            return shard(0)
+        whole = None
+        for rank, pieces in enumerate(self.pieces_R):
+            mine = shard(rank)
+            whole = mine.new_empty(self.shape) if whole is None else whole
+            for dim, start, stop, at in pieces:
+                whole.narrow(dim, start, stop - start).copy_(mine.narrow(dim, at, stop - start))
+        return whole
 
     def detach(self) -> Tensor:
         """Made now, as a tensor gives itself."""
@@ -48,9 +73,18 @@ class Part(NamedTuple):
 class Ranks:
     """This process among those of the run; what is named after waiting must be called by all."""
 
-    def __init__(self, rank: int = 0, world: int = 1, local: int = 0, neighbours: int = 1) -> None:
-        """local: its number on its machine; neighbours: ranks there, itself included."""
+    def __init__(
+        self, rank: int = 0, world: int = 1, local: int = 0, neighbours: int = 1, tp: int = 1
+    ) -> None:
+        """local: its number on its machine; neighbours: ranks there, itself included.
+
+        tp: neighbours in rank that hold one copy of the model; dp: how many copies there are.
+        """
         self.rank, self.world, self.local, self.neighbours = rank, world, local, neighbours
+        self.tp, self.dp = tp, world // tp
+        self.dp_rank, self.tp_rank = divmod(rank, tp)
+        self._groups: dict[str, Any] = {"dp": None, "tp": None}
+        """The process groups of those dealt to, and of one copy; None is the world."""
         self.parent = os.getppid()
         """torchrun, which ends the others when one ends."""
         self.waiting = False
@@ -69,10 +103,10 @@ class Ranks:
     # --- dealing: the same arithmetic on every rank, without waiting ---
 
     def deal(self, sizes: Sequence[int]) -> list[list[int]]:
-        """The items of each rank, rising: the largest first, each to the rank with least."""
-        load, shares = [0] * self.world, [[] for _ in range(self.world)]
+        """The items of each `dp_rank`, rising: the largest first, each to the rank with least."""
+        load, shares = [0] * self.dp, [[] for _ in range(self.dp)]
         for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-            rank = min(range(self.world), key=lambda r: (load[r], r))
+            rank = min(range(self.dp), key=lambda r: (load[r], r))
             load[rank] += sizes[index]
             shares[rank].append(index)
         return [sorted(share) for share in shares]
@@ -82,16 +116,16 @@ class Ranks:
         samples of one group are more alike in length than groups are."""
         mine_P, begin = [], 0
         for items in items_P:
-            mine_P.append([g for g in range(len(items)) if (begin + g) % self.world == self.rank])
+            mine_P.append([g for g in range(len(items)) if (begin + g) % self.dp == self.dp_rank])
             begin += len(items)
         return mine_P, [[x[g] for g in mine] for x, mine in zip(items_P, mine_P, strict=True)]
 
     def part(self, tensor: Tensor) -> Tensor:
         """The own part of a contiguous tensor, flat, in its storage; of one process the tensor."""
-        if self.world == 1:
+        if self.dp == 1:
             return tensor
-        size = tensor.numel() // self.world
-        return tensor.view(-1)[self.rank * size : (self.rank + 1) * size]
+        size = tensor.numel() // self.dp
+        return tensor.view(-1)[self.dp_rank * size : (self.dp_rank + 1) * size]
 
     # --- objects: over the CPU ---
 
@@ -125,7 +159,8 @@ class Ranks:
         if self.world == 1:
             return found_P
         whole: list[dict[int, T]] = [{} for _ in mine_P]
-        for shares, parts in self.gather((mine_P, found_P)):
+        # Of ranks that drew the same, what the first made of it: a grade may hang on a clock.
+        for shares, parts in self.gather((mine_P, found_P))[:: self.tp]:
             for group, share, part in zip(whole, shares, parts, strict=True):
                 group |= zip(share, part, strict=True)
         return [[group[g] for g in range(len(group))] for group in whole]
@@ -137,7 +172,7 @@ class Ranks:
         moved = [
             {k: x.cpu() for k, x in m.items()} if isinstance(m, dict) else m.cpu() for m in made
         ]
-        parts = zip(shares, self.gather(moved), strict=True)
+        parts = zip(shares, self.gather(moved)[:: self.tp], strict=True)
         found = {i: x for share, part in parts for i, x in zip(share, part, strict=True)}
         return [found[index] for index in range(len(found))]
 
@@ -152,9 +187,12 @@ class Ranks:
             distributed.all_reduce(largest, distributed.ReduceOp.MAX)
         return int(largest)
 
-    def first(self, work: Callable[[], T]) -> T:
-        """What `work` gives on rank 0, which does it as one process would; the others wait."""
-        if self.world == 1:
+    def first(self, work: Callable[[], T], model: bool = False) -> T:
+        """What `work` gives on rank 0, which does it as one process would; the others wait.
+
+        model: it runs the model; where ranks hold that together, all do the work.
+        """
+        if self.world == 1 or (model and self.tp > 1):
             return work()
         box: list[Any] = [None]
         if self.is_main:
@@ -180,7 +218,7 @@ class Ranks:
     # --- tensors: where they are ---
 
     def sum(self, number: Tensor) -> Tensor:
-        """The sum over ranks, in place."""
+        """The sum over all ranks, in place."""
         if self.world > 1:
             with self._wait() as distributed:
                 distributed.all_reduce(number)
@@ -188,28 +226,75 @@ class Ranks:
 
     def reduce(self, tensor: Tensor) -> Tensor:
         """The own part of the sum over ranks."""
-        mine = self.part(tensor).new_empty(tensor.numel() // self.world)
+        if self.dp == 1:
+            return tensor
+        mine = self.part(tensor).new_empty(tensor.numel() // self.dp)
         with self._wait() as distributed:
             _named(distributed, "reduce_scatter_single", "reduce_scatter_tensor")(
-                mine, tensor.contiguous().view(-1)
+                mine, tensor.contiguous().view(-1), group=self._groups["dp"]
             )
         return mine
 
     def spread(self, tensor: Tensor) -> None:
         """Write every rank's part of a tensor in place: its storage stays."""
-        if self.world > 1:
+        if self.dp > 1:
             with self._wait() as distributed:
                 _named(distributed, "all_gather_single", "all_gather_into_tensor")(
-                    tensor.view(-1), self.part(tensor)
+                    tensor.view(-1), self.part(tensor), group=self._groups["dp"]
                 )
 
-    def whole(self, part: Tensor, shape: torch.Size) -> Tensor:
-        """The whole tensor on rank 0, the own part elsewhere."""
-        whole = part.new_empty(shape) if self.is_main else part
-        parts = list(whole.view(self.world, -1).unbind()) if self.is_main else None
+    # --- inside one copy of the model: a layer, the loss head; where tp > 1 ---
+
+    def tp_sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks of this copy, in place."""
+        self.tp_summing(tensor)()
+        return tensor
+
+    def tp_summing(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin `tp_sum`; what is returned waits for its end."""
         with self._wait() as distributed:
-            distributed.gather(part, parts)
-        return whole
+            work = distributed.all_reduce(tensor, group=self._groups["tp"], async_op=True)
+
+        def end() -> None:
+            with self._wait():
+                work.wait()
+
+        return end
+
+    def tp_max(self, tensor: Tensor) -> Tensor:
+        """The largest of the ranks of this copy, number by number, in place."""
+        with self._wait() as distributed:
+            distributed.all_reduce(tensor, distributed.ReduceOp.MAX, group=self._groups["tp"])
+        return tensor
+
+    def tp_gather(self, mine: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """On rank 0 what the ranks of its copy have, in these shapes; the own elsewhere."""
+        others = [mine.new_empty(shape) for shape in shapes[1:]] if self.is_main else []
+        with self._wait() as distributed:
+            if self.dp_rank == 0 and self.tp_rank:
+                distributed.send(mine.contiguous(), dst=0)
+            for rank, other in enumerate(others, 1):
+                distributed.recv(other, src=rank)
+        return [mine, *others]
+
+    def require_same(self, what: str, mine: Callable[[], str]) -> None:
+        """Raise RuntimeError where the ranks of this copy have other texts: they fell apart."""
+        if self.tp == 1:
+            return
+        digest, found = hashlib.sha256(mine().encode()).hexdigest(), [""] * self.tp
+        with self._wait() as distributed:
+            distributed.all_gather_object(found, digest, group=self._groups["tp"])
+        if len({*found}) > 1:
+            first = self.rank - self.tp_rank
+            raise RuntimeError(
+                f"ranks {first} to {first + self.tp - 1} hold one model together, but have not the "
+                f"same {what}: one of them is at fault; the same command continues from the last "
+                "checkpoint"
+            )
+
+    def __deepcopy__(self, memo: Any) -> Ranks:
+        """What holds it may be copied: a process group is no value."""
+        return self
 
 
 def _named(distributed: Any, new: str, old: str) -> Callable[..., Any]:
@@ -226,12 +311,12 @@ def now() -> Ranks:
     return _now
 
 
-def launched() -> Ranks:
+def launched(tp: int = 1) -> Ranks:
     """What torchrun says of this process; by itself where there is none."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if not all(name in os.environ for name in (*names, "MASTER_ADDR", "MASTER_PORT")):
         return _ONE
-    return Ranks(*(int(os.environ[name]) for name in names))
+    return Ranks(*(int(os.environ[name]) for name in names), tp)
 
 
 def require_one() -> None:
@@ -252,13 +337,19 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def joined(device: Callable[[], torch.device], watchdog_s: float) -> Iterator[Ranks]:
+def joined(device: Callable[[], torch.device], watchdog_s: float, tp: int = 1) -> Iterator[Ranks]:
     """The world that torchrun started, while inside; nothing at all where there is one rank.
 
     device  of this rank, or what it raises: Refused on all ranks, with the words of each, once
+    tp      ranks that hold one copy of the model; Refused where the world is not made of such
     """
     global _now
-    found = launched()
+    found = launched(tp)
+    if found.world % tp:
+        raise Refused(
+            f"ranks.tp = {tp} needs a number of ranks that it divides, got {found.world}; start "
+            f"them with torchrun --standalone --nproc-per-node {tp} -m intfast.train ..."
+        )
     if found.world == 1:
         yield found
         return
@@ -289,6 +380,11 @@ def joined(device: Callable[[], torch.device], watchdog_s: float) -> Iterator[Ra
         distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=where, **options)
     else:
         distributed.init_process_group("gloo", **options)
+    if tp > 1:
+        rows = [[*range(start, start + tp)] for start in range(0, found.world, tp)]
+        for name, groups in (("tp", rows), ("dp", [*map(list, zip(*rows, strict=True))])):
+            made = distributed.new_subgroups_by_enumeration(groups, timeout=limit)
+            found._groups[name] = made[0]
     _now = found
     try:
         yield found

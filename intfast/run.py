@@ -15,13 +15,14 @@ from rich.console import Console
 import intfast
 from intfast import checks, data, intake, loss, ranks
 from intfast.config import Config
+from intfast.engine import memory
 from intfast.engine.device import pick_device
 from intfast.engine.protocol import Choice
 from intfast.engine.start import prompt_reuse, start
 from intfast.grading.grader import Grader
 from intfast.grading.watch import GradeWatch
 from intfast.model import folder as model_folder
-from intfast.model import weights
+from intfast.model import shards, weights
 from intfast.model.decoder import Decoder
 from intfast.model.folder import load_tokenizer
 from intfast.prompts import style_of
@@ -81,7 +82,8 @@ class Run:
         with torch.no_grad():
             for name, parameter in self.decoder.named_parameters():
                 # In place: vLLM, or the engine here, holds these very tensors.
-                parameter.copy_(tensors[f"model.{name}"].detach())
+                whole = tensors[f"model.{name}"].detach()
+                parameter.copy_(shards.own(self.decoder.shards, name, whole))
 
     @contextmanager
     def updating(self) -> Iterator[None]:
@@ -179,7 +181,11 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         "intfast": intfast.__version__,
         **identity.surroundings(run.device),
         "loss_head": loss.head_plans(
-            head_VD, config.batch.max_tokens, config.rl.policy, config.rl.sampling.temperature
+            head_VD,
+            config.batch.max_tokens,
+            config.rl.policy,
+            config.rl.sampling.temperature,
+            **run.decoder.head_options,
         ),
         "engine": choice.name,
         "engine_reason": choice.reason,
@@ -195,7 +201,7 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         # Of this start: they may move, their content may not.
         "paths": {k: getattr(config.data, k) for k in ("train", "test")}
         | {"model": str(run.model_path)},
-        "num_parameters": sum(p.numel() for p in run.decoder.parameters()),
+        "num_parameters": memory.num_parameters(run.decoder.config),
         **identity.digests(run.model_path, model_folder.files(run.model_path)),
         "train": {"problems": len(run.problems), "hash": data.fingerprint(run.problems)},
         "test": {"problems": len(run.tests), "hash": data.fingerprint(run.tests)},

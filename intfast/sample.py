@@ -174,7 +174,7 @@ class Sampler:
         """
         if not requests_P:
             return []
-        num = ranks.now().world
+        num = ranks.now().dp
 
         def report(request: int, sample: int, completion: Completion) -> None:
             if ended is not None:

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
                 return pick_device(config)
 
             with (
-                ranks.joined(device, config.watchdog_s),
+                ranks.joined(device, config.watchdog_s, config.ranks.tp),
                 open_run(config) as run,
                 finish.page_of_failure(run),
             ):

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from intfast import loss, ranks
-from intfast.batch import Batch, Packed
+from intfast.batch import Packed
 from intfast.config import OptimConfig
+from intfast.model import shards
 from intfast.model.decoder import Decoder
 from intfast.model.optim import Optimizer
 from intfast.run import Run
 from intfast.state import checkpoint, interrupt
 from intfast.state.saver import Saver
 
-LossOf = Callable[[Tensor, Tensor, Batch], tuple[Tensor, loss.Stats]]
-"""(hidden_ND, head_weight_VD, batch) -> (loss sum, statistics)."""
+LossOf = Callable[..., tuple[Tensor, loss.Stats]]
+"""(hidden_ND, head_weight_VD, batch, **head_options) -> (loss sum, statistics)."""
 
 
 # --- a stage -----------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ class Stage:
         run.changed(f"{self.name} in training")
         # After the weights: fp32 masters are made from what the parameters hold now.
         self.optimizer = Optimizer(
-            run.decoder.named_parameters(), self.config, self.total_updates,
+            run.decoder.named_parameters(), self.config, self.total_updates, run.decoder.shards,
             state=run.config.model.optimizer_state,
             dealt=run.config.ranks.gradients == "dealt",
         )  # fmt: skip
@@ -95,7 +96,7 @@ class Stage:
     def save(self) -> None:
         """Write a checkpoint of the last finished step."""
         tensors, counters = self.optimizer.state_tensors()
-        model = {f"model.{key}": p for key, p in self.run.decoder.named_parameters()}
+        model = {f"model.{key}": p for key, p in shards.state(self.run.decoder).items()}
         optim = {f"optim.{key}": tensor for key, tensor in tensors.items()}
         with self.run.metrics.phase("save"):
             # Weights and moments and counters in one folder that appears whole or not at all.
@@ -149,14 +150,14 @@ def update(stage: Stage, packed: Packed, divisor: float, loss_of: LossOf) -> dic
     # Dealt to ranks by their tokens; divisor, schedule and the order of the sum are of all.
     shares = ranks.now().deal([sum(batch.lengths) for batch in packed.batches])
     made: list[loss.Stats] = []
-    for index in shares[ranks.now().rank]:
+    for index in shares[ranks.now().dp_rank]:
         # A sign of life for the watchdog; a stop waits until the step is whole.
         interrupt.beat()
         # Not ahead of time: the copy overlaps with the micro-batch before it.
         batch = packed.batches[index].to(run.device)
         # The last layer computes only the rows that carry loss.
         hidden_ND = decoder(*batch.inputs())
-        loss_sum, stats = loss_of(hidden_ND, decoder.head_weight_VD, batch)
+        loss_sum, stats = loss_of(hidden_ND, decoder.head_weight_VD, batch, **decoder.head_options)
         # Divided before the sum over micro-batches, not by the number of them: their sizes differ.
         (loss_sum / divisor).backward()
         stage.optimizer.meet()
@@ -186,10 +187,11 @@ def logprobs(
     """logprob_N (fp32) of the targets of every micro-batch, without gradient."""
     shares = ranks.now().deal([sum(batch.lengths) for batch in packed.batches])
     found = []
-    for index in shares[ranks.now().rank]:
+    head_VD, options = decoder.head_weight_VD, decoder.head_options
+    for index in shares[ranks.now().dp_rank]:
         batch = packed.batches[index].to(device)
         hidden_ND = decoder(*batch.inputs())
-        found.append(loss.row_logprob(hidden_ND, decoder.head_weight_VD, batch, temperature))
+        found.append(loss.row_logprob(hidden_ND, head_VD, batch, temperature, **options))
     return ranks.now().collect(shares, found)
 
 
@@ -209,15 +211,17 @@ def _first_non_finite(stage: Stage, packed: Packed, divisor: float, loss_of: Los
     finite, changes no weight, and leaves no gradient.
     """
     run, optimizer, num = stage.run, stage.optimizer, len(packed.batches)
+    decoder = run.decoder
     for index, batch in enumerate(packed.batches):
         batch = batch.to(run.device)
-        hidden_ND = run.decoder(*batch.inputs())
-        loss_sum, _ = loss_of(hidden_ND, run.decoder.head_weight_VD, batch)
+        hidden_ND = decoder(*batch.inputs())
+        loss_sum, _ = loss_of(hidden_ND, decoder.head_weight_VD, batch, **decoder.head_options)
         bad = "" if hidden_ND.isfinite().all() else "the hidden states"
         bad = bad or ("" if loss_sum.isfinite().all() else "the loss")
         if not bad:
             (loss_sum / divisor).backward()
-            name = optimizer.non_finite_gradient()
+            # Ranks that hold the model together must go on together: any shard may be the bad one.
+            name = max(ranks.now().gather(optimizer.non_finite_gradient()))
             bad = f"the gradient of {name}" if name else ""
             optimizer.zero_grad()
         if bad:

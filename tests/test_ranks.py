@@ -33,6 +33,8 @@ LIMIT_S = 400
 class World:
     """A started world, or one process; `end` waits for it."""
 
+    WORKER = WORKER
+
     def __init__(self, num: int | None, *words: object, fault: str = "") -> None:
         """num: ranks of torchrun; None without it."""
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
@@ -40,7 +42,7 @@ class World:
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MARK": self.mark}
         self.process = subprocess.Popen(
-            [sys.executable, *(launch if num else []), str(WORKER), *map(str, words)],
+            [sys.executable, *(launch if num else []), str(self.WORKER), *map(str, words)],
             env=environment | {"GLOO_SOCKET_IFNAME": "lo", "FAULT": fault},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -28,6 +28,8 @@ from intfast.engine.protocol import CHUNK_SAMPLES
 from intfast.kernels.head.plan import DEFAULT_CHUNK_BYTES
 from intfast.model.decoder import Architecture, Decoder
 from intfast.model.fixed import BLOCK
+from intfast.model.shards import Shards
+from intfast.ranks import Ranks
 
 GIB = 2**30
 PROMPT_TOKENS = 1024
@@ -53,7 +55,7 @@ class Target(NamedTuple):
     total: int
     free: int
     ranks: int = 1
-    """Data-parallel ranks, each with such a device of its own."""
+    """Each with such a device of its own."""
 
 
 class Item(NamedTuple):
@@ -79,6 +81,11 @@ def largest_layer(architecture: Architecture) -> int:
         key = ".".join(name.split(".")[:3])
         found[key] = found.get(key, 0) + p.numel()
     return max(found.values())
+
+
+def own_sizes(architecture: Architecture, tp: int, rank: int = 0) -> Architecture:
+    """What one of `tp` ranks holds of a model."""
+    return Shards(architecture, Ranks(rank, tp, tp=tp)).own if tp > 1 else architecture
 
 
 def layer_numbers(architecture: Architecture) -> int:
@@ -108,8 +115,12 @@ class Plan:
     """What a run of `config` needs on `target`, line by line, and whether it fits."""
 
     def __init__(self, config: Config, architecture: Architecture, target: Target) -> None:
-        self.architecture, self.target = architecture, target
+        self.whole, self.target = architecture, target
         self.config = config = self._with_checkpointing(config)
+        # Of ranks that hold the model together, all sizes are those of the first, the largest.
+        tp = config.ranks.tp
+        self.architecture = own_sizes(architecture, tp)
+        self.copies = target.ranks // tp
         self.dtype = getattr(torch, config.model.dtype)
         self.width = self.dtype.itemsize
         self.context = config.rollout.context or architecture.max_positions
@@ -127,7 +138,7 @@ class Plan:
         found = []
         for how in (True, "selective", False):
             chosen = replace(config, model=replace(config.model, activation_checkpointing=how))
-            found.append(Plan(chosen, self.architecture, self.target))
+            found.append(Plan(chosen, self.whole, self.target))
         least = found[0].cache_bytes() / 2
         for plan in (found[2], found[1]):
             if plan.left(self.target.total) >= 0 and plan.cache_bytes() >= least:
@@ -138,7 +149,7 @@ class Plan:
         """The plan with another value of `section.name`."""
         section, _, name = path.partition(".")
         part = replace(getattr(self.config, section), **{name: value})
-        return Plan(replace(self.config, **{section: part}), self.architecture, self.target)
+        return Plan(replace(self.config, **{section: part}), self.whole, self.target)
 
     # --- the arithmetic ---
 
@@ -146,12 +157,12 @@ class Plan:
         """The plan, line by line."""
         config, target = self.config, self.target
         num, width = num_parameters(self.architecture), self.width
-        # Every rank has the whole weights, and a part of the optimizer's state.
-        part, said = num // target.ranks, f", 1/{target.ranks}" if target.ranks > 1 else ""
+        # Every rank has the whole weights of its shard, and a part of the optimizer's state.
+        part, said = num // self.copies, f", 1/{self.copies}" if self.copies > 1 else ""
         state = config.model.optimizer_state if width < 4 else "fp32"
         masters = {"fp32": 4}.get(state, 2) * part if width < 4 else 0
         # Of dealt gradients there are the own parts, and the largest layer before it is dealt.
-        is_dealt = config.ranks.gradients == "dealt" and target.ranks > 1
+        is_dealt = config.ranks.gradients == "dealt" and self.copies > 1
         gradients = 4 * (part + largest_layer(self.architecture) if is_dealt else num)
         moments = (4 if state == "short" else 8) * part
         overhead = OVERHEAD[target.kind, target.engine]
@@ -238,7 +249,8 @@ class Plan:
         a = self.architecture
         truncated = any(s.top_p < 1 or s.top_k for _, s in self.requests())
         # fp32 logits, scaled, log-softmax, exponentials, fp64 sums; sorted copies for top-k, top-p.
-        draw = self.config.rollout.max_rows * a.vocab_size * (60 if truncated else 24)
+        # Of the whole vocabulary, also where ranks hold it together.
+        draw = self.config.rollout.max_rows * self.whole.vocab_size * (60 if truncated else 24)
         if self.widens:
             draw += a.vocab_size * a.hidden_size * 4
         prefill = PREFILL_TOKENS * (3 * a.intermediate_size + 4 * a.hidden_size) * self.width
@@ -358,12 +370,16 @@ class Plan:
 # --- the device ---
 
 
-def indivisible(architecture: Architecture, num: int) -> str:
-    """Why so many ranks cannot share the optimizer's state of a model; "" where they can."""
+def indivisible(architecture: Architecture, num: int, tp: int = 1) -> str:
+    """Why so many ranks cannot share the optimizer's state of a model; "" where they can.
+
+    tp: ranks that hold each of so many copies
+    """
     if num == 1:
         return ""
-    decoder = Decoder(architecture, torch.float32, "meta")
-    bad = [name for name, p in decoder.named_parameters() if p.numel() % num]
+    kinds = {own_sizes(architecture, tp, rank) for rank in (0, tp - 1)}
+    decoders = [Decoder(kind, torch.float32, "meta") for kind in kinds]
+    bad = [name for d in decoders for name, p in d.named_parameters() if p.numel() % num]
     if not bad:
         return ""
     return (

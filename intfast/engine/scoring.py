@@ -50,8 +50,9 @@ def _packed(
     attend = PackedAttention(lengths, device)
     hidden_ND = decoder(token_T, position_T, attend, rows_C=target - 1)
     logprob_N, _ = linear_logprob(
-        hidden_ND, decoder.head_weight_VD, token_T[target], temperature=temperature, entropy="none"
-    )
+        hidden_ND, decoder.head_weight_VD, token_T[target], temperature=temperature, entropy="none",
+        **decoder.head_options,
+    )  # fmt: skip
     return (part.tolist() for part in logprob_N.split([n - 1 for n in lengths]))
 
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from intfast.model.decoder import Architecture, Decoder
 from intfast.model.layer_ops import Kernels
-
-_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+from intfast.model.shards import VOCABULARY, Shards
 
 
 class Shared:
@@ -72,13 +71,18 @@ Link = Shared | Copied
 
 
 def adopt(
-    module: nn.Module, config: Architecture, dtype: torch.dtype, kernels: Kernels = "torch"
+    module: nn.Module,
+    config: Architecture,
+    dtype: torch.dtype,
+    kernels: Kernels = "torch",
+    own: Shards | None = None,
 ) -> Decoder:
     """A decoder whose parameters are `module`'s tensors; takes no memory for weights.
 
+    own: what this rank holds of it, where several hold the model together
     Raises ValueError naming the tensor that cannot be shared as it is.
     """
-    decoder = Decoder(config, dtype, "meta", kernels)
+    decoder = Decoder(config, dtype, "meta", kernels, own)
     _check(decoder, module, same_dtype=True)
     for name, _, theirs in list(_pairs(decoder, module)):
         owner, _, leaf = name.rpartition(".")
@@ -93,7 +97,7 @@ def _pairs(decoder: Decoder, module: nn.Module) -> Iterator[tuple[str, Tensor, T
     found = dict(module.named_parameters(remove_duplicate=False))
     for name, ours in decoder.named_parameters():
         theirs = found[name].data
-        yield name, ours, theirs[: len(ours)] if name in _VOCABULARY else theirs
+        yield name, ours, theirs[: len(ours)] if name in VOCABULARY else theirs
 
 
 def _check(decoder: Decoder, module: nn.Module, same_dtype: bool) -> None:
@@ -104,7 +108,7 @@ def _check(decoder: Decoder, module: nn.Module, same_dtype: bool) -> None:
     faults = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
     faults += [f"{name}: unknown" for name in sorted(found.keys() - expected.keys() - second_head)]
     for name in second_head & found.keys():
-        if found[name].data_ptr() != found[_VOCABULARY[0]].data_ptr():
+        if found[name].data_ptr() != found[VOCABULARY[0]].data_ptr():
             faults.append(f"{name}: not tied to the embedding")
     for name, ours, theirs in _pairs(decoder, module) if not faults else ():
         if theirs.shape != ours.shape:

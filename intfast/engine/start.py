@@ -14,7 +14,7 @@ from intfast.engine import memory
 from intfast.engine.device import pick_kernels, use_flash_attention
 from intfast.engine.native import NativeEngine
 from intfast.engine.protocol import Choice, Engine, pick_engine
-from intfast.model import weights
+from intfast.model import shards, weights
 from intfast.model.decoder import Decoder
 
 
@@ -36,8 +36,20 @@ def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, 
         raise ValueError(
             f"rollout.context = {rollout.context} is more than the model's {longest} positions"
         )
-    if fault := memory.indivisible(architecture, ranks.now().world):
-        raise ValueError(fault)
+    here, family = ranks.now(), weights.read_config(folder)["model_type"]
+    if config.ranks.tp != here.tp:
+        raise ranks.Refused(
+            f"ranks.tp = {config.ranks.tp}: expected as many processes for a model, got {here.tp}; "
+            "start the run with torchrun, or use ranks.tp=1"
+        )
+    if here.tp > 1 and choice.name == "native":
+        raise ranks.Refused(
+            f"ranks.tp = {here.tp} needs vLLM: the embedded engine holds whole models alone "
+            f"({choice.reason}); install vLLM and use rollout.engine=vllm, or ranks.tp=1"
+        )
+    fault = shards.fault(family, architecture, here.tp)
+    if fault := fault or memory.indivisible(architecture, here.dp, here.tp):
+        raise ranks.Refused(fault)
     target = memory.target_of(config, device, choice.name)
     config = memory.Plan(config, architecture, target).settled()
     if choice.name == "vllm":

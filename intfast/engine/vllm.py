@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from intfast import ranks
 from intfast.engine import scoring, sharing
 from intfast.engine.protocol import (
     Completion,
@@ -84,10 +85,15 @@ class VllmEngine:
             raise
         self._synchronise()
         self._cache_is_empty = False
-        return [
+        found = [
             [completions[p, g] for g in range(len(request.seeds))]
             for p, request in enumerate(requests_P)
         ]
+        # vLLM's ranks schedule and draw alone, and do not look whether they still agree.
+        ranks.now().require_same(
+            "tokens", lambda: repr([hash(tuple(c.token_ids)) for g in found for c in g])
+        )
+        return found
 
     def _add(self, requests_P: Sequence[Request], running: dict[str, tuple[int, int]]) -> None:
         """Give vLLM all samples; running: its id of each -> (request, sample), in their order.

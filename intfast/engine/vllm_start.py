@@ -20,6 +20,7 @@ from intfast.engine.cache import bytes_per_slot
 from intfast.engine.memory import GIB
 from intfast.engine.vllm import VllmEngine
 from intfast.model import weights
+from intfast.model.shards import Shards
 
 # Tokens of a block of the prefix cache on a CPU; the default, 128, is more than short prompts have.
 CPU_BLOCK = 32
@@ -44,6 +45,7 @@ def start(folder: Path, config: Config, device: torch.device) -> VllmEngine:
             'rollout.engine = "vllm"; use rollout.engine = "native"'
         )
     needed_gib = (context + CPU_BLOCK) * bytes_per_slot(architecture, dtype) / GIB
+    needed_gib /= ranks.now().tp
     if needed_gib > config.rollout.cache_gib:
         raise ValueError(
             f"rollout.cache_gib = {config.rollout.cache_gib} holds no sample of {context} tokens, "
@@ -53,10 +55,11 @@ def start(folder: Path, config: Config, device: torch.device) -> VllmEngine:
         llm = _launch(folder, config, context, device)
     _ALIVE.append(llm)
     [module] = llm.apply_model(lambda module: module)
+    own = Shards(architecture, ranks.now()) if ranks.now().tp > 1 else None
     if config.rollout.engine == "vllm_copy":
-        decoder, _ = weights.load(folder, dtype, device, kernels)
+        decoder, _ = weights.load(folder, dtype, device, kernels, own)
         return VllmEngine(llm, decoder, sharing.Copied(decoder, module), context)
-    decoder = sharing.adopt(module, architecture, dtype, kernels)
+    decoder = sharing.adopt(module, architecture, dtype, kernels, own)
     return VllmEngine(llm, decoder, sharing.Shared(decoder, module), context)
 
 
@@ -89,7 +92,9 @@ def _launch(folder: Path, config: Config, context: int, device: torch.device) ->
     rollout = config.rollout
     if ranks.now().world > 1:
         # The world is there: every rank is an engine of its own in it, on the device of its rank.
+        # Those of one copy of the model must be asked for the same, in the same order.
         options["distributed_executor_backend"] = "external_launcher"
+        options["tensor_parallel_size"] = ranks.now().tp
     if config.model.dtype == "bfloat16":
         # The loss takes its logits in fp32; on one side only it would widen the gap.
         options["hf_overrides"] = {"head_dtype": "float32"}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from typing import Any
 
 from vllm.platforms import current_platform
+
+from intfast import ranks
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
@@ -15,6 +18,16 @@ else:
 
 class SharingWorker(_Worker):
     """A worker whose weights another module may hold: nothing here moves, frees or reloads them."""
+
+    def init_device(self) -> None:
+        """On a CPU, ranks of one model meet in shared memory, under a name of this start alone.
+
+        vLLM takes it from the init method, which torchrun has the same for all: another run would
+        meet this one, and what a killed one left there would keep the next from starting.
+        """
+        if current_platform.is_cpu():
+            self.distributed_init_method += f":{ranks.now().first(lambda: uuid.uuid4().hex)}"
+        super().init_device()
 
     def _maybe_get_memory_pool_context(self, tag: str) -> contextlib.AbstractContextManager:
         # Outside of the sleep pool, weights are ordinary tensors that no sleep can release.

@@ -14,28 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intfast.kernels.norm_rope import HeadNorms
-from intfast.model import checkpointing, fixed
+from intfast.model import checkpointing, linear
 from intfast.model.architecture import ARCHITECTURES, Architecture
 from intfast.model.attention import Attend, PackedAttention
 from intfast.model.layer_ops import Kernels, LayerOps, layer_ops
+from intfast.model.linear import Embedding, Linear
+from intfast.model.shards import Shards
 
 __all__ = ["ARCHITECTURES", "Architecture", "Attend", "Decoder", "PackedAttention"]
-
-
-class Linear(nn.Linear):
-    """nn.Linear without the time for an initialisation: weights are loaded."""
-
-    row_sizes: tuple[int, ...] = ()
-    """Of the calls that generation makes; see fixed.py. Empty: one call."""
-
-    def reset_parameters(self) -> None:
-        """Leave the parameters as they are."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., num_in) to (..., num_out)."""
-        if not self.row_sizes or len(x) in self.row_sizes or not torch.is_inference_mode_enabled():
-            return F.linear(x, self.weight, self.bias)
-        return fixed.linear(x, self.weight, self.bias, self.row_sizes)
 
 
 class RMSNorm(nn.Module):
@@ -106,23 +92,29 @@ class Decoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         kernels: Kernels = "torch",
+        shards: Shards | None = None,
     ) -> None:
-        """kernels: see `layer_ops`; "liger" needs the package liger_kernel and a CUDA device."""
+        """kernels: see `layer_ops`; "liger" needs the package liger_kernel and a CUDA device.
+
+        shards: what this rank holds, where several hold the model together
+        """
         super().__init__()
         ops = layer_ops(kernels, config.hidden_size)
         factory = {"dtype": dtype, "device": device}
-        self.config = config
+        # All sizes below are those of this rank; what is asked from outside, of the whole model.
+        self.config, self.shards, own = config, shards, config if shards is None else shards.own
+        self.head_options = {} if shards is None else {"vocabulary": shards.vocabulary}
         self.activation_checkpointing: checkpointing.Checkpointing = False
         self.model = nn.Module()
-        self.model.embed_tokens = nn.Module()
         # Uninitialised: the weights are loaded, or vLLM's own tensors take their place.
-        table_VD = torch.empty(config.vocab_size, config.hidden_size, **factory)
-        self.model.embed_tokens.weight = nn.Parameter(table_VD)
-        layers = [Layer(config, i, ops, **factory) for i in range(config.num_layers)]
+        self.model.embed_tokens = Embedding(own.vocab_size, config.hidden_size, **factory)
+        layers = [Layer(own, i, ops, **factory) for i in range(config.num_layers)]
         self.model.layers = nn.ModuleList(layers)
         self.model.norm = RMSNorm(config.hidden_size, config.norm_eps, ops, **factory)
         if not config.tied:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, False, **factory)
+            self.lm_head = Linear(config.hidden_size, own.vocab_size, False, **factory)
+        if shards is not None:
+            linear.divide(self.model, shards)
         # Not a parameter and not in the checkpoint: it follows from the config.
         inverse, self._rope_scale = config.rope.frequencies(config.head_dim, config.max_positions)
         self.register_buffer("_inverse_frequency", inverse.to(device), persistent=False)
@@ -146,7 +138,7 @@ class Decoder(nn.Module):
         rows_C   (C,) int64: the rows to compute in the last layer and to return, in this order
         """
         # One stream of tokens for all sequences: nothing here knows where one ends, `attend` does.
-        x = F.embedding(token_T, self.model.embed_tokens.weight)
+        x = self.model.embed_tokens(token_T)
         rope = self._rope(position_T, x.dtype)
         for i, layer in enumerate(self.model.layers):
             # Only the last layer may drop rows: those before it give keys and values to all.

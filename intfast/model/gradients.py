@@ -14,13 +14,18 @@ from torch import Tensor, nn
 
 from intfast import ranks
 from intfast.kernels.add_gradient import add_gradient
+from intfast.model import shards
+from intfast.model.shards import Shards
 
 
 class Gradients:
     """What backward left for some parameters; those of 16 bits are taken away from them."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], dealt: bool) -> None:
-        self._parameters = parameters
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], own: Shards | None, dealt: bool
+    ) -> None:
+        """own: as of the Optimizer."""
+        self._parameters, self._shards = parameters, own
         self.dealt = dealt
         self._sums: dict[str, Tensor] = {}
         """Of 16-bit parameters, in fp32; where they are dealt, what waits for its layer."""
@@ -77,6 +82,8 @@ class Gradients:
         if ranks.now().world == 1:
             return self.whole()
         if self.dealt:
+            # They were of what this rank alone added up.
+            self.squares = {}
             return self._parts
         whole, found = self.whole(), {}
         # A rank without a micro-batch takes part with zeros, in the order of all.
@@ -94,7 +101,10 @@ class Gradients:
             parameter = self._parameters[name]
             dtype = parameter.dtype if is_wide(parameter) else torch.float32
             whole = torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
-        return ranks.now().reduce(whole)
+        mine = ranks.now().reduce(whole)
+        if self._shards is not None and shards.is_partial(name):
+            ranks.now().tp_sum(mine)
+        return mine
 
     def whole(self) -> dict[str, Tensor]:
         """What the micro-batches of this rank added up to, where nothing was dealt."""

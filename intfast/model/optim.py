@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from intfast import ranks
 from intfast.config import OptimConfig
 from intfast.kernels.adamw import adamw, joined, split
+from intfast.model import shards
 from intfast.model.gradients import Gradients, is_wide
+from intfast.model.shards import Shards
 
 BETAS = (0.9, 0.999)
 """Decays of the two moments."""
@@ -78,12 +80,14 @@ class Optimizer:
         parameters: Iterable[tuple[str, nn.Parameter]],
         config: OptimConfig,
         total_steps: int,
+        own: Shards | None = None,
         *,
         state: str = "fp32",
         dealt: bool = False,
     ) -> None:
         """parameters: as of `named_parameters()`; those that need no gradient are left alone.
 
+        own     what of the model they are, where several ranks hold one together
         state   as `model.optimizer_state`
         dealt   gradients, to several ranks: then all call `meet` once for every micro-batch of any,
                 behind its backward where they have it
@@ -94,7 +98,7 @@ class Optimizer:
                 f"total_steps: expected an integer >= 1, got {total_steps}; "
                 "check epochs, steps and batch size"
             )
-        self.config = config
+        self.config, self._shards = config, own
         self.total_steps = total_steps
         self.num_steps = 0
         self.num_skipped = 0
@@ -103,7 +107,7 @@ class Optimizer:
         self._narrow = [n for n, p in self._parameters.items() if not is_wide(p)]
         self._splits, self._is_short = state != "fp32", state == "short"
         self._masters = {name: self._master(name) for name in self._parameters}
-        self._gradients = Gradients(self._parameters, dealt and ranks.now().world > 1)
+        self._gradients = Gradients(self._parameters, own, dealt and ranks.now().dp > 1)
         self.meet = self._gradients.meet
         # Made now and not at the first step, so that memory and the saved names never change.
         self._means = {name: self._moment(name) for name in self._parameters}
@@ -166,7 +170,7 @@ class Optimizer:
                 eps=EPS,
                 weight_decay=self.config.weight_decay if decays else 0.0,
                 grad_scale=limit / grad_norm if grad_norm > limit > 0 else 1.0,
-                part=ranks.now().rank,
+                part=ranks.now().dp_rank,
             )
         for name in grads:
             ranks.now().spread(self._parameters[name].data)
@@ -179,6 +183,9 @@ class Optimizer:
 
     def _norm(self, grads: dict[str, Tensor]) -> float:
         """The global norm; what the sums of gradients left behind is not computed again."""
+        if ranks.now().tp_rank:
+            # What is whole on every rank counts on the first.
+            grads = {name: grad for name, grad in grads.items() if shards.is_dealt(name)}
         left = [squares.sum(dtype=torch.float64) for squares in self._gradients.squares.values()]
         rest = [grad for name, grad in grads.items() if name not in self._gradients.squares]
         if rest:
@@ -244,13 +251,13 @@ class Optimizer:
         """
         tensors: dict[str, Tensor | ranks.Part] = {}
         for key, tensor in self._state().items():
-            shape, make = self._parameters[key.partition(".")[2]].shape, tensor.detach
-            if tensor.dtype == torch.int16:
-                make = partial(joined, self._own(key.partition(".")[2]), tensor)
+            name = key.partition(".")[2]
             if tensor.dtype == torch.int16 or ranks.now().world > 1:
-                dtype = torch.float32 if tensor.dtype == torch.int16 else tensor.dtype
-                tensor = ranks.Part(make, shape, dtype)
-            tensors[key] = tensor
+                make, dtype = tensor.detach, tensor.dtype
+                if dtype == torch.int16:
+                    make, dtype = partial(joined, self._own(name), tensor), torch.float32
+                tensor = ranks.Part(make, self._parameters[name].shape, dtype)
+            tensors[key] = shards.stored(self._shards, name, tensor)
         return tensors, {
             "num_steps": self.num_steps,
             "num_skipped": self.num_skipped,
@@ -282,10 +289,12 @@ class Optimizer:
                 f"{len(wrong)} names are missing, unknown or of another shape or dtype, first "
                 f"{wrong[:3]}; resume with the model and dtype of the checkpoint"
             )
-        for name, tensor in self._state().items():
-            found = ranks.now().part(tensors[name].detach()).to(tensor.device)
+        for key, tensor in self._state().items():
+            name = key.partition(".")[2]
+            mine = shards.own(self._shards, name, tensors[key].detach())
+            found = ranks.now().part(mine).to(tensor.device)
             if tensor.dtype == torch.int16:
-                split(found, self._own(name.partition(".")[2]), tensor)
+                split(found, self._own(name), tensor)
             else:
                 tensor.copy_(found)
         self.num_steps = counters["num_steps"]

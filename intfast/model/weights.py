@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from intfast import checks
 from intfast.model import folder as model_folder
+from intfast.model import shards
 from intfast.model.decoder import Architecture, Decoder
 from intfast.model.folder import INDEX, SINGLE
 from intfast.model.layer_ops import Kernels
@@ -88,15 +89,18 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     kernels: Kernels = "torch",
+    own: shards.Shards | None = None,
 ) -> tuple[Decoder, dict[str, Any]]:
     """The decoder of a Hugging Face folder or hub id, and the content of its config.json.
+
+    own: what this rank holds, where several hold the model together
 
     Names, shapes and files are checked before memory is taken. Raises ValueError for anything
     that is wrong with the folder, RuntimeError when a hub id cannot be downloaded.
     """
     folder = resolve(path)
     config = check(folder)
-    decoder = Decoder(config, dtype, device, kernels)
+    decoder = Decoder(config, dtype, device, kernels, own)
     load_into(decoder, folder)
     return decoder, read_config(folder)
 
@@ -123,17 +127,31 @@ def load_into(decoder: Decoder, folder: Path) -> None:
             for name in opened.keys():  # noqa: SIM118 - not a dict
                 interrupt.check()
                 if name in expected:
-                    place = expected[name]
-                    rows = parameters[place.parameter][place.start : place.stop]
-                    rows.copy_(opened.get_tensor(name))
+                    _fill(decoder, parameters, expected[name], opened.get_tensor(name))
                 elif name == "lm_head.weight":
                     second_head_VD = opened.get_tensor(name)
     head_VD = decoder.head_weight_VD
+    if second_head_VD is not None:
+        second_head_VD = shards.own(decoder.shards, "lm_head.weight", second_head_VD)
     if second_head_VD is not None and not torch.equal(second_head_VD.to(head_VD), head_VD):
         raise ValueError(
             f"{folder}: config.json ties lm_head to the embedding (tie_word_embeddings), but the "
             "weights hold a different lm_head.weight; set tie_word_embeddings to false"
         )
+
+
+def _fill(
+    decoder: Decoder, parameters: Mapping[str, torch.Tensor], place: Rows, whole: torch.Tensor
+) -> None:
+    """Copy a tensor of the file into its rows, or this rank's pieces of it into theirs."""
+    name, start, stop, _ = place
+    if decoder.shards is None or not shards.is_dealt(name):
+        parameters[name][start:stop].copy_(whole)
+        return
+    found = decoder.shards.pieces(name, decoder.shards.ranks.tp_rank)
+    for dim, begin, end, at in shards.within(found, start, stop):
+        mine = parameters[name].narrow(dim, at, end - begin)
+        mine.copy_(whole.narrow(dim, begin, end - begin))
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -234,9 +252,9 @@ def save(
 
 
 def _write_weights(decoder: Decoder, folder: Path, max_shard_bytes: int) -> None:
-    parameters = dict(decoder.named_parameters())
+    parameters = {name: p.detach() for name, p in decoder.named_parameters()}
     tensors = {
-        name: parameters[place.parameter].detach()[place.start : place.stop]
+        name: _whole(decoder, parameters[place.parameter], place)
         for name, place in slices(decoder.config).items()
     }
     shards: list[list[str]] = [[]]
@@ -257,3 +275,14 @@ def _write_weights(decoder: Decoder, folder: Path, max_shard_bytes: int) -> None
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         files.write(folder / INDEX, [json.dumps(index, indent=2).encode() + b"\n"])
+
+
+def _whole(decoder: Decoder, parameter: torch.Tensor, place: Rows) -> Any:
+    """The rows of a parameter, or what becomes whole as it is written."""
+    name, start, stop, _ = place
+    if decoder.shards is None or not shards.is_dealt(name):
+        return parameter[start:stop]
+    found = decoder.shards.pieces(name, decoder.shards.ranks.tp_rank)
+    [(dim, begin, end, at)] = shards.within(found, start, stop)
+    mine = parameter.narrow(dim, at, end - begin)
+    return decoder.shards.exported(name, mine, start, stop)

@@ -90,8 +90,9 @@ def write(stage: Path, step: int, tensors: Mapping[str, Stored], state: Mapping[
     world, aside = ranks.now(), _aside(stage, step)
     name, metadata = _names(world.world)[world.rank], None
     if world.world > 1:
-        metadata = {"shapes": json.dumps({key: list(x.shape) for key, x in tensors.items()})}
-    found = {name: tensorfile.write(aside / name, tensors, metadata, world.world)}
+        wholes = {key: (x.shape, x.pieces_R) for key, x in tensors.items()}
+        metadata = {"tp": str(world.tp), "wholes": json.dumps(wholes)}
+    found = {name: tensorfile.write(aside / name, tensors, metadata, world.world > 1)}
     if world.is_main:
         found[STATE] = files.write(aside / STATE, [msgspec.json.encode(dict(state))])
     return [], found
@@ -163,17 +164,25 @@ def latest(
 
 
 def _parts(paths: Sequence[Path]) -> dict[str, Stored]:
-    """The tensors of files that each hold a part of all of them, in order."""
+    """The tensors of files that each hold a part of all of them, in the order of the ranks."""
     opened = [safe_open(path, "pt") for path in paths]
     dtypes = {name: dtype for dtype, name in tensorfile.NAMES.items()}
+    metadata = opened[0].metadata()
+    tp = int(metadata["tp"])
 
-    def read(name: str, shape: torch.Size) -> Tensor:
-        return torch.cat([file.get_tensor(name) for file in opened]).view(shape)
+    def read(name: str, part: ranks.Part) -> Tensor:
+        def shard(rank: int) -> Tensor:
+            # What a rank of a copy has, every copy has a part of.
+            flat = torch.cat([file.get_tensor(name) for file in opened[rank::tp]])
+            return flat.view(part.shard_shape(rank))
+
+        return part.joined(shard)
 
     found: dict[str, Stored] = {}
-    for name, sizes in json.loads(opened[0].metadata()["shapes"]).items():
-        shape, dtype = torch.Size(sizes), dtypes[opened[0].get_slice(name).get_dtype()]
-        found[name] = ranks.Part(partial(read, name, shape), shape, dtype)
+    for name, (sizes, pieces_R) in json.loads(metadata["wholes"]).items():
+        dtype = dtypes[opened[0].get_slice(name).get_dtype()]
+        part = ranks.Part(torch.Tensor, torch.Size(sizes), dtype, pieces_R)
+        found[name] = part._replace(make=partial(read, name, part))
     return found
 
 

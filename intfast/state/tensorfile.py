@@ -34,28 +34,31 @@ def write(
     path: Path,
     tensors: Mapping[str, Tensor | ranks.Part],
     metadata: Mapping[str, str] | None = None,
-    parts: int = 1,
+    everywhere: bool = False,
 ) -> files.Written:
-    """Write and sync a safetensors file of this rank; its size and digest.
+    """Write and sync a safetensors file; its size and digest.
 
-    parts   how many files share each tensor equally: here is one part, flat
+    everywhere  each rank writes its own, with its parts of all tensors, flat
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    pieces = _pieces({name: tensors[name] for name in names}, metadata, parts)
-    return files.write(path, pieces, everywhere=True)
+    pieces = _pieces({name: tensors[name] for name in names}, metadata, everywhere)
+    return files.write(path, pieces, everywhere)
 
 
 def _pieces(
-    tensors: Mapping[str, Tensor | ranks.Part], metadata: Mapping[str, str] | None, parts: int
+    tensors: Mapping[str, Tensor | ranks.Part], metadata: Mapping[str, str] | None, is_own: bool
 ) -> Iterator[bytes | memoryview]:
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
-        size = math.prod(tensor.shape) // parts
-        start, end = end, end + size * tensor.dtype.itemsize
+        shape = list(tensor.shape)
+        if is_own:
+            world = ranks.now()
+            shape = [math.prod(tensor.shard_shape(world.tp_rank)) // world.dp]
+        start, end = end, end + math.prod(shape) * tensor.dtype.itemsize
         header[name] = {
             "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape) if parts == 1 else [size],
+            "shape": shape,
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -222,7 +222,8 @@ def score(run: Run, examples: Sequence[Example]) -> list[dict[int, tuple[float, 
     for batch in pack(examples, config).batches:
         batch = batch.to(run.device)
         hidden_ND = run.decoder(*batch.inputs())
-        scored = linear_logprob(hidden_ND, run.decoder.head_weight_VD, batch.target_N)
+        head_VD, options = run.decoder.head_weight_VD, run.decoder.head_options
+        scored = linear_logprob(hidden_ND, head_VD, batch.target_N, **options)
         columns = (batch.sequence_N, batch.position_ids_T[batch.rows_N], *scored)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         for sequence, position, logprob, entropy in rows:

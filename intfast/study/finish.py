@@ -43,7 +43,7 @@ def finish(run: Run, found: Found) -> dict[str, Any]:
     Only reads weights and records: no result of the run depends on it. Of several ranks the first
     does it alone.
     """
-    return ranks.now().first(lambda: _finish(run, found))
+    return ranks.now().first(lambda: _finish(run, found), model=True)
 
 
 def _finish(run: Run, found: Found) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import plain
+from . import dealt, plain
 from .plan import (
     IGNORE,
     NAMESPACE,
@@ -71,6 +71,9 @@ def forward(inputs: Inputs, start: int, end: int, keep: bool) -> Chunk:
     if _is_called_directly(inputs):
         with torch.autocast(hidden_CD.device.type, enabled=False):
             made = plain.chunk(hidden_CD, inputs.weight_VD, target_C, inputs.plan, keep)
+    elif inputs.plan.vocabulary is not None:
+        # No operator takes what a dealt head waits for.
+        made = _run(hidden_CD, inputs.weight_VD, target_C, inputs.plan, keep)
     else:
         made = _chunk(hidden_CD, inputs.weight_VD, target_C, inputs.plan.recipe, keep)
     return Chunk(*made, hidden_CD, target_C)
@@ -120,10 +123,11 @@ class Gradients:
         dlogprob_C = torch.where(live_C, dlogprob_C, 0)
         if dentropy_C is not None:
             dentropy_C = torch.where(live_C, dentropy_C, 0)
-        direct = _is_called_directly(self.inputs)
-        hidden_grad_CD = (_run_chunk_gradient if direct else _chunk_gradient)(
+        plan = self.inputs.plan
+        direct = _is_called_directly(self.inputs) or plan.vocabulary is not None
+        hidden_grad_CD = (_run_gradient if direct else _chunk_gradient)(
             chunk.kept, chunk.stats, dlogprob_C, dentropy_C, hidden_CD, self.inputs.weight_VD,
-            target_C, self.weight_VD, self.inputs.plan.recipe, self.need_hidden,
+            target_C, self.weight_VD, plan if direct else plan.recipe, self.need_hidden,
             self.fresh and start == 0,
         )  # fmt: skip
         if self.need_hidden and self.hidden_RD is None:
@@ -162,15 +166,23 @@ def _without_autocast(run: Callable) -> Callable:
     return guarded
 
 
-@_without_autocast
 def _run_chunk(
     hidden_CD: Tensor, weight_VD: Tensor, target_C: Tensor, recipe: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    plan = read_recipe(recipe)
+    return _run(hidden_CD, weight_VD, target_C, read_recipe(recipe), keep)
+
+
+@_without_autocast
+def _run(
+    hidden_CD: Tensor, weight_VD: Tensor, target_C: Tensor, plan: HeadPlan, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if plan.path == "plain":
         return plain.chunk(hidden_CD, weight_VD, target_C, plan, keep)
     if hidden_CD.shape[0] == 0:
-        return _chunk_fake(hidden_CD, weight_VD, target_C, recipe, keep)
+        return _chunk_fake(hidden_CD, weight_VD, target_C, plan.recipe, keep)
+    if plan.vocabulary is not None:
+        run = {"odds": dealt.odds_chunk, "rows": dealt.rows_chunk}[plan.path]
+        return run(hidden_CD, weight_VD, target_C, plan, keep)
     if plan.path == "odds":
         from . import odds
 
@@ -198,7 +210,6 @@ def _chunk_fake(hidden_CD, weight_VD, target_C, recipe, keep):
     return logprob_C, torch.empty_like(logprob_C), stats, kept
 
 
-@_without_autocast
 def _run_chunk_gradient(
     kept_CV: Tensor,
     stats: Tensor,
@@ -212,11 +223,32 @@ def _run_chunk_gradient(
     need_hidden: bool,
     overwrite: bool,
 ) -> Tensor:
-    plan = read_recipe(recipe)
+    return _run_gradient(
+        kept_CV, stats, dlogprob_C, dentropy_C, hidden_CD, weight_VD, target_C, weight_grad_VD,
+        read_recipe(recipe), need_hidden, overwrite,
+    )  # fmt: skip
+
+
+@_without_autocast
+def _run_gradient(
+    kept_CV: Tensor,
+    stats: Tensor,
+    dlogprob_C: Tensor,
+    dentropy_C: Tensor | None,
+    hidden_CD: Tensor,
+    weight_VD: Tensor,
+    target_C: Tensor,
+    weight_grad_VD: Tensor | None,
+    plan: HeadPlan,
+    need_hidden: bool,
+    overwrite: bool,
+) -> Tensor:
     scale_C1 = None
     if plan.path == "rows":
         from . import rows
 
+        if plan.vocabulary is not None:
+            target_C = dealt.Columns(target_C, len(weight_VD), plan.vocabulary).target_C
         left_CV = rows.chunk_gradient(
             kept_CV, stats, dlogprob_C, dentropy_C, target_C, plan, hidden_CD.dtype
         )
@@ -227,7 +259,7 @@ def _run_chunk_gradient(
         scale_C1 = scale_C[:, None]
     else:
         left_CV, scale_C = plain.chunk_gradient(
-            kept_CV, stats, dlogprob_C, dentropy_C, target_C, plan
+            kept_CV, stats, dlogprob_C, dentropy_C, target_C, weight_VD, plan
         )
         scale_C1 = scale_C[:, None]
         # Both products take the row scale: for few columns it is cheaper on their common factor.
@@ -238,11 +270,15 @@ def _run_chunk_gradient(
         hidden_grad_CD = product(left_CV, weight_VD.to(left_CV.dtype))
         if scale_C1 is not None:
             hidden_grad_CD *= scale_C1
-        hidden_grad_CD = hidden_grad_CD.to(hidden_CD.dtype)
+    # Of a dealt head a share of the sum, which is on its way while the weight's product runs.
+    is_share = need_hidden and plan.vocabulary is not None
+    summed = plan.vocabulary.ranks.tp_summing(hidden_grad_CD) if is_share else None
     if weight_grad_VD is not None:
         right_CD = hidden_CD if scale_C1 is None else hidden_CD * scale_C1
         accumulate(weight_grad_VD, left_CV.T, right_CD.to(left_CV.dtype), overwrite)
-    return hidden_grad_CD
+    if summed is not None:
+        summed()
+    return hidden_grad_CD.to(hidden_CD.dtype)
 
 
 _chunk_gradient = torch.library.custom_op(

@@ -108,7 +108,9 @@ def _try(weight_VD: Tensor, rung: Head) -> None:
     hidden_CD = weight_VD[:TRIED_ROWS].detach()
     num_rows = len(hidden_CD)
     target_C = torch.zeros(num_rows, dtype=torch.int64, device=weight_VD.device)
-    made = plan.plan_for(num_rows, weight_VD, replace(rung, rows_R=None, chunk_bytes=2**62))
+    # Of a dealt head the own rows alone: another rank may be at another rung.
+    alone = replace(rung, rows_R=None, chunk_bytes=2**62, vocabulary=None)
+    made = plan.plan_for(num_rows, weight_VD, alone)
     inputs = chunks.Inputs(hidden_CD, weight_VD.detach(), target_C, made)
     chunks.forward(inputs, 0, num_rows, keep=False)
     chunk = chunks.forward(inputs, 0, num_rows, keep=True)

@@ -29,7 +29,7 @@ from .plan import HeadPlan, interpreted, padded_columns
 from .rowmath import IGNORED, MAX_EXPONENT, cap, cap_slope, finish
 
 # A sum that holds one clamped exponential, exp(64) = 6.2e27, is at least this.
-_CLAMPED_SUM = tl.constexpr(6e27)
+CLAMPED_SUM = tl.constexpr(6e27)
 
 
 @triton.jit
@@ -172,7 +172,7 @@ def _finish_rows(
     target = tl.load(target_ptr + rows, mask=in_rows, other=IGNORED)
     live = target != IGNORED
     # A negative shift asks _rereference for this row.
-    shift = tl.where(live & (r >= _CLAMPED_SUM), -1.0, 0.0)
+    shift = tl.where(live & (r >= CLAMPED_SUM), -1.0, 0.0)
     logit = tl.load(stats_ptr + rows, mask=in_rows, other=0.0)
     tl.store(stats_ptr + num_rows + rows, shift, mask=in_rows)
     tl.store(stats_ptr + 2 * num_rows + rows, r, mask=in_rows)
@@ -200,12 +200,64 @@ def _raw_logits(x_ptr, w_ptr, row, cols, V, D, stride_xc, stride_wv, BLOCK_D: tl
 
 
 @triton.jit
+def _largest(
+    x_ptr,
+    w_ptr,
+    row,
+    V,
+    D,
+    stride_xc,
+    stride_wv,
+    scale,
+    softcap,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    """One row's largest logit."""
+    top = float("-inf")
+    for start in range(0, V, BLOCK_V):
+        cols = start + tl.arange(0, BLOCK_V)
+        raw = _raw_logits(x_ptr, w_ptr, row, cols, V, D, stride_xc, stride_wv, BLOCK_D)
+        z = tl.where(cols < V, cap(raw, scale, softcap, SOFTCAP), float("-inf"))
+        top = tl.maximum(top, tl.max(z, 0))
+    return top
+
+
+@triton.jit
+def _row_top(
+    x_ptr,
+    w_ptr,
+    stats_ptr,
+    top_ptr,
+    num_rows,
+    V,
+    D,
+    stride_xc,
+    stride_wv,
+    scale,
+    softcap,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    """Of a dealt head, the own largest logit of the rows that _rereference is asked for."""
+    row = tl.program_id(0).to(tl.int64)
+    if tl.load(stats_ptr + num_rows + row) < 0:
+        top = _largest(
+            x_ptr, w_ptr, row, V, D, stride_xc, stride_wv, scale, softcap, BLOCK_V, BLOCK_D, SOFTCAP
+        )
+        tl.store(top_ptr + row, top)
+
+
+@triton.jit
 def _rereference(
     x_ptr,
     w_ptr,
     e_ptr,
     target_ptr,
     stats_ptr,
+    top_ptr,
     logprob_ptr,
     entropy_ptr,
     num_rows,
@@ -220,17 +272,19 @@ def _rereference(
     BLOCK_D: tl.constexpr,
     STORE: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    DEALT: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     if tl.load(stats_ptr + num_rows + row) < 0:
         target = tl.load(target_ptr + row)
         logit = tl.load(stats_ptr + row)
-        top = float("-inf")
-        for start in range(0, V, BLOCK_V):
-            cols = start + tl.arange(0, BLOCK_V)
-            raw = _raw_logits(x_ptr, w_ptr, row, cols, V, D, stride_xc, stride_wv, BLOCK_D)
-            z = tl.where(cols < V, cap(raw, scale, softcap, SOFTCAP), float("-inf"))
-            top = tl.maximum(top, tl.max(z, 0))
+        if DEALT:
+            top = tl.load(top_ptr + row)
+        else:
+            top = _largest(
+                x_ptr, w_ptr, row, V, D, stride_xc, stride_wv, scale, softcap, BLOCK_V, BLOCK_D,
+                SOFTCAP,
+            )  # fmt: skip
         r = 0.0
         k = 0.0
         for start in range(0, V, BLOCK_V):
@@ -251,7 +305,8 @@ def _rereference(
         logprob, entropy = finish(shift, r, k, True)
         tl.store(logprob_ptr + row, logprob)
         tl.store(entropy_ptr + row, entropy)
-        if STORE:
+        # Of a dealt head the sums are shares, and what follows from them comes later.
+        if STORE and not DEALT:
             # Threads of the loop above wrote a 0 into this column.
             tl.debug_barrier()
             own = -r * cap_slope(logit, scale, softcap, SOFTCAP)
@@ -265,44 +320,93 @@ def chunk(
 
     kept_CV is E' with `keep`, else empty; its rows are padded to 16 bytes.
     """
-    (num_rows, width), vocabulary = hidden_CD.shape, weight_VD.shape[0]
-    tile = plan.tile
-    tiles_v = triton.cdiv(vocabulary, tile.block_v)
-    fp32 = {"dtype": torch.float32, "device": hidden_CD.device}
-    logprob_C, entropy_C = torch.empty(num_rows, **fp32), torch.empty(num_rows, **fp32)
-    stats_4C = torch.empty(4, num_rows, **fp32)
-    partial = torch.empty(tiles_v, 2, num_rows, **fp32)
-    kept_CV = hidden_CD.new_empty(num_rows if keep else 0, padded_columns(vocabulary))
-    strides = (hidden_CD.stride(0), weight_VD.stride(0))
-    shape = (scale, softcap) = (1 / plan.temperature, plan.softcap)
-    entropy, capped = plan.entropy != "none", plan.softcap > 0
-    _target_logit[(num_rows,)](
-        hidden_CD, weight_VD, target_C, stats_4C, vocabulary, width, *strides, *shape,
-        BLOCK_D=min(1024, triton.next_power_of_2(width)), SOFTCAP=capped,
+    made = Launch(hidden_CD, weight_VD, target_C, plan, keep)
+    made.target_logits()
+    made.products()
+    shape = (1 / plan.temperature, plan.softcap)
+    _finish_rows[(triton.cdiv(made.num_rows, 32),)](
+        made.kept, target_C, made.stats_4C, made.partial, made.logprob_C, made.entropy_C,
+        made.num_rows, len(made.partial), made.kept.stride(0), *shape,
+        BLOCK_C=32, BLOCK_P=32, STORE=keep, ENTROPY=made.entropy, SOFTCAP=made.capped,
     )  # fmt: skip
-    programs = _num_programs(hidden_CD, triton.cdiv(num_rows, tile.block_c) * tiles_v)
-    _with_scratch(
-        hidden_CD.device,
-        lambda: _odds_matmul[(programs,)](
-            hidden_CD, weight_VD, kept_CV, target_C, stats_4C, partial, num_rows, vocabulary,
-            width, *strides, kept_CV.stride(0), scale, softcap, programs,
-            BLOCK_C=tile.block_c, BLOCK_V=tile.block_v, BLOCK_D=tile.block_d,
-            STORE=keep, ENTROPY=entropy, SOFTCAP=capped, TMA=tile.tma,
-            WARP_SPECIALIZE=tile.warp_specialize,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
-        ),
-    )  # fmt: skip
-    _finish_rows[(triton.cdiv(num_rows, 32),)](
-        kept_CV, target_C, stats_4C, partial, logprob_C, entropy_C, num_rows, tiles_v,
-        kept_CV.stride(0), *shape,
-        BLOCK_C=32, BLOCK_P=32, STORE=keep, ENTROPY=entropy, SOFTCAP=capped,
-    )  # fmt: skip
-    _rereference[(num_rows,)](
-        hidden_CD, weight_VD, kept_CV, target_C, stats_4C, logprob_C, entropy_C, num_rows,
-        vocabulary, width, *strides, kept_CV.stride(0), *shape,
-        BLOCK_V=64, BLOCK_D=64, STORE=keep, SOFTCAP=capped, num_warps=8,
-    )  # fmt: skip
-    return logprob_C, entropy_C, stats_4C, kept_CV[:, :vocabulary] if keep else kept_CV.new_empty(0)
+    made.rereference()
+    return made.logprob_C, made.entropy_C, made.stats_4C, made.kept_CV
+
+
+class Launch:
+    """The buffers of a chunk, and its launches."""
+
+    def __init__(
+        self, hidden_CD: Tensor, weight_VD: Tensor, target_C: Tensor, plan: HeadPlan, keep: bool
+    ) -> None:
+        self.inputs, self.plan, self.keep = (hidden_CD, weight_VD, target_C), plan, keep
+        self.num_rows, self.vocabulary = len(hidden_CD), len(weight_VD)
+        self.strides = (hidden_CD.stride(0), weight_VD.stride(0))
+        fp32 = {"dtype": torch.float32, "device": hidden_CD.device}
+        self.logprob_C, self.entropy_C = (torch.empty(self.num_rows, **fp32) for _ in range(2))
+        self.stats_4C = torch.empty(4, self.num_rows, **fp32)
+        tiles_v = triton.cdiv(self.vocabulary, plan.tile.block_v)
+        self.partial = torch.empty(tiles_v, 2, self.num_rows, **fp32)
+        """R and K of each tile of the vocabulary."""
+        self.kept = hidden_CD.new_empty(
+            self.num_rows if keep else 0, padded_columns(self.vocabulary)
+        )
+        self.entropy, self.capped = plan.entropy != "none", plan.softcap > 0
+
+    @property
+    def kept_CV(self) -> Tensor:
+        """E', without its padding."""
+        return self.kept[:, : self.vocabulary] if self.keep else self.kept.new_empty(0)
+
+    def target_logits(self) -> None:
+        """Into the first row of the statistics."""
+        width, plan = self.inputs[0].shape[1], self.plan
+        _target_logit[(self.num_rows,)](
+            *self.inputs, self.stats_4C, self.vocabulary, width, *self.strides,
+            1 / plan.temperature, plan.softcap,
+            BLOCK_D=min(1024, triton.next_power_of_2(width)), SOFTCAP=self.capped,
+        )  # fmt: skip
+
+    def products(self) -> None:
+        """E and the partial sums, of the target logits."""
+        (hidden_CD, weight_VD, target_C), plan, tile = self.inputs, self.plan, self.plan.tile
+        tiles = triton.cdiv(self.num_rows, tile.block_c) * len(self.partial)
+        programs = _num_programs(hidden_CD, tiles)
+        _with_scratch(
+            hidden_CD.device,
+            lambda: _odds_matmul[(programs,)](
+                hidden_CD, weight_VD, self.kept, target_C, self.stats_4C, self.partial,
+                self.num_rows, self.vocabulary, hidden_CD.shape[1], *self.strides,
+                self.kept.stride(0), 1 / plan.temperature, plan.softcap, programs,
+                BLOCK_C=tile.block_c, BLOCK_V=tile.block_v, BLOCK_D=tile.block_d,
+                STORE=self.keep, ENTROPY=self.entropy, SOFTCAP=self.capped, TMA=tile.tma,
+                WARP_SPECIALIZE=tile.warp_specialize,
+                num_warps=tile.num_warps, num_stages=tile.num_stages,
+            ),
+        )  # fmt: skip
+
+    def row_tops(self) -> Tensor:
+        """(C,) the own largest logit of rows with a negative shift; -inf of others."""
+        hidden_CD, weight_VD, _ = self.inputs
+        top_C = torch.full_like(self.logprob_C, float("-inf"))
+        _row_top[(self.num_rows,)](
+            hidden_CD, weight_VD, self.stats_4C, top_C, self.num_rows, self.vocabulary,
+            hidden_CD.shape[1], *self.strides, 1 / self.plan.temperature, self.plan.softcap,
+            BLOCK_V=64, BLOCK_D=64, SOFTCAP=self.capped, num_warps=8,
+        )  # fmt: skip
+        return top_C
+
+    def rereference(self, top_C: Tensor | None = None) -> None:
+        """Rows with a negative shift again, by their largest logits, or those of a dealt head."""
+        hidden_CD, weight_VD, target_C = self.inputs
+        _rereference[(self.num_rows,)](
+            hidden_CD, weight_VD, self.kept, target_C, self.stats_4C,
+            self.stats_4C if top_C is None else top_C, self.logprob_C, self.entropy_C,
+            self.num_rows, self.vocabulary, hidden_CD.shape[1], *self.strides,
+            self.kept.stride(0), 1 / self.plan.temperature, self.plan.softcap,
+            BLOCK_V=64, BLOCK_D=64, STORE=self.keep, SOFTCAP=self.capped,
+            DEALT=top_C is not None, num_warps=8,
+        )  # fmt: skip
 
 
 def chunk_gradient(

@@ -11,7 +11,7 @@ import functools
 import importlib.util
 import os
 from dataclasses import dataclass
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -36,6 +36,20 @@ _ROW_MULTIPLE = 128
 TERMS = 4096
 
 
+class Vocabulary(NamedTuple):
+    """The rows of the head that this process has, where several have the vocabulary together."""
+
+    first: int
+    """The token of the first row."""
+    share: int
+    """Rows that sizes follow from, on all alike; the last may have fewer."""
+    size: int
+    """Tokens of all."""
+    ranks: Any
+    """Who has the others: tp_sum(tensor) and tp_max(tensor) over all, in place; tp_summing(tensor),
+    which returns what to call for the end."""
+
+
 class HeadOptions(TypedDict, total=False):
     """Keyword options of the ops on the loss head; the defaults are in `Head`.
 
@@ -51,6 +65,8 @@ class HeadOptions(TypedDict, total=False):
                   the matrix product) and "rows" (fp32 logits from cuBLAS, row kernels); "auto" is
                   "plain" but on CUDA, and there what fits the type, the shape and the device
     tile          a launch configuration for "odds" instead of the table's
+    vocabulary    the rows that the weight has, of a head dealt to several processes: all call with
+                  the same hidden states and get the same outputs and gradients of them
     """
 
     temperature: float
@@ -61,6 +77,7 @@ class HeadOptions(TypedDict, total=False):
     entropy: Entropy
     path: HeadPath
     tile: Tile | None
+    vocabulary: Vocabulary | None
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,11 @@ class Head:
     entropy: Entropy = "value"
     path: HeadPath = "auto"
     tile: Tile | None = None
+    vocabulary: Vocabulary | None = None
+
+    def num_tokens(self, weight_VD: Tensor) -> int:
+        """The vocabulary of the whole head."""
+        return len(weight_VD) if self.vocabulary is None else self.vocabulary.size
 
 
 def head_of(options: HeadOptions) -> Head:
@@ -98,6 +120,7 @@ class HeadPlan:
     chunk_rows: int = 1
     note: str = ""
     """Why it is not the first choice for this device, where it is not."""
+    vocabulary: Vocabulary | None = None
 
     def chunks(self, num_rows: int) -> list[tuple[int, int]]:
         """(start, end) of each chunk of rows."""
@@ -144,7 +167,9 @@ def plan_head(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, head: Head
 def plan_for(num_rows: int, weight_VD: Tensor, head: Head) -> HeadPlan:
     """How a head op would run on so many rows with this weight, without a call."""
     path = _resolve_path(weight_VD, head)
-    chunk_rows = max(1, head.chunk_bytes // _bytes_per_row(path, weight_VD))
+    # Of a dealt head the share, or the last rank would make other chunks and wait for ever.
+    share = len(weight_VD) if head.vocabulary is None else head.vocabulary.share
+    chunk_rows = max(1, head.chunk_bytes // _bytes_per_row(path, weight_VD, share))
     if chunk_rows < num_rows:
         num_chunks = -(-num_rows // chunk_rows)
         even = -(-num_rows // num_chunks)
@@ -153,7 +178,10 @@ def plan_for(num_rows: int, weight_VD: Tensor, head: Head) -> HeadPlan:
     tile = _resolve_tile(path, weight_VD, head)
     softcap = 0.0 if head.softcap is None else float(head.softcap)
     chunk_rows = min(chunk_rows, num_rows or 1)
-    return HeadPlan(path, float(head.temperature), softcap, head.entropy, tile, chunk_rows)
+    return HeadPlan(
+        path, float(head.temperature), softcap, head.entropy, tile, chunk_rows,
+        vocabulary=head.vocabulary,
+    )  # fmt: skip
 
 
 def check_head(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, head: Head) -> None:
@@ -192,7 +220,7 @@ def check_head(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, head: Hea
         raise ValueError(f"chunk_bytes: expected >= 1, got {head.chunk_bytes}")
     if head.entropy not in ("none", "value", "gradient"):
         raise ValueError(f"entropy: expected 'none', 'value' or 'gradient', got {head.entropy!r}")
-    _check_targets(target_T, weight_VD.shape[0])
+    _check_targets(target_T, head.num_tokens(weight_VD))
 
 
 def expect(
@@ -292,8 +320,8 @@ def padded_columns(vocabulary: int) -> int:
     return -(-vocabulary // 8) * 8
 
 
-def _bytes_per_row(path: str, weight_VD: Tensor) -> int:
-    vocabulary, size = weight_VD.shape[0], weight_VD.element_size()
+def _bytes_per_row(path: str, weight_VD: Tensor, vocabulary: int) -> int:
+    size = weight_VD.element_size()
     if path == "odds":
         return padded_columns(vocabulary) * size
     if path == "rows":

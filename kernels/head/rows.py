@@ -31,15 +31,20 @@ def _row_statistics(
     softcap,
     BLOCK_V: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    DEALT: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(target_ptr + row)
     live = target != IGNORED
-    known = (target >= 0) & (target < V)
-    own_raw = tl.load(z_ptr + row * stride_zc + target, mask=known, other=0.0)
-    logit = cap(own_raw, scale, softcap, SOFTCAP)
-    # An impossible target must show as NaN.
-    logit = tl.where(known | (target == IGNORED), logit, float("nan"))
+    if DEALT:
+        # The target may be elsewhere; its logit came from there.
+        logit = tl.load(stats_ptr + row)
+    else:
+        known = (target >= 0) & (target < V)
+        own_raw = tl.load(z_ptr + row * stride_zc + target, mask=known, other=0.0)
+        logit = cap(own_raw, scale, softcap, SOFTCAP)
+        # An impossible target must show as NaN.
+        logit = tl.where(known | (target == IGNORED), logit, float("nan"))
     shift = 0.0
     r = 0.0
     k = 0.0
@@ -118,17 +123,27 @@ def chunk(
     hidden_CD: Tensor, weight_VD: Tensor, target_C: Tensor, plan: HeadPlan, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(logprob_C, entropy_C, stats_4C, kept_CV); stats as in `odds`, kept are raw logits."""
-    num_rows, vocabulary = hidden_CD.shape[0], weight_VD.shape[0]
     logit_CV = product(hidden_CD, weight_VD.T)
-    fp32 = {"dtype": torch.float32, "device": hidden_CD.device}
+    made = statistics(logit_CV, target_C, plan)
+    return *made, logit_CV if keep else logit_CV.new_empty(0)
+
+
+def statistics(
+    logit_CV: Tensor, target_C: Tensor, plan: HeadPlan, own_logit_C: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(logprob_C, entropy_C, stats_4C) of raw logits; own_logit_C: of the targets, where dealt."""
+    num_rows, vocabulary = logit_CV.shape
+    fp32 = {"dtype": torch.float32, "device": logit_CV.device}
     logprob_C, entropy_C = torch.empty(num_rows, **fp32), torch.empty(num_rows, **fp32)
     stats_4C = torch.empty(4, num_rows, **fp32)
+    if own_logit_C is not None:
+        stats_4C[0] = own_logit_C
     _row_statistics[(num_rows,)](
         logit_CV, target_C, stats_4C, logprob_C, entropy_C, num_rows, vocabulary,
         logit_CV.stride(0), 1 / plan.temperature, plan.softcap,
-        SOFTCAP=plan.softcap > 0, **_block(logit_CV),
+        SOFTCAP=plan.softcap > 0, DEALT=own_logit_C is not None, **_block(logit_CV),
     )  # fmt: skip
-    return logprob_C, entropy_C, stats_4C, logit_CV if keep else logit_CV.new_empty(0)
+    return logprob_C, entropy_C, stats_4C
 
 
 def chunk_gradient(
