@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from intfast import checks, cli
-from intfast.checks import MAY_CHANGE
 from intfast.config import (
     SAMPLED,
     Config,

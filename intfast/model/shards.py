@@ -113,7 +113,7 @@ def fault(family: str, config: Architecture, ranks: int) -> str:
 
 
 class Sharded(NamedTuple):
-    """A tensor of an export, of which the ranks of a copy hold a shard each; made when asked for."""
+    """A tensor of an export, whole when it is asked for; the ranks of a copy hold a shard each."""
 
     part: Tensor
     stored: Part
