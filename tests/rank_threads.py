@@ -20,6 +20,9 @@ class Rank:
     def __deepcopy__(self, memo):
         return self
 
+    def part(self, tensor):
+        return tensor
+
     def _all(self, tensor, what):
         found = self.meeting.exchange(self.tp_rank, (what, tensor.clone()))
         asked = [(name, x.shape, x.dtype) for name, x in found]

@@ -111,12 +111,12 @@ def test_whole_to_shards_and_back(name, num):
             count.narrow(p.dim, p.start, p.stop - p.start).add_(1)
         assert (count == (1 if found[0] else 0)).all(), key
 
-    def back(rank):
-        decoder = sharded(whole, rank)
-        return {key: tensor.detach() for key, tensor in shards.state(decoder).items()}
-
-    first = together(num, back)[0]
-    assert all(torch.equal(first[key], p) for key, p in whole.named_parameters())
+    found = together(num, lambda rank: shards.state(sharded(whole, rank)))
+    for key, parameter in whole.named_parameters():
+        parts = [each[key] for each in found]
+        assert [list(x.detach().shape) for x in parts] == [*map(parts[0].shard_shape, range(num))]
+        assert parts[0].shape == parameter.shape
+        assert torch.equal(parts[0].joined(lambda r, parts=parts: parts[r].detach()), parameter)
 
 
 @pytest.mark.parametrize("name", ["qwen3 tied", "llama biases"])
