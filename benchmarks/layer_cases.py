@@ -168,15 +168,15 @@ def _liger_add_norm() -> Callable:
 
 
 def _liger_norm_rope() -> Callable:
-    from intfast.model.layer_ops import layer_ops
+    from intfast.model.layer_ops import liger
 
-    return layer_ops("liger", 0).norm_rope
+    return liger().norm_rope
 
 
 def _liger_swiglu() -> Callable:
-    from intfast.model.layer_ops import layer_ops
+    from intfast.model.layer_ops import liger
 
-    return layer_ops("liger", 0).swiglu
+    return liger().swiglu
 
 
 def _peers(eager: Callable[[], Callable], liger: Callable[[], Callable]) -> tuple[Peer, ...]:

@@ -65,6 +65,11 @@ class _Rotate(torch.autograd.Function):
         return _rotated(grad, *ctx.saved_tensors, -1), None, None
 
 
+def rotate(x: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
+    """Rotary embedding of (T, heads, K): the halves of each head, by equal angles."""
+    return _Rotate.apply(x, cos_T1K, sin_T1K)
+
+
 def _rotated(x: Tensor, cos_T1K: Tensor, sin_T1K: Tensor, sign: int) -> Tensor:
     # Half by half, in place: a concatenation of the rotated halves would copy everything again.
     out = x * cos_T1K
@@ -95,7 +100,7 @@ def norm_rope(
         return *_rotated(both, cos_T1K, sin_T1K, 1).split(heads, 1), value
     if norms is not None:
         query, key = (_normalise(x, w, norms[2]) for x, w in ((query, norms[0]), (key, norms[1])))
-    return _Rotate.apply(query, cos_T1K, sin_T1K), _Rotate.apply(key, cos_T1K, sin_T1K), value
+    return rotate(query, cos_T1K, sin_T1K), rotate(key, cos_T1K, sin_T1K), value
 
 
 def swiglu(gate_up_TE: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ ROPES = {
 def test_rope_frequencies_are_those_of_transformers_bit_for_bit(rope):
     hf = hf_model("llama", rope_parameters=ROPES[rope])
     config = Architecture.from_hf(hf.config.to_dict())
-    inverse, scale = config.rope.frequencies(config.head_dim, config.max_positions)
+    inverse, scale = config.ropes[0].frequencies(config.head_dim, config.max_positions)
     assert torch.equal(inverse, hf.model.rotary_emb.inv_freq)
     assert scale == hf.model.rotary_emb.attention_scaling
 

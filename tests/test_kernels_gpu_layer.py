@@ -8,7 +8,7 @@ from layer_common import assert_no_worse, normal, outcome
 from benchmarks import layer_cases
 from intfast.kernels import truth as definition
 from intfast.kernels.norm_rope import HeadNorms
-from intfast.model.layer_ops import FUSED, layer_ops
+from intfast.model.layer_ops import FUSED, TORCH
 
 pytestmark = [
     pytest.mark.gpu,
@@ -89,6 +89,6 @@ def test_rotation_alone_is_plain_torch_up_to_rounding():
     )
     cos, sin = (x.repeat(1, 1, 2).bfloat16() for x in (angle.cos(), angle.sin()))
     ours = outcome(lambda x: FUSED.norm_rope(x, 8, cos, sin, None), qkv)
-    plain = outcome(lambda x: layer_ops("torch", 2560).norm_rope(x, 8, cos, sin, None), qkv)
+    plain = outcome(lambda x: TORCH.norm_rope(x, 8, cos, sin, None), qkv)
     for got, want in zip(ours[0] + ours[1], plain[0] + plain[1], strict=True):
         torch.testing.assert_close(got, want, rtol=2**-6, atol=2**-6)

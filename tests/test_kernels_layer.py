@@ -185,7 +185,7 @@ def test_a_layer_copies_nothing_and_concatenates_nothing(family):
     decoder = decoder_of(family, num_key_value_heads=4)
     set_ops(decoder, TRITON)
     layer, x = decoder.model.layers[0], normal(1, 6, 48).requires_grad_()
-    rope = decoder._rope(torch.arange(6), torch.float32)
+    rope = decoder._ropes(torch.arange(6), torch.float32)[0]
 
     def attend(layer, query, key, value, window):
         return torch.ops.aten.addcmul(query, key, value)

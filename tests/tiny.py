@@ -24,6 +24,26 @@ YARN_ROPE = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+SPECIAL_KEYS: dict[str, dict[str, Any]] = {
+    "olmo3": {"sliding_window": 9, "num_hidden_layers": 4},
+    "smollm3": {"num_hidden_layers": 4, "tie_word_embeddings": False},
+    "ministral3": {
+        "rope_parameters": {
+            **YARN_ROPE,
+            **{"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3},
+            **{"max_position_embeddings": 128, "original_max_position_embeddings": 8},
+        },
+    },
+    "gemma3_text": {
+        **{"sliding_window": 9, "sliding_window_pattern": 3, "num_hidden_layers": 4},
+        **{"query_pre_attn_scalar": 24, "tie_word_embeddings": True},
+    },
+    "phi3": {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "granite": {
+        **{"embedding_multiplier": 3.0, "attention_multiplier": 0.3},
+        **{"residual_multiplier": 0.7, "logits_scaling": 0.8},
+    },
+}
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz +-*/=().,?!:\n\\{}$"
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
@@ -46,10 +66,11 @@ def config_dict(family: str, **changes: Any) -> dict[str, Any]:
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
-    if family != "qwen2":
+    if family not in ("qwen2", "olmo2"):
         keys["head_dim"] = 16
     if family == "mistral":
         keys["sliding_window"] = None
+    keys |= SPECIAL_KEYS.get(family, {})
     return AutoConfig.for_model(family, **{**keys, **changes}).to_dict()
 
 
@@ -62,7 +83,8 @@ def hf_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if "norm" in name:
-                parameter.copy_(1 + 0.5 * noise)
+                # Gemma's norms multiply by 1 + weight.
+                parameter.copy_((family != "gemma3_text") + 0.5 * noise)
             elif parameter.ndim == 1:
                 parameter.copy_(noise)
             else:

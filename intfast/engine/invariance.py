@@ -166,7 +166,7 @@ def _layer(decoder: Decoder, shapes: Shapes, made: torch.Generator) -> bool:
         position = position_T[rows]
         num_slots = max(BLOCK, cache.round_up(int(position.max()) + 1, shapes.slots))
         step = cache.Step(kept, position, num_slots, shapes)
-        rope = decoder._rope(position, dtype)
+        rope = decoder._ropes(position, dtype)[0]
         return decoder.model.norm(decoder.model.layers[0](x_TD[rows], rope, step, None))[1]
 
     whole = run(torch.arange(num_rows))

@@ -87,7 +87,7 @@ def adopt(
     for name, _, theirs in list(_pairs(decoder, module)):
         owner, _, leaf = name.rpartition(".")
         setattr(decoder.get_submodule(owner), leaf, nn.Parameter(theirs))
-    inverse, _ = config.rope.frequencies(config.head_dim, config.max_positions)
+    inverse, _ = config.frequencies()
     decoder._inverse_frequency = inverse.to(decoder.head_weight_VD.device)
     return decoder
 

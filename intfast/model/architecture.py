@@ -11,32 +11,17 @@ from typing import Any, Literal, get_args
 
 import msgspec
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-_REQUIRED = (
-    *("vocab_size", "hidden_size", "intermediate_size"),
-    *("num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
-)
+from intfast.model.families import DEFAULTS, FAMILIES, REQUIRED, Family, check_keys
+
+ARCHITECTURES = {name: family.architecture for name, family in FAMILIES.items()}
 # No model is larger, and a table of a billion layers would be built before the files are looked at.
 _LARGEST = {"num_hidden_layers": 1024, "num_attention_heads": 4096}
-# Keys that change the computation, with the values that this project implements.
-_ALLOWED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "quantization_config": (None,),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "partial_rotary_factor": (None, 1.0),
-    "dual_chunk_attention_config": (None,),
-    "attention_dropout": (None, 0.0),
-}
 RopeType = Literal["default", "linear", "llama3", "yarn"]
 ROPE_TYPES = get_args(RopeType)
+EMPTY = torch.empty(0)
 
 
 class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,15 +40,21 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mscale_all_dim: float | None = None
     truncate: bool = True
     partial_rotary_factor: float = 1.0
+    """The share of a head that is rotated, from its beginning."""
+    llama_4_scaling_beta: float = 0.0
+    """How queries grow with the logarithm of the position, in whole trained lengths."""
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> Rope:
         """Read `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (before)."""
         found = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
+        # Ministral 3's repeats it.
+        found.pop("max_position_embeddings", None)
         length = "original_max_position_embeddings"
         defaults = {
             "rope_type": found.pop("type", "default"),
             "rope_theta": hf.get("rope_theta") or 10000.0,
+            "partial_rotary_factor": hf.get("partial_rotary_factor") or 1.0,
             length: hf["max_position_embeddings"],
         }
         if hf.get(length) is not None:
@@ -80,15 +71,31 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for key in needed.get(rope.rope_type, []):
             if getattr(rope, key) is None:
                 raise ValueError(f"config.json, rope_parameters: {rope.rope_type} needs {key}")
-        if rope.partial_rotary_factor != 1.0:
-            raise ValueError(
-                "config.json, rope_parameters: partial_rotary_factor = "
-                f"{rope.partial_rotary_factor} is not supported; only 1.0 is"
-            )
         return rope
 
     def frequencies(self, head_dim: int, max_positions: int) -> tuple[Tensor, float]:
         """Inverse frequencies (K/2,) fp32 on the CPU, and the factor on cosine and sine."""
+        # What is not rotated comes last in each half: layer_ops.py puts it there.
+        rotated = self.rotated(head_dim)
+        inverse, scale = self._frequencies(rotated, max_positions) if rotated else (EMPTY, 1.0)
+        return F.pad(inverse, (0, (head_dim - rotated) // 2)), scale
+
+    def rotated(self, head_dim: int) -> int:
+        """How many numbers of a head are rotated."""
+        return int(head_dim * self.partial_rotary_factor)
+
+    def angles(self, position_T: Tensor, inverse: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, scaled, (T, 1, K) fp32, or (T, 2, K): for queries and for keys."""
+        # fp32: a position of 100,000 times a small frequency needs all its digits.
+        angle_T1K = (position_T[:, None, None].float() * inverse).repeat(1, 1, 2)
+        cos, sin = angle_T1K.cos() * scale, angle_T1K.sin() * scale
+        if not self.llama_4_scaling_beta:
+            return cos, sin
+        lengths_T = (position_T / self.original_max_position_embeddings).floor()
+        grown = (1 + self.llama_4_scaling_beta * lengths_T.log1p())[:, None, None]
+        return torch.cat([cos * grown, cos], 1), torch.cat([sin * grown, sin], 1)
+
+    def _frequencies(self, head_dim: int, max_positions: int) -> tuple[Tensor, float]:
         wave = self.rope_theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
         inverse = 1.0 / wave
         if self.rope_type == "linear":
@@ -146,28 +153,49 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int
     norm_eps: float
     max_positions: int
-    rope: Rope
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
-    qk_norm: bool
     tied: bool
     windows: tuple[int | None, ...]
     """Per layer: how many tokens a token sees, itself included; None for all before it."""
+    ropes: tuple[Rope, ...]
+    """Per layer."""
+    norms: tuple[str | None, ...]
+    """Names of those before and after attention, before and after the feed-forward."""
+    norm_offset: bool
+    qk_norm: Literal["", "head", "whole"]
+    activation: str
+    interleaved: bool
+    """Whether neighbours of a head are rotated together, instead of its halves."""
+    fused: tuple[str, ...]
+    attention_scale: float | None = None
+    """Of scores; None: 1 / sqrt(K)."""
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> Architecture:
         """Read a config.json; raise ValueError naming the key for anything not implemented."""
-        family = _check_supported(hf)
+        name = _check_supported(hf)
+        family = FAMILIES[name]
+        defaults = DEFAULTS | family.defaults
+        hf = {**defaults, **hf}
+        hf["rope_theta"] = hf["rope_theta"] or defaults["rope_theta"]
         heads = hf["num_attention_heads"]
-        kv_heads = hf.get("num_key_value_heads") or heads
-        head_dim = hf.get("head_dim") or (128 if family == "qwen3" else hf["hidden_size"] // heads)
+        kv_heads = hf["num_key_value_heads"] or heads
+        head_dim = hf["head_dim"] or defaults["head_dim"] or hf["hidden_size"] // heads
         if heads % kv_heads or head_dim % 2:
             raise ValueError(
                 f"config.json: num_attention_heads ({heads}) must be a multiple of "
                 f"num_key_value_heads ({kv_heads}), and head_dim ({head_dim}) even"
             )
-        bias = bool(hf.get("attention_bias")) and family in ("llama", "qwen3")
+        biases = {
+            key: bool(hf[said] if isinstance(said := getattr(family, key), str) else said)
+            for key in ("qkv_bias", "o_bias", "mlp_bias")
+        }
+        sliding = _sliding(hf, family)
         return cls(
             vocab_size=hf["vocab_size"],
             hidden_size=hf["hidden_size"],
@@ -176,69 +204,123 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            norm_eps=hf.get("rms_norm_eps", 1e-6),
+            norm_eps=hf["rms_norm_eps"],
             max_positions=hf["max_position_embeddings"],
-            rope=Rope.from_hf(hf),
-            qkv_bias=bias or family == "qwen2",
-            o_bias=bias,
-            mlp_bias=family == "llama" and bool(hf.get("mlp_bias")),
-            qk_norm=family == "qwen3",
-            tied=bool(hf.get("tie_word_embeddings")),
-            windows=_windows(hf, family),
+            tied=bool(hf["tie_word_embeddings"]),
+            windows=_windows(hf, family, sliding),
+            ropes=_ropes(hf, name, sliding, head_dim),
+            norms=family.norms,
+            norm_offset=family.norm_offset,
+            qk_norm=family.qk_norm,
+            activation=family.activation[1],
+            interleaved=family.interleaved,
+            fused=family.fused,
+            **biases,
+            **family.scales(hf),
         )
+
+    @property
+    def rotations(self) -> tuple[Rope, ...]:
+        """The different ones of `ropes`."""
+        return tuple(dict.fromkeys(self.ropes))
+
+    def frequencies(self) -> tuple[Tensor, list[float]]:
+        """Of each of `rotations`: inverse frequencies (K/2,), stacked, and the factor of angles."""
+        found = [rope.frequencies(self.head_dim, self.max_positions) for rope in self.rotations]
+        # Queries and keys both have the root of what their products are to have.
+        scale = 1.0
+        if self.attention_scale is not None:
+            scale = (self.attention_scale * self.head_dim**0.5) ** 0.5
+        return torch.stack([inverse for inverse, _ in found]), [scale * own for _, own in found]
 
 
 def _check_supported(hf: Mapping[str, Any]) -> str:
     """The family; ValueError if this is another kind of model or one with other options."""
-    family = hf.get("model_type")
-    named = hf.get("architectures") or [ARCHITECTURES.get(family)]
-    if family not in ARCHITECTURES or ARCHITECTURES[family] not in named:
+    name = hf.get("model_type")
+    named = hf.get("architectures") or [ARCHITECTURES.get(name)]
+    if name not in ARCHITECTURES or ARCHITECTURES[name] not in named:
         raise ValueError(
-            f"config.json: model_type {family!r} with architectures {named} is not supported; "
+            f"config.json: model_type {name!r} with architectures {named} is not supported; "
             f"supported: {', '.join(ARCHITECTURES.values())}"
         )
-    required = _REQUIRED if family == "llama" else (*_REQUIRED, "num_key_value_heads")
+    required = [key for key in REQUIRED if key not in FAMILIES[name].defaults]
     if missing := [key for key in required if hf.get(key) is None]:
         raise ValueError(f"config.json: missing {', '.join(missing)}")
-    for key in (*required, "num_key_value_heads", "head_dim"):
+    for key in (*REQUIRED, "head_dim"):
         size = hf.get(key)
         if size is not None and not (type(size) is int and 1 <= size <= _LARGEST.get(key, 1 << 24)):
             raise ValueError(
                 f"config.json: {key}: expected a whole number from 1 to "
                 f"{_LARGEST.get(key, 1 << 24):,}, got {size!r}"
             )
-    for key, allowed in _ALLOWED.items():
-        if key in hf and hf[key] not in allowed:
-            raise ValueError(
-                f"config.json: {key} = {hf[key]!r} is not supported; it may be "
-                f"{' or '.join(map(repr, allowed))}"
-            )
-    return family
+    check_keys(hf, name)
+    return name
 
 
-def _windows(hf: Mapping[str, Any], family: str) -> tuple[int | None, ...]:
-    """The sliding window of each layer, by the rules of the family in transformers."""
+def _sliding(hf: Mapping[str, Any], family: Family) -> list[bool]:
+    """Of each layer, by the rules of the family in transformers."""
     layers = hf["num_hidden_layers"]
+    listed = hf.get("no_rope_layers")
+    if listed is not None and not (isinstance(listed, list) and len(listed) >= layers):
+        raise ValueError(f"config.json: no_rope_layers must name {layers} layers, got {listed!r}")
+    if family.slides is None:
+        return [False] * layers
     types = hf.get("layer_types")
-    window = hf.get("sliding_window", 4096)
-    if family in ("llama", "mistral"):
-        # transformers' Llama and Mistral ignore these keys; other software does not.
-        ignored = {"layer_types": types}
-        if family == "llama":
-            ignored["sliding_window"] = hf.get("sliding_window")
-        for key, value in ignored.items():
-            if value is not None:
-                raise ValueError(f"config.json: {key} = {value!r} is not supported for {family}")
-        return (window if family == "mistral" else None,) * layers
-    if not hf.get("use_sliding_window"):
-        window = None
     if types is None:
-        first = hf.get("max_window_layers", 28)
-        types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+        return [family.slides(hf, i) for i in range(layers)]
     unknown = set(types) - {"sliding_attention", "full_attention"}
     if unknown or len(types) != layers:
         raise ValueError(
             "config.json: layer_types must name sliding_attention or full_attention for each of "
             f"the {layers} layers, got {types}"
         )
-    return tuple(window if kind == "sliding_attention" else None for kind in types)
+    return [kind == "sliding_attention" for kind in types]
+
+
+def _windows(hf: Mapping[str, Any], family: Family, sliding: list[bool]) -> tuple[int | None, ...]:
+    is_on = "use_sliding_window" not in family.defaults or hf["use_sliding_window"]
+    window = hf.get("sliding_window") if is_on else None
+    return tuple(window if slides else None for slides in sliding)
+
+
+def _ropes(
+    hf: Mapping[str, Any], name: str, sliding: list[bool], head_dim: int
+) -> tuple[Rope, ...]:
+    """The rotation of each layer."""
+    family = FAMILIES[name]
+    if family.local_theta is None:
+        partial = hf["partial_rotary_factor"] or family.partial_rotary
+        both = [Rope.from_hf({**hf, "partial_rotary_factor": partial})] * 2
+    else:
+        # One for full attention, one for layers with a window; scaling of old is the former's.
+        nested = dict(hf["rope_parameters"] or {})
+        full = {"rope_theta": hf["rope_theta"]} | (nested.pop("full_attention", None) or {})
+        local = {"rope_theta": hf.get("rope_local_base_freq") or family.local_theta}
+        parts = [full | (hf["rope_scaling"] or {}), local | (nested.pop("sliding_attention", {}))]
+        if nested:
+            raise ValueError(
+                "config.json, rope_parameters: expected full_attention and sliding_attention for "
+                f"{name}, got {', '.join(nested)}"
+            )
+        both = [Rope.from_hf({**hf, "rope_scaling": part}) for part in parts]
+    for rope in both:
+        partial = rope.partial_rotary_factor
+        faults = {
+            f"partial_rotary_factor = {partial}": (
+                partial != 1.0 and family.partial_rotary is None
+            ),
+            f"rope_type = {rope.rope_type!r}": (
+                rope.rope_type != "default" and family.partial_rotary is not None
+            ),
+            f"llama_4_scaling_beta = {rope.llama_4_scaling_beta}": (
+                rope.llama_4_scaling_beta and not family.grows
+            ),
+            f"an odd number of rotated places ({rope.rotated(head_dim)})": (
+                rope.rotated(head_dim) % 2
+            ),
+        }
+        for fault in (said for said, is_so in faults.items() if is_so):
+            raise ValueError(f"config.json, rope_parameters: {fault} is not supported for {name}")
+    still = msgspec.structs.replace(both[0], partial_rotary_factor=0.0)
+    turns = [family.rotates(hf, i) for i in range(len(sliding))]
+    return tuple(both[s] if turned else still for s, turned in zip(sliding, turns, strict=True))

@@ -1,4 +1,4 @@
-"""The decoder: Llama, Mistral, Qwen2 and Qwen3 (dense), packed or cached, up to the hidden states.
+"""The decoder: the dense families of families.py, packed or cached, up to the hidden states.
 
 One forward serves training and generation: they differ in the `attend` object that is passed in,
 and without a gradient the same sums take fewer calls. Parameters have the fused shapes and names
@@ -17,7 +17,7 @@ from intfast.kernels.norm_rope import HeadNorms
 from intfast.model import checkpointing, linear
 from intfast.model.architecture import ARCHITECTURES, Architecture
 from intfast.model.attention import Attend, PackedAttention
-from intfast.model.layer_ops import Kernels, LayerOps, layer_ops
+from intfast.model.layer_ops import Kernels, LayerOps, in_place_of_norm, layer_ops
 from intfast.model.linear import Embedding, Linear
 from intfast.model.shards import Shards
 
@@ -45,25 +45,37 @@ class Layer(nn.Module):
         c, size = config, config.hidden_size
         self.layer, self.window, self.ops = layer, c.windows[layer], ops
         self.num_kv, self.head_dim = c.num_kv_heads, c.head_dim
-        self.input_layernorm = RMSNorm(size, c.norm_eps, ops, **factory)
+        self.rotation = c.rotations.index(c.ropes[layer])
+
+        def norm(place: int) -> nn.Module | None:
+            if (name := c.norms[place]) is None:
+                return in_place_of_norm(place, c.residual_scale)
+            self.add_module(name, RMSNorm(size, c.norm_eps, ops, **factory))
+            return getattr(self, name)
+
+        before_attn = norm(0)
         # Modules for the sake of the parameters' names, which are vLLM's.
         attn = self.self_attn = nn.Module()
         num_heads = c.num_heads + 2 * c.num_kv_heads
         attn.qkv_proj = Linear(size, num_heads * c.head_dim, c.qkv_bias, **factory)
         attn.o_proj = Linear(c.num_heads * c.head_dim, size, c.o_bias, **factory)
-        attn.q_norm = RMSNorm(c.head_dim, c.norm_eps, ops, **factory) if c.qk_norm else None
-        attn.k_norm = RMSNorm(c.head_dim, c.norm_eps, ops, **factory) if c.qk_norm else None
-        self.post_attention_layernorm = RMSNorm(size, c.norm_eps, ops, **factory)
+        for name, heads in (("q_norm", c.num_heads), ("k_norm", c.num_kv_heads)):
+            width = c.head_dim * (heads if c.qk_norm == "whole" else 1)
+            setattr(attn, name, RMSNorm(width, c.norm_eps, ops, **factory) if c.qk_norm else None)
+        after_attn, before_mlp = norm(1), norm(2)
         mlp = self.mlp = nn.Module()
         mlp.gate_up_proj = Linear(size, 2 * c.intermediate_size, c.mlp_bias, **factory)
         mlp.down_proj = Linear(c.intermediate_size, size, c.mlp_bias, **factory)
+        # A tuple, so that torch does not name them a second time.
+        self.norms = (before_attn, after_attn, before_mlp, norm(3))
 
     def forward(
         self, x_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, keep_C: Tensor | None
     ) -> Tensor:
         """(C, D), or (T, D) when keep_C is None."""
         attn, mlp = self.self_attn, self.mlp
-        x_TD, normed_TD = self.input_layernorm(x_TD)
+        before_attn, after_attn, before_mlp, after_mlp = self.norms
+        x_TD, normed_TD = before_attn(x_TD)
         # One product for queries, keys and values: its rows are vLLM's, in its order.
         qkv_TNK = attn.qkv_proj(normed_TD).unflatten(1, (-1, self.head_dim))
         q_norm, k_norm = attn.q_norm, attn.k_norm
@@ -75,8 +87,10 @@ class Layer(nn.Module):
         if keep_C is not None:
             out, x_TD = out[keep_C], x_TD[keep_C]
         # The sum and its norm are one pass over memory where the kernels have one.
-        x, normed = self.post_attention_layernorm(x_TD, attn.o_proj(out))
-        return x + mlp.down_proj(self.ops.swiglu(mlp.gate_up_proj(normed)))
+        out = attn.o_proj(out)
+        x, normed = before_mlp(x_TD, out if after_attn is None else after_attn(out)[1])
+        out = mlp.down_proj(self.ops.swiglu(mlp.gate_up_proj(normed)))
+        return x + (out if after_mlp is None else after_mlp(out)[1])
 
 
 class Decoder(nn.Module):
@@ -99,7 +113,7 @@ class Decoder(nn.Module):
         shards: what this rank holds, where several hold the model together
         """
         super().__init__()
-        ops = layer_ops(kernels, config.hidden_size)
+        ops = layer_ops(kernels, config)
         factory = {"dtype": dtype, "device": device}
         # All sizes below are those of this rank; what is asked from outside, of the whole model.
         self.config, self.shards, own = config, shards, config if shards is None else shards.own
@@ -116,7 +130,8 @@ class Decoder(nn.Module):
         if shards is not None:
             linear.divide(self.model, shards)
         # Not a parameter and not in the checkpoint: it follows from the config.
-        inverse, self._rope_scale = config.rope.frequencies(config.head_dim, config.max_positions)
+        inverse, self._rope_scales = config.frequencies()
+        self._rotations = config.rotations
         self.register_buffer("_inverse_frequency", inverse.to(device), persistent=False)
 
     @property
@@ -139,17 +154,20 @@ class Decoder(nn.Module):
         """
         # One stream of tokens for all sequences: nothing here knows where one ends, `attend` does.
         x = self.model.embed_tokens(token_T)
-        rope = self._rope(position_T, x.dtype)
+        if self.config.embedding_scale != 1:
+            # Rounded to the weights' type, as Gemma was trained.
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)
+        ropes = self._ropes(position_T, x.dtype)
         for i, layer in enumerate(self.model.layers):
             # Only the last layer may drop rows: those before it give keys and values to all.
             keep_C = rows_C if i == self.config.num_layers - 1 else None
             # The unit of activation checkpointing is a layer.
             run = checkpointing.wrapped(layer, self.activation_checkpointing)
-            x = run(x, rope, attend, keep_C)
-        return self.model.norm(x)[1]
+            x = run(x, ropes[layer.rotation], attend, keep_C)
+        hidden, scale = self.model.norm(x)[1], self.config.logit_scale
+        return hidden if scale == 1 else hidden * scale
 
-    def _rope(self, position_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        # fp32: a position of 100,000 times a small frequency needs all its digits.
-        angle_T1K = (position_T[:, None, None].float() * self._inverse_frequency).repeat(1, 1, 2)
-        cos, sin = angle_T1K.cos() * self._rope_scale, angle_T1K.sin() * self._rope_scale
-        return cos.to(dtype), sin.to(dtype)
+    def _ropes(self, position_T: Tensor, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
+        """Cosines and sines, of each of the config's rotations."""
+        parts = zip(self._rotations, self._inverse_frequency, self._rope_scales, strict=True)
+        return [tuple(x.to(dtype) for x in rope.angles(position_T, *own)) for rope, *own in parts]

@@ -8,11 +8,14 @@ from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from intfast.kernels import layer_plain
 from intfast.kernels.add_rms_norm import MAX_WIDTH, add_rms_norm
 from intfast.kernels.norm_rope import HeadNorms, norm_rope
 from intfast.kernels.swiglu import swiglu
+from intfast.model.architecture import Architecture
 
 Kernels = Literal["torch", "liger", "fused"]
 
@@ -32,21 +35,123 @@ FUSED = LayerOps(add_rms_norm, norm_rope, swiglu)
 """Triton on CUDA, plain torch elsewhere."""
 
 
-def layer_ops(kernels: Kernels, hidden_size: int) -> LayerOps:
-    """Of `model.kernels`. Raises ValueError where they do not fit, RuntimeError without Liger."""
+def layer_ops(kernels: Kernels, config: Architecture) -> LayerOps:
+    """Of `model.kernels`, but plain where a family has what kernels do not know (`plain_ops`).
+
+    Raises ValueError where they do not fit, RuntimeError without Liger.
+    """
     if kernels not in get_args(Kernels):
         raise ValueError(f"kernels: expected one of {get_args(Kernels)}, got {kernels!r}")
-    if kernels == "fused" and hidden_size > MAX_WIDTH:
+    if kernels == "fused" and config.hidden_size > MAX_WIDTH:
         raise ValueError(
             f"kernels: expected 'torch' or 'liger', got 'fused', which is made for a hidden size "
-            f"up to {MAX_WIDTH}, with a model of {hidden_size}"
+            f"up to {MAX_WIDTH}, with a model of {config.hidden_size}"
         )
-    if kernels == "liger":
-        return _liger()
-    return {"torch": TORCH, "fused": FUSED}[kernels]
+    ops = liger() if kernels == "liger" else {"torch": TORCH, "fused": FUSED}[kernels]
+    return ops._replace(**{name: op for name, (_, op) in _unknown(config).items()})
 
 
-def _liger() -> LayerOps:
+class Scaled(nn.Module):
+    """In the place of a norm that a family does not have."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x_TD: Tensor, delta_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(x + delta, and that scaled), each (T, D)."""
+        stream_TD = x_TD if delta_TD is None else x_TD + delta_TD
+        return stream_TD, stream_TD if self.scale == 1 else stream_TD * self.scale
+
+
+def in_place_of_norm(place: int, residual_scale: float) -> nn.Module | None:
+    """What a layer has at a place of `Architecture.norms` without a name; None: nothing to do."""
+    scale = residual_scale if place in (1, 3) else 1.0
+    return None if place in (1, 3) and scale == 1 else Scaled(scale)
+
+
+def plain_ops(config: Architecture) -> str:
+    """What of a layer is plain torch whatever the kernels, and why; "" where nothing is."""
+    return ", ".join(f"plain {name} ({why})" for name, (why, _) in _unknown(config).items())
+
+
+def _unknown(config: Architecture) -> dict[str, tuple[str, Callable]]:
+    """The ops that no kernel has for this family: why, and the plain op."""
+    rotated = {rope.rotated(config.head_dim) for rope in config.ropes} - {0}
+    heads = {
+        "norms of 1 + weight": config.norm_offset,
+        "a norm over all heads": config.qk_norm == "whole",
+        "a part of each head rotated": rotated != {config.head_dim},
+        "neighbours rotated together": config.interleaved,
+        "queries that grow": any(rope.llama_4_scaling_beta for rope in config.ropes),
+    }
+    found: dict[str, tuple[str, Callable]] = {}
+    if config.norm_offset:
+        found["add_rms_norm"] = "norms of 1 + weight", _add_offset_norm
+    if why := [said for said, is_so in heads.items() if is_so]:
+        found["norm_rope"] = " and ".join(why), partial(_norm_rope, config, max(rotated))
+    if config.activation != "silu":
+        found["swiglu"] = f"{config.activation} gate", _geglu
+    return found
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """1 + weight in fp32 at least: bfloat16 has few digits beside 1."""
+    return 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _add_offset_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float):
+    stream, normed = layer_plain.add_rms_norm(x, delta, _wide(weight), eps)
+    return stream, normed.to(x.dtype)
+
+
+def _norm_rope(
+    config: Architecture,
+    rotated: int,
+    qkv: Tensor,
+    num_kv: int,
+    cos: Tensor,
+    sin: Tensor,
+    norms: HeadNorms | None,
+):
+    """`norm_rope` of any family; angles may be (T, 2, K), for queries and for keys."""
+    query, key, value = qkv.split((qkv.shape[1] - 2 * num_kv, num_kv, num_kv), 1)
+    if norms is not None:
+        query, key = (
+            _normalised(x, w, config, norms.eps)
+            for x, w in ((query, norms.query_K), (key, norms.key_K))
+        )
+    if config.interleaved or rotated < config.head_dim:
+        query, key = (_halves(x, rotated, config.interleaved) for x in (query, key))
+    query, key = (
+        layer_plain.rotate(x, cos[:, i], sin[:, i])
+        for x, i in ((query, slice(0, 1)), (key, slice(-1, None)))
+    )
+    return query, key, value
+
+
+def _normalised(x: Tensor, weight: Tensor, config: Architecture, eps: float) -> Tensor:
+    norm = _add_offset_norm if config.norm_offset else TORCH.add_rms_norm
+    rows = x.flatten(1) if config.qk_norm == "whole" else x
+    return norm(rows, None, weight, eps)[1].view_as(x)
+
+
+def _halves(x: Tensor, rotated: int, interleaved: bool) -> Tensor:
+    """What is rotated together, half a head apart; what is not, at the end of each half.
+
+    The order within a head is free where queries and keys have the same.
+    """
+    turned, still = x.split((rotated, x.shape[-1] - rotated), -1)
+    pairs = turned.unflatten(-1, (-1, 2)).mT if interleaved else turned.unflatten(-1, (2, -1))
+    return torch.cat((pairs, still.unflatten(-1, (2, -1))), -1).flatten(-2)
+
+
+def _geglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
+def liger() -> LayerOps:
     if importlib.util.find_spec("liger_kernel") is None:
         raise RuntimeError(
             "kernels 'liger' needs the package liger-kernel: install it or choose 'torch'"

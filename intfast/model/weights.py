@@ -48,7 +48,8 @@ def slices(config: Architecture) -> dict[str, Rows]:
         rows, *rest = parameter.shape
         owner = name.split(".")[-2]
         start = 0
-        for part, num_rows in fused.get(owner, ((owner, rows),)):
+        parts = ((owner, rows),) if owner in config.fused else fused.get(owner, ((owner, rows),))
+        for part, num_rows in parts:
             key = name.replace(f".{owner}.", f".{part}.")
             found[key] = Rows(name, start, start + num_rows, (num_rows, *rest))
             start += num_rows
