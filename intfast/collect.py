@@ -9,7 +9,7 @@ end: one that was interrupted is drawn again.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -24,7 +24,7 @@ from intfast.records import Attempt, Continuation, Example, Intervention, Proble
 from intfast.run import Run
 from intfast.sample import Draw, Flow, Graded, Start
 from intfast.state import interrupt
-from intfast.state.journal import Journal, Lazy
+from intfast.state.journal import Lazy
 
 Wrong = Sequence[tuple[Problem, Attempt]]
 
@@ -100,10 +100,10 @@ def run_flows(run: Run, title: str, flows: Iterable[Flow | None], total: int | N
         run.sampler.flow(flows, advance)
 
 
-def _row(run: Run, stage: str, step: int, make: Callable[[], tuple[dict[str, Any], str]]) -> None:
-    """One row and line about records; a run that continues may have it."""
-    if all(row["step"] != step for row in run.metrics.rows(stage)):
-        run.metrics.row(stage, step, *make())
+def _row(run: Run, stage: str, values: dict[str, Any], line: str) -> None:
+    """One row and line about all records of a stage, unless a run that continues has it."""
+    if not run.metrics.rows(stage):
+        run.metrics.row(stage, 1, values, line)
 
 
 # --- attempts ----------------------------------------------------------------------------------
@@ -148,14 +148,11 @@ def attempts(run: Run) -> Sequence[Attempt]:
     order = {problem.id: n for n, problem in enumerate(run.problems)}
     stage.journal.sort(lambda record: (order.get(record.problem_id, len(order)), record.sample))
 
-    def row() -> tuple[dict[str, Any], str]:
-        grades = Counter(record.grade for record in stage.journal)
-        line = "attempts: " + ", ".join(f"{num} {grade}" for grade, num in grades.most_common())
-        if cut := sum(record.finish_reason == "length" for record in stage.journal):
-            line += f"; {cut} cut at the length limit"
-        return dict(grades) | {"cut": cut}, line
-
-    _row(run, "attempts", 1, row)
+    grades = Counter(record.grade for record in stage.journal)
+    line = "attempts: " + ", ".join(f"{count} {grade}" for grade, count in grades.most_common())
+    if cut := sum(record.finish_reason == "length" for record in stage.journal):
+        line += f"; {cut} cut at the length limit"
+    _row(run, "attempts", dict(grades) | {"cut": cut}, line)
     return stage.journal
 
 
@@ -228,11 +225,14 @@ class _Interventions:
     def missing(self, wrong: Wrong) -> list[intervene.Todo]:
         """The next wave of continuations behind these attempts; empty where the rule is met."""
         passed = []
+
+        def read(n: int, place: int) -> tuple[Problem, Attempt, Intervention]:
+            return *wrong[n], self.journal[place]
+
         # Records name their attempt; the problem and its text are looked up by it.
         for n, (problem, attempt) in enumerate(wrong if self.config.continuations else ()):
             if found := self.passed.get((problem.id, attempt.sample)):
-                read = partial(_read, wrong, n, self.journal, found[1])
-                passed.append(intervene.Passed(problem.id, found[0], read))
+                passed.append(intervene.Passed(problem.id, found[0], partial(read, n, found[1])))
         return intervene.missing(passed, self.outcomes, self.config)
 
     def flow(self, wrong: Wrong) -> Flow:
@@ -254,12 +254,6 @@ class _Interventions:
         self.continuations.append(records)
         for key, found in intervene.outcomes(records).items():
             self.outcomes.setdefault(key, {}).update(found)
-
-
-def _read(
-    wrong: Wrong, n: int, journal: Journal[Intervention], place: int
-) -> tuple[Problem, Attempt, Intervention]:
-    return *wrong[n], journal[place]
 
 
 def interventions(run: Run, wrong: Wrong) -> tuple[Sequence[Intervention], Sequence[Continuation]]:
@@ -287,33 +281,19 @@ def interventions(run: Run, wrong: Wrong) -> tuple[Sequence[Intervention], Seque
     continuations.sort(turn)
     # Judged again each time: a run that continues with more continuations decides by all of them.
     journal.replace(intervene.judge(journal, continuations, config))
-    _intervention_rows(run, stage)
+    gates, words = at_gates(journal)
+    _row(run, "verify", gates, f"interventions: {words}")
+    grades = Counter((record.start, record.grade == "correct") for record in continuations)
+    right = {start: grades[start, True] for start in intervene.STARTS}
+    drawn = {start: right[start] + grades[start, False] for start in intervene.STARTS}
+    line = ", ".join(
+        f"{right[start]} of {num} right from {start}" for start, num in drawn.items() if num
+    )
+    values = {f"right_{s}": n for s, n in right.items()} | {
+        f"drawn_{s}": n for s, n in drawn.items()
+    }
+    _row(run, "continue", values, f"continuations: {line}")
     return journal, continuations
-
-
-def _intervention_rows(run: Run, stage: _Interventions) -> None:
-    def verified() -> tuple[dict[str, Any], str]:
-        gates, words = at_gates(stage.journal)
-        return gates, f"interventions: {words}"
-
-    _row(run, "verify", 1, verified)
-    # Over all waves so far, so that a line says how the rates developed.
-    right, drawn = Counter(), Counter()
-    for wave, records in groupby(stage.continuations, lambda r: r.sample // stage.config.wave):
-        for record in records:
-            right[record.start] += record.grade == "correct"
-            drawn[record.start] += 1
-
-        def continued() -> tuple[dict[str, Any], str]:
-            words = ", ".join(
-                f"{right[start]} of {n} right from {start}" for start, n in drawn.items()
-            )
-            values = {f"right_{s}": right[s] for s in drawn} | {
-                f"drawn_{s}": drawn[s] for s in drawn
-            }
-            return values, f"continuations: {words}"
-
-        _row(run, "continue", wave + 1, continued)
 
 
 # --- evaluation --------------------------------------------------------------------------------

@@ -54,52 +54,54 @@ def propose(
     Two turns of the same model: a guided solution along the reference (where the prompt style has
     that turn), then the verification, which names the first wrong step and writes its replacement.
     """
-    # The reference of a hard problem leaves steps out; the model first writes them for itself.
-    asked: dict[int, Start] = {}
-    for row, (problem, attempt) in enumerate(wrong):
-        prompt = sampler.style.guided(problem) if config.guided_solve else None
-        if prompt is not None and sampler.fits(len(prompt), config.sampling):
-            seeds = [derive_seed(seed, "guided", problem.id, attempt.sample)]
-            asked[row] = Start(problem, seeds, prompt_ids=prompt)
-    groups = yield Draw(list(asked.values()), config.sampling, is_graded=False)
-    guided = {row: solution for row, (solution,) in zip(asked, groups, strict=True)}
 
-    asked.clear()
+    def replies(
+        turn: str, prompts: Sequence[Sequence[int] | None], names: Sequence[tuple[int, ...]]
+    ) -> Generator[Draw, Groups, list[list[Graded]]]:
+        """Of each prompt that is there and fits, one for each name; none of the others."""
+        asked = {}
+        for row, ((problem, attempt), prompt) in enumerate(zip(wrong, prompts, strict=True)):
+            if prompt is not None and sampler.fits(len(prompt), config.sampling):
+                # One prefill for all of an attempt: they differ by their seed.
+                seeds = [derive_seed(seed, turn, problem.id, attempt.sample, *n) for n in names]
+                asked[row] = Start(problem, seeds, prompt_ids=prompt)
+        groups = yield Draw(list(asked.values()), config.sampling, is_graded=False)
+        found = dict(zip(asked, groups, strict=True))
+        return [found.get(row, []) for row in range(len(wrong))]
+
+    style = sampler.style
+    # The reference of a hard problem leaves steps out; the model first writes them for itself.
+    guides = [style.guided(problem) if config.guided_solve else None for problem, _ in wrong]
+    guided = yield from replies("guided", guides, [()])
     # Cut by the text alone, before anything is asked: the numbers in the prompt are ours.
-    steps = [sampler.style.split(attempt.text) for _, attempt in wrong]
-    for row, (problem, attempt) in enumerate(wrong):
-        text = guided[row].text if row in guided else ""
-        prompt = sampler.style.verify(problem, steps[row], text)
-        # One prefill for all candidates of an attempt: they differ by their seed.
-        if sampler.fits(len(prompt), config.sampling):
-            names = [_name(problem, attempt, sample) for sample in range(config.samples)]
-            seeds = [derive_seed(seed, "verify", name) for name in names]
-            asked[row] = Start(problem, seeds, prompt_ids=prompt)
-    groups = yield Draw(list(asked.values()), config.sampling, is_graded=False)
-    replies = dict(zip(asked, groups, strict=True))
+    steps = [style.split(attempt.text) for _, attempt in wrong]
+    rows = zip(wrong, steps, guided, strict=True)
+    prompts = [style.verify(p, cut, first[0].text if first else "") for (p, _), cut, first in rows]
+    verified = yield from replies("verify", prompts, [(n,) for n in range(config.samples)])
     return [
         candidate
-        for row, pair in enumerate(wrong)
+        for row, (problem, attempt) in enumerate(wrong)
         for candidate in _gated(
-            sampler, pair, steps[row], guided.get(row), replies.get(row, ()), config
+            sampler, problem, attempt, steps[row], guided[row], verified[row], config
         )
     ]
 
 
 def _gated(
     sampler: Sampler,
-    pair: tuple[Problem, Attempt],
+    problem: Problem,
+    attempt: Attempt,
     steps: Sequence[str],
-    guided: Graded | None,
+    guided: Sequence[Graded],
     replies: Sequence[Graded],
     config: InterveneConfig,
 ) -> Iterator[Intervention]:
     """The candidates of one attempt; without replies the prompt was too long."""
-    problem, attempt = pair
     has_passed = False
     for sample in range(config.samples):
         found: dict[str, Any] = {"gate": "too_long", "reply": ""}
-        num_tokens = 0
+        # The guided solution is paid for once, with the first candidate.
+        drawn = [*replies[sample : sample + 1], *guided[: sample == 0]]
         if replies:
             completion, reply, _ = replies[sample]
             # Gates in the order of GATES: the first that fails names the candidate.
@@ -111,22 +113,15 @@ def _gated(
             if found["gate"] == "passed" and has_passed:
                 found["gate"] = "duplicate"
             has_passed = has_passed or found["gate"] == "passed"
-            num_tokens = len(completion.token_ids)
-        # The guided solution is paid for once, with the first candidate.
-        is_first = guided is not None and sample == 0
         yield Intervention(
-            id=_name(problem, attempt, sample),
+            id=f"{problem.id}/{attempt.sample}/{sample}",
             problem_id=problem.id,
             attempt=attempt.sample,
             sample=sample,
-            guided=guided.text if is_first else "",
-            num_tokens=num_tokens + (len(guided.completion.token_ids) if is_first else 0),
+            guided="".join(graded.text for graded in guided[: sample == 0]),
+            num_tokens=sum(len(graded.completion.token_ids) for graded in drawn),
             **found,
         )
-
-
-def _name(problem: Problem, attempt: Attempt, sample: int) -> str:
-    return f"{problem.id}/{attempt.sample}/{sample}"
 
 
 def _read_reply(

@@ -7,26 +7,17 @@ draw depends on those before it, flows share the engine.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from intfast import ranks
 from intfast.config import SamplingConfig
-from intfast.engine.protocol import (
-    CHUNK_SAMPLES,
-    Completion,
-    Engine,
-    Request,
-    Sampling,
-    check_output,
-)
-from intfast.engine.queue import Queue, step
+from intfast.engine.protocol import Completion, Engine, Request, Sampling, check_output
+from intfast.engine.queue import Queue, in_rounds
 from intfast.grading.grader import Grade, Grader, Job, Submission
 from intfast.prompts import Style
 from intfast.records import Attempt, Problem
-from intfast.state import interrupt
 from intfast.tokens import decode
 
 Advance = Callable[[int, int], None]
@@ -65,6 +56,11 @@ class Draw(NamedTuple):
     starts_P: Sequence[Start]
     sampling: SamplingConfig
     is_graded: bool = True
+
+    @property
+    def num_samples(self) -> int:
+        """Of all starts."""
+        return sum(len(start.seeds) for start in self.starts_P)
 
 
 Groups = list[list[Graded]]
@@ -188,23 +184,18 @@ class Sampler:
         """What comes of these draws; each of several ranks draws a part, and all get all."""
         # Single samples, graded where they are drawn: a verdict may depend on a clock.
         mine_P, seeds_P = ranks.now().share([s.seeds for draw in draws for s in draw.starts_P])
-        seeds, own = iter(seeds_P), {}
-
-        def once(number: int, draw: Draw) -> Flow:
-            own[number] = yield draw
-
-        flows = [
-            once(n, draw._replace(starts_P=[s._replace(seeds=next(seeds)) for s in draw.starts_P]))
-            for n, draw in enumerate(draws)
+        seeds = iter(seeds_P)
+        own = [
+            _Drawn(self, draw, advance, [s._replace(seeds=next(seeds)) for s in draw.starts_P])
+            for draw in draws
         ]
-        queue = Queue(flows, lambda draw: _Drawn(self, draw, advance))
-        if requests := queue.more(math.inf):
+        at = [(drawn, p) for drawn in own for p in range(len(drawn.requests_P))]
+        if requests := [drawn.requests_P[p] for drawn, p in at]:
             with self.phase("generate"):
-                self.engine.generate(requests, queue.ended)
+                self.engine.generate(requests, lambda i, g, c: at[i][0].end(at[i][1], g, c))
         # What is left of grading when the last sample has ended: waiting for workers.
         with self.phase("grade"):
-            queue.finish()
-        own_P = [group for n in range(len(draws)) for group in own[n]]
+            own_P = [group for drawn in own for group in drawn.groups()]
         whole_P = iter(ranks.now().together(mine_P, own_P))
         found = [[next(whole_P) for _ in draw.starts_P] for draw in draws]
         self.watch([c.grade for groups in found for group in groups for c in group if c.grade])
@@ -223,59 +214,38 @@ class Sampler:
     def flow(self, flows: Iterable[Flow | None], advance: Advance | None = None) -> None:
         """Run flows to their ends: see engine.queue.Queue."""
         if ranks.now().world > 1:
-            self._in_rounds(iter(flows), advance)
+            in_rounds(flows, lambda draws: self.together(draws, advance))
             return
-
-        def drawn(draw: Draw) -> _Drawn:
-            return _Drawn(self, draw, advance, self.watch)
-
-        queue = Queue(flows, drawn)
+        queue = Queue(flows, lambda draw: _Drawn(self, draw, advance, draw.starts_P))
         with self.phase("generate"):
             self.engine.generate([], queue.ended, queue.more)
         queue.finish()
-
-    def _in_rounds(self, flows: Iterator[Flow | None], advance: Advance | None) -> None:
-        """Of several ranks: what flows wait for is dealt, drawn and gathered, round by round."""
-        waiting: list[tuple[Flow, Draw]] = []
-        while True:
-            while sum(len(s.seeds) for _, draw in waiting for s in draw[0]) < CHUNK_SAMPLES:
-                if (flow := next(flows, None)) is None:
-                    break
-                waiting += [(flow, draw) for draw in step(flow)]
-            if not waiting:
-                return
-            interrupt.check(meets=True)
-            found = self.together([draw for _, draw in waiting], advance)
-            rounds = zip(waiting, found, strict=True)
-            waiting = [(flow, draw) for (flow, _), groups in rounds for draw in step(flow, groups)]
 
 
 class _Drawn:
     """engine.queue.Pending of a Draw: answers are with the grader while others are generated."""
 
     def __init__(
-        self,
-        sampler: Sampler,
-        draw: Draw,
-        advance: Advance | None,
-        watch: Callable[[Sequence[Grade]], None] = lambda grades: None,
+        self, sampler: Sampler, draw: Draw, advance: Advance | None, starts_P: Sequence[Start]
     ) -> None:
-        self.sampler, self.draw, self.advance, self.watch = sampler, draw, advance, watch
+        """starts_P: with the seeds that this rank draws."""
+        self.sampler, self.starts_P, self.advance = sampler, starts_P, advance
+        self.is_graded = draw.is_graded
         # A partial answer is prompt to the engine: only what is sampled now carries log-probs.
         self.requests_P = [
             sampler.request([*sampler.start_prompt(s), *s.answer_ids], s.seeds, draw.sampling)
-            for s in draw.starts_P
+            for s in starts_P
         ]
-        self.left = sum(len(start.seeds) for start in draw.starts_P)
+        self.left = sum(len(start.seeds) for start in starts_P)
         self.completions: dict[tuple[int, int], Completion] = {}
         self.answers: dict[tuple[int, int], Submission] = {}
         self.jobs: list[Job] = []
 
     def end(self, p: int, g: int, completion: Completion) -> None:
         """Take a completion, and begin to grade it."""
-        start, self.left = self.draw.starts_P[p], self.left - 1
+        start, self.left = self.starts_P[p], self.left - 1
         self.completions[p, g] = completion
-        if self.draw.is_graded:
+        if self.is_graded:
             # The grader reads the whole answer, the beginning that was given included.
             text = self.sampler.text(completion, start.answer_ids)
             answer = Submission(start.problem.answer, text, completion.finish_reason)
@@ -291,14 +261,19 @@ class _Drawn:
         """Whether all verdicts are there."""
         return self.sampler.grader.has(self.jobs)
 
-    def result(self) -> Groups:
-        """The groups of the starts. In the order of the samples and not in that of their ends."""
+    def groups(self) -> Groups:
+        """Of the starts. In the order of the samples and not in that of their ends."""
         found_P_G: list[list[Completion]] = [[] for _ in self.requests_P]
         for p, g in sorted(self.completions):
             found_P_G[p].append(self.completions[p, g])
         # An engine that returns something else than was asked would look like a bad model.
         check_output(self.requests_P, found_P_G)
         grades = self.sampler.grader.grade_many(self.answers[at] for at in sorted(self.answers))
-        self.watch(grades)
         grade, text = iter(grades), self.sampler.text
         return [[Graded(c, text(c), next(grade, None)) for c in group] for group in found_P_G]
+
+    def result(self) -> Groups:
+        """What the flow is sent; one process alone has all samples, and tells `watch`."""
+        groups = self.groups()
+        self.sampler.watch([c.grade for group in groups for c in group if c.grade])
+        return groups

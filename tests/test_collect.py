@@ -9,7 +9,8 @@ from small_run import MODEL, Quiet
 
 from benchmarks.quickstart_task import base
 from benchmarks.reliability import bed
-from intfast import cli, collect, sample
+from intfast import cli, collect
+from intfast.engine import queue
 from intfast.model.decoder import Architecture, Decoder
 from intfast.model.weights import save
 from intfast.run import open_run
@@ -49,11 +50,12 @@ def collected(inputs, name, *words, fails=lambda: None):
 
 def in_rounds(monkeypatch):
     """Collect as several ranks do: everything waits for the slowest sample of a round."""
-    drive = Sampler._in_rounds
-    monkeypatch.setattr(
-        Sampler, "flow", lambda self, flows, advance=None: drive(self, iter(flows), advance)
-    )
-    monkeypatch.setattr(sample, "CHUNK_SAMPLES", 12)
+
+    def flow(self, flows, advance=None):
+        queue.in_rounds(flows, lambda draws: self.together(draws, advance))
+
+    monkeypatch.setattr(Sampler, "flow", flow)
+    monkeypatch.setattr(queue, "CHUNK_SAMPLES", 12)
 
 
 @pytest.mark.parametrize("rule", RULES)

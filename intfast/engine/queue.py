@@ -6,7 +6,8 @@ from collections.abc import Callable, Generator, Iterable
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, Protocol
 
-from intfast.engine.protocol import Completion, Request
+from intfast.engine.protocol import CHUNK_SAMPLES, Completion, Request
+from intfast.state import interrupt
 
 MAX_UNREAD = 256
 """Draws that may wait for the grader before no new flow begins."""
@@ -42,6 +43,26 @@ def step(flow: Generator, result: Any = None) -> list[Any]:
         return [flow.send(result)]
     except StopIteration:
         return []
+
+
+def in_rounds(
+    flows: Iterable[Generator | None], together: Callable[[list[Any]], list[Any]]
+) -> None:
+    """As `Queue`, for several ranks: all that is waited for is drawn before any flow goes on.
+
+    together: results of draws, which say their `num_samples`; a round has about CHUNK_SAMPLES
+    """
+    flows, waiting = iter(flows), []
+    while True:
+        while sum(draw.num_samples for _, draw in waiting) < CHUNK_SAMPLES:
+            if (flow := next(flows, None)) is None:
+                break
+            waiting += [(flow, draw) for draw in step(flow)]
+        if not waiting:
+            return
+        interrupt.check(meets=True)
+        found = zip(waiting, together([draw for _, draw in waiting]), strict=True)
+        waiting = [(flow, draw) for (flow, _), result in found for draw in step(flow, result)]
 
 
 class Queue:
