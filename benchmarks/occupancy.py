@@ -41,7 +41,7 @@ class Wanted:
 
     def __init__(self, requests_P: list[Asked]) -> None:
         self.requests_P = requests_P
-        self.left = sum(len(request.seeds) for request in requests_P)
+        self.left = self.total = sum(len(request.seeds) for request in requests_P)
 
     def end(self, p: int, g: int, completion: Any) -> None:
         """One sample less."""
@@ -134,25 +134,46 @@ def _chance(seed: int) -> float:
     return random.Random(seed ^ 0x5EED).random()
 
 
-def flow(rows: Rows, flows: Iterator[Generator]) -> None:
-    """As the trainer does: what a problem asks next enters while others run."""
-    queue = Queue(flows, Wanted)
-    rows.generate([], queue.ended, queue.more)
+def flow(rows: Rows, flows: Iterator[Generator]) -> int:
+    """As the trainer does: what a problem asks next enters while others run.
+
+    Returns the most samples that a kill could cost: those of draws that had begun and not ended.
+    """
+    queue, most = Queue(flows, Wanted), 0
+
+    def ended(p: int, g: int, completion: Any) -> None:
+        nonlocal most
+        begun = {asked.number: asked.pending.total for asked, _ in queue._running.values()}
+        most = max(most, sum(begun.values()))
+        queue.ended(p, g, completion)
+
+    rows.generate([], ended, queue.more)
     queue.finish()
+    return most
 
 
-def barriers(rows: Rows, flows: Iterator[Generator]) -> None:
-    """As it did: the first draws of all problems, then the second ones, in calls of a chunk."""
-    waiting = [(f, wanted) for f in flows for wanted in step(f)]
+def barriers(rows: Rows, flows: Iterator[Generator]) -> int:
+    """As it did: the first draws of all problems, then the second ones, in calls of a chunk.
+
+    Returns the samples of the largest call.
+    """
+    waiting, most = [(f, wanted) for f in flows for wanted in step(f)], 0
+
+    def call(chunk: list[Asked]) -> None:
+        nonlocal most
+        most = max(most, sum(len(request.seeds) for request in chunk))
+        rows.generate(chunk, lambda *_: None, lambda room: [])
+
     while waiting:
         chunk: list[Asked] = []
         for _, requests in waiting:
             if sum(len(r.seeds) for r in [*chunk, *requests]) > CHUNK_SAMPLES:
-                rows.generate(chunk, lambda *_: None, lambda room: [])
+                call(chunk)
                 chunk = []
             chunk += requests
-        rows.generate(chunk, lambda *_: None, lambda room: [])
+        call(chunk)
         waiting = [(f, wanted) for f, _ in waiting for wanted in step(f)]
+    return most
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,10 +211,13 @@ def compare(
         if way == "flow" and stop == "never":
             rule = InterveneConfig(stop=stop, wave=rule.continuations)
         rows = Rows(num_rows, length, free_share)
-        drive(rows, map(partial(problem, rule=rule, seed=args.seed), range(args.problems)))
+        at_stake = drive(
+            rows, map(partial(problem, rule=rule, seed=args.seed), range(args.problems))
+        )
         spans[way] = sorted(end - start for start, end in rows.spans)
         found |= {
             f"{way}_steps": rows.clock,
+            f"{way}_samples_at_stake": at_stake,
             f"{way}_busy": round(rows.occupancy(0, 1), 3),
             f"{way}_busy_first_nine_tenths": round(rows.occupancy(0, 0.9), 3),
             f"{way}_busy_last_tenth": round(rows.occupancy(0.9, 1), 3),

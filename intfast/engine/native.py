@@ -136,14 +136,15 @@ class NativeEngine:
     def _cache(self, requests: Collection[Request], is_open: bool) -> tuple[KVCache, Tensor]:
         """Its rows: what the samples, `max_rows` and the byte budget allow, and one more.
 
-        is_open: others may come, so it has all rows, and room for some that are longer
+        is_open: others may come, so it has all rows, and some room for longer ones
         """
         config, dtype = self.decoder.config, self._dtype
         slot_bytes = bytes_per_slot(config, dtype)
         width = self._width(max(len(r.prompt_ids) + r.sampling.max_new_tokens for r in requests))
         if is_open:
             wider = self._width(min(width * 5 // 4, config.max_positions))
-            width = wider if 2 * wider * slot_bytes <= self.max_cache_bytes else width
+            costs_rows = (self.max_rows + 1) * wider * slot_bytes > self.max_cache_bytes
+            width = width if costs_rows else wider
         row_bytes = width * slot_bytes
         num_rows = self.max_rows if is_open else sum(len(request.seeds) for request in requests)
         num_rows = min(num_rows, self.max_rows, self.max_cache_bytes // row_bytes - 1) + 1

@@ -16,8 +16,7 @@ from typing import NamedTuple, Protocol
 from intfast.records import Record
 
 CHUNK_SAMPLES = 4096
-"""Samples per call of the engine. Records are written to disk after every call, an evaluation after
-its last one: interrupted, it is drawn again."""
+"""Samples that several ranks draw before they meet, about; one process has no such limit."""
 
 
 class Sampling(Record):
