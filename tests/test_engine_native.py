@@ -353,7 +353,15 @@ def test_a_longer_request_that_comes_later_gets_a_wider_cache(model):
     def ended(p, g, completion):
         found[p, g] = completion
 
-    assert engine.generate([], ended, lambda room: [left.pop(0)] if left else []) == []
+    taken = []
+
+    def more(room):
+        taken.append(len(widths))
+        return [left.pop(0)] if left else []
+
+    assert engine.generate([], ended, more) == []
+    # Nothing passes the long one by: it would wait as long as shorter ones come.
+    assert taken[:5] == [0, 1, 1, 2, 2]
     assert [[found[p, g] for g in range(3)] for p in range(5)] == expected
     # All rows from the beginning, though the first request has fewer samples.
     assert len(widths) == 2 and [rows for _, rows in widths] == [5, 5]
