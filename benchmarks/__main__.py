@@ -21,6 +21,7 @@ from benchmarks import (
     harness,
     house,
     kernels,
+    occupancy,
     process_credit,
     quickstart,
     traffic,
@@ -33,7 +34,7 @@ from benchmarks import (
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
     engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
-    process_credit, gates, grading, kernels, accuracy, traffic,
+    process_credit, gates, grading, kernels, accuracy, traffic, occupancy,
 )  # fmt: skip
 
 

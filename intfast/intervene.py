@@ -6,16 +6,16 @@ Every candidate is recorded with the gate that it reached; GATES has them in the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from intfast.config import InterveneConfig, SamplingConfig
+from intfast.config import InterveneConfig
 from intfast.engine.protocol import derive_seed
 from intfast.leak import leaks
 from intfast.records import Attempt, Continuation, Intervention, Problem
-from intfast.sample import Sampler, Start
+from intfast.sample import Draw, Graded, Groups, Sampler, Start
 from intfast.tokens import cut, write
 from intfast.waves import Tried, next_wave
 
@@ -36,8 +36,8 @@ GATES = {
     "kept": "all gates passed",
 }
 REACHED_CONTINUATION = ("passed", "unsolved", "kept")
-Advance = Callable[[int, int], None]
-"""Adds (samples, tokens) to a progress bar."""
+STARTS = ("intervention", "error", "prefix")
+"""What is continued: see records.Continuation. The last two with `intervene.baselines`."""
 
 
 # --- verify and intervene ----------------------------------------------------------------------
@@ -48,79 +48,80 @@ def propose(
     wrong: Sequence[tuple[Problem, Attempt]],
     config: InterveneConfig,
     seed: int,
-    advance: Advance | None = None,
-) -> list[Intervention]:
+) -> Generator[Draw, Groups, list[Intervention]]:
     """`config.samples` candidates for every wrong attempt, each with the gate it reached.
 
     Two turns of the same model: a guided solution along the reference (where the prompt style has
     that turn), then the verification, which names the first wrong step and writes its replacement.
     """
+
+    def replies(
+        turn: str, prompts: Sequence[Sequence[int] | None], names: Sequence[tuple[int, ...]]
+    ) -> Generator[Draw, Groups, list[list[Graded]]]:
+        """Of each prompt that is there and fits, one for each name; none of the others."""
+        asked = {}
+        for row, ((problem, attempt), prompt) in enumerate(zip(wrong, prompts, strict=True)):
+            if prompt is not None and sampler.fits(len(prompt), config.sampling):
+                # One prefill for all of an attempt: they differ by their seed.
+                seeds = [derive_seed(seed, turn, problem.id, attempt.sample, *n) for n in names]
+                asked[row] = Start(problem, seeds, prompt_ids=prompt)
+        groups = yield Draw(list(asked.values()), config.sampling, is_graded=False)
+        found = dict(zip(asked, groups, strict=True))
+        return [found.get(row, []) for row in range(len(wrong))]
+
+    style = sampler.style
     # The reference of a hard problem leaves steps out; the model first writes them for itself.
-    guided = _guided_solutions(sampler, wrong, config, seed, advance)
-    requests, asked, out = [], [], []
-    for (problem, attempt), (text, num_guided) in zip(wrong, guided, strict=True):
-        # Cut by the text alone, before anything is asked: the numbers in the prompt are ours.
-        steps = sampler.style.split(attempt.text)
-        prompt = sampler.style.verify(problem, steps, text)
-        drafts = [
-            Intervention(
-                id=f"{problem.id}/{attempt.sample}/{sample}",
-                problem_id=problem.id,
-                attempt=attempt.sample,
-                sample=sample,
-                guided="" if sample else text,
-                reply="",
-                gate="too_long",
-                num_tokens=0 if sample else num_guided,
-            )
-            for sample in range(config.samples)
-        ]
-        # One prefill for all candidates of an attempt: they differ by their seed.
-        if sampler.fits(len(prompt), config.sampling):
-            seeds = [derive_seed(seed, "verify", draft.id) for draft in drafts]
-            requests.append(sampler.request(prompt, seeds, config.sampling))
-            asked.append((problem, attempt, steps, drafts))
-        else:
-            out += drafts
-    replies = sampler.complete_together(requests, advance)
-    for (problem, attempt, steps, drafts), completions in zip(asked, replies, strict=True):
-        has_passed = False
-        for draft, completion in zip(drafts, completions, strict=True):
-            reply = sampler.text(completion)
+    guides = [style.guided(problem) if config.guided_solve else None for problem, _ in wrong]
+    guided = yield from replies("guided", guides, [()])
+    # Cut by the text alone, before anything is asked: the numbers in the prompt are ours.
+    steps = [style.split(attempt.text) for _, attempt in wrong]
+    rows = zip(wrong, steps, guided, strict=True)
+    prompts = [style.verify(p, cut, first[0].text if first else "") for (p, _), cut, first in rows]
+    verified = yield from replies("verify", prompts, [(n,) for n in range(config.samples)])
+    return [
+        candidate
+        for row, (problem, attempt) in enumerate(wrong)
+        for candidate in _gated(
+            sampler, problem, attempt, steps[row], guided[row], verified[row], config
+        )
+    ]
+
+
+def _gated(
+    sampler: Sampler,
+    problem: Problem,
+    attempt: Attempt,
+    steps: Sequence[str],
+    guided: Sequence[Graded],
+    replies: Sequence[Graded],
+    config: InterveneConfig,
+) -> Iterator[Intervention]:
+    """The candidates of one attempt; without replies the prompt was too long."""
+    has_passed = False
+    for sample in range(config.samples):
+        found: dict[str, Any] = {"gate": "too_long", "reply": ""}
+        # The guided solution is paid for once, with the first candidate.
+        drawn = [*replies[sample : sample + 1], *guided[: sample == 0]]
+        if replies:
+            completion, reply, _ = replies[sample]
             # Gates in the order of GATES: the first that fails names the candidate.
-            found = _read_reply(sampler, reply, steps, attempt)
+            found = {"reply": reply, "finish_reason": completion.finish_reason}
+            found |= _read_reply(sampler, reply, steps, attempt)
             if found["gate"] == "passed":
                 found["gate"] = _gate(sampler, problem, attempt, found, config)
             # The first that passes is used; the others are only counted.
             if found["gate"] == "passed" and has_passed:
                 found["gate"] = "duplicate"
             has_passed = has_passed or found["gate"] == "passed"
-            # The guided solution is paid for once, with the first candidate.
-            num_tokens = draft.num_tokens + len(completion.token_ids)
-            found |= {"num_tokens": num_tokens, "finish_reason": completion.finish_reason}
-            out.append(msgspec.structs.replace(draft, reply=reply, **found))
-    return out
-
-
-def _guided_solutions(
-    sampler: Sampler,
-    wrong: Sequence[tuple[Problem, Attempt]],
-    config: InterveneConfig,
-    seed: int,
-    advance: Advance | None,
-) -> list[tuple[str, int]]:
-    """(text, number of tokens) of one guided solution per attempt; ("", 0) where there is none."""
-    requests: dict[int, Any] = {}
-    for row, (problem, attempt) in enumerate(wrong):
-        prompt = sampler.style.guided(problem) if config.guided_solve else None
-        if prompt is not None and sampler.fits(len(prompt), config.sampling):
-            seeds = [derive_seed(seed, "guided", problem.id, attempt.sample)]
-            requests[row] = sampler.request(prompt, seeds, config.sampling)
-    found = [("", 0)] * len(wrong)
-    groups = sampler.complete_together(list(requests.values()), advance)
-    for row, (completion,) in zip(requests, groups, strict=True):
-        found[row] = (sampler.text(completion), len(completion.token_ids))
-    return found
+        yield Intervention(
+            id=f"{problem.id}/{attempt.sample}/{sample}",
+            problem_id=problem.id,
+            attempt=attempt.sample,
+            sample=sample,
+            guided="".join(graded.text for graded in guided[: sample == 0]),
+            num_tokens=sum(len(graded.completion.token_ids) for graded in drawn),
+            **found,
+        )
 
 
 def _read_reply(
@@ -207,11 +208,14 @@ def missing(passed: Sequence[Passed], done: Outcomes, config: InterveneConfig) -
     as often as the rule allows at most.
     """
     todo = []
-    for start in ("intervention", "error", "prefix") if config.baselines else ("intervention",):
+    for start in STARTS if config.baselines else STARTS[:1]:
         # The rule to stop early is for interventions: of baselines the rates are wanted.
         rule = config
         if start != "intervention":
             rule = msgspec.structs.replace(config, stop="never", one_per_problem=False)
+        # Where nothing is decided between waves, they need not wait for each other.
+        if rule.stop == "never":
+            rule = msgspec.structs.replace(rule, wave=max(1, config.continuations))
         # Outcomes so far, by sample number: what a wave decides must not depend on when it ran.
         tried = [Tried(item.problem_id, done.get((item.id, start), {})) for item in passed]
         samples_I = next_wave(tried, rule)
@@ -221,19 +225,15 @@ def missing(passed: Sequence[Passed], done: Outcomes, config: InterveneConfig) -
 
 
 def continue_from(
-    sampler: Sampler,
-    todo: Sequence[Todo],
-    sampling: SamplingConfig,
-    seed: int,
-    advance: Advance | None = None,
-) -> list[Continuation]:
+    sampler: Sampler, todo: Sequence[Todo], config: InterveneConfig, seed: int
+) -> Generator[Draw, Groups, list[Continuation]]:
     """Draw and grade these continuations."""
     starts = []
     for (_, key, read), start, samples in todo:
         problem, attempt, record = read()
         seeds = [derive_seed(seed, "continue", key, start, n) for n in samples]
         starts.append(Start(problem, seeds, answer_so_far(sampler, attempt, record, start)))
-    graded_P_G = sampler.sample(starts, sampling, advance)
+    graded_P_G = yield Draw(starts, config.continuation)
     return [
         Continuation(
             intervention_id=item.passed.id,

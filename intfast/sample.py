@@ -1,26 +1,27 @@
 """Problems, or partial answers, in; graded completions out.
 
 Attempts, continuations, rollouts and evaluations are all this: prompt ids, perhaps the beginning
-of an answer, seeds; then the engine completes and the grader reads the whole answer.
+of an answer, seeds; then the engine completes and the grader reads the whole answer. Where a
+draw depends on those before it, flows share the engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, TypeVar
-
-from msgspec.structs import replace
+from typing import Any, NamedTuple
 
 from intfast import ranks
 from intfast.config import SamplingConfig
-from intfast.engine.protocol import Completion, Engine, OnFinished, Request, Sampling, check_output
-from intfast.grading.grader import Grade, Grader, Submission
+from intfast.engine.protocol import Completion, Engine, Request, Sampling, check_output
+from intfast.engine.queue import Queue, in_rounds
+from intfast.grading.grader import Grade, Grader, Job, Submission
 from intfast.prompts import Style
 from intfast.records import Attempt, Problem
 from intfast.tokens import decode
 
-Item = TypeVar("Item")
+Advance = Callable[[int, int], None]
+"""Adds (samples, tokens) to a progress bar."""
 MIN_ROOM = 1024
 """Tokens that must be left for a completion, where the limit is not lower."""
 
@@ -45,7 +46,29 @@ class Graded(NamedTuple):
 
     completion: Completion
     text: str
-    grade: Grade
+    grade: Grade | None
+    """None where none was asked for."""
+
+
+class Draw(NamedTuple):
+    """Samples that a flow waits for: one for each seed of each start."""
+
+    starts_P: Sequence[Start]
+    sampling: SamplingConfig
+    is_graded: bool = True
+
+    @property
+    def num_samples(self) -> int:
+        """Of all starts."""
+        return sum(len(start.seeds) for start in self.starts_P)
+
+
+Groups = list[list[Graded]]
+Flow = Generator[Draw, Groups, Any]
+"""Work whose draws depend on those before: it yields each, and is sent the groups of its starts.
+
+Nothing of it may depend on where other flows are: they run in any order.
+"""
 
 
 class Rollouts(NamedTuple):
@@ -151,93 +174,106 @@ class Sampler:
             policy_version=graded.completion.policy_version,
         )
 
-    def complete_together(
-        self,
-        requests_P: Sequence[Request],
-        advance: Callable[[int, int], None] | None = None,
-    ) -> list[list[Completion]]:
-        """As `complete`; of several ranks each draws some of the samples, and all get all."""
-        mine_P, seeds_P = ranks.now().share([request.seeds for request in requests_P])
-        own_P = [replace(r, seeds=seeds) for r, seeds in zip(requests_P, seeds_P, strict=True)]
-        return ranks.now().together(mine_P, self.complete(own_P, advance))
-
-    def complete(
-        self,
-        requests_P: Sequence[Request],
-        advance: Callable[[int, int], None] | None = None,
-        ended: OnFinished | None = None,
-    ) -> list[list[Completion]]:
-        """Completions_P_G of the requests, ungraded.
-
-        advance  gets (samples, tokens) to add to a progress bar
-        ended    gets every completion while others are still generated
-        """
-        if not requests_P:
-            return []
-        num = ranks.now().dp
-
-        def report(request: int, sample: int, completion: Completion) -> None:
-            if ended is not None:
-                ended(request, sample, completion)
-            if advance is not None:
-                # The others are as far, to a few samples.
-                advance(num, num * len(completion.token_ids))
-
-        with self.phase("generate"):
-            completions_P_G = self.engine.generate(requests_P, report)
-        # An engine that returns something else than was asked would look like a bad model.
-        check_output(requests_P, completions_P_G)
-        return completions_P_G
-
     def sample(
-        self,
-        starts_P: Sequence[Start],
-        sampling: SamplingConfig,
-        advance: Callable[[int, int], None] | None = None,
-    ) -> list[list[Graded]]:
-        """Graded completions_P_G of each start, one per seed, in order.
+        self, starts_P: Sequence[Start], sampling: SamplingConfig, advance: Advance | None = None
+    ) -> Groups:
+        """Graded completions_P_G of each start, one per seed, in order."""
+        return self.together([Draw(starts_P, sampling)], advance)[0]
 
-        Answers that need a grading worker are with it while other samples are still generated.
-        """
+    def together(self, draws: Sequence[Draw], advance: Advance | None = None) -> list[Groups]:
+        """What comes of these draws; each of several ranks draws a part, and all get all."""
         # Single samples, graded where they are drawn: a verdict may depend on a clock.
-        mine_P, seeds_P = ranks.now().share([start.seeds for start in starts_P])
-        starts_P = [s._replace(seeds=seeds) for s, seeds in zip(starts_P, seeds_P, strict=True)]
-        # A partial answer is prompt to the engine: only what is sampled now carries log-probs.
-        requests = [
-            self.request([*self.start_prompt(s), *s.answer_ids], s.seeds, sampling)
-            for s in starts_P
+        mine_P, seeds_P = ranks.now().share([s.seeds for draw in draws for s in draw.starts_P])
+        seeds = iter(seeds_P)
+        own = [
+            _Drawn(self, draw, advance, [s._replace(seeds=next(seeds)) for s in draw.starts_P])
+            for draw in draws
         ]
-        answers: dict[tuple[int, int], Submission] = {}
-
-        def grade_ahead(p: int, g: int, completion: Completion) -> None:
-            start = starts_P[p]
-            # The grader reads the whole answer, the beginning that was given included.
-            text = self.text(completion, start.answer_ids)
-            answers[p, g] = Submission(start.problem.answer, text, completion.finish_reason)
-            # Workers compare while the engine still decodes: grading costs no time of its own.
-            self.grader.start(answers[p, g])
-
-        completions_P_G = self.complete(requests, advance, grade_ahead)
+        at = [(drawn, p) for drawn in own for p in range(len(drawn.requests_P))]
+        if requests := [drawn.requests_P[p] for drawn, p in at]:
+            with self.phase("generate"):
+                self.engine.generate(requests, lambda i, g, c: at[i][0].end(at[i][1], g, c))
         # What is left of grading when the last sample has ended: waiting for workers.
         with self.phase("grade"):
-            # In the order of the samples and not in that of their ends, so that a run does not
-            # depend on which sample ended first.
-            grades = iter(self.grader.grade_many(answers[place] for place in sorted(answers)))
-        own = [[Graded(c, self.text(c), next(grades)) for c in group] for group in completions_P_G]
-        graded_P_G = ranks.now().together(mine_P, own)
-        self.watch([graded.grade for group in graded_P_G for graded in group])
-        return graded_P_G
+            own_P = [group for drawn in own for group in drawn.groups()]
+        whole_P = iter(ranks.now().together(mine_P, own_P))
+        found = [[next(whole_P) for _ in draw.starts_P] for draw in draws]
+        self.watch([c.grade for groups in found for group in groups for c in group if c.grade])
+        return found
+
+    def run(self, flow: Flow) -> Any:
+        """Run one flow to its end: what it returns."""
+        found: list[Any] = []
+
+        def kept() -> Flow:
+            found.append((yield from flow))
+
+        self.flow([kept()])
+        return found[0]
+
+    def flow(self, flows: Iterable[Flow | None], advance: Advance | None = None) -> None:
+        """Run flows to their ends: see engine.queue.Queue."""
+        if ranks.now().world > 1:
+            in_rounds(flows, lambda draws: self.together(draws, advance))
+            return
+        queue = Queue(flows, lambda draw: _Drawn(self, draw, advance, draw.starts_P))
+        with self.phase("generate"):
+            self.engine.generate([], queue.ended, queue.more)
+        queue.finish()
 
 
-def chunks(items: Sequence[Item], limit: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """The items in order, in lists whose sizes add up to at most `limit` (or of one item)."""
-    chunk: list[Item] = []
-    total = 0
-    for item in items:
-        if chunk and total + size(item) > limit:
-            yield chunk
-            chunk, total = [], 0
-        chunk.append(item)
-        total += size(item)
-    if chunk:
-        yield chunk
+class _Drawn:
+    """engine.queue.Pending of a Draw: answers are with the grader while others are generated."""
+
+    def __init__(
+        self, sampler: Sampler, draw: Draw, advance: Advance | None, starts_P: Sequence[Start]
+    ) -> None:
+        """starts_P: with the seeds that this rank draws."""
+        self.sampler, self.starts_P, self.advance = sampler, starts_P, advance
+        self.is_graded = draw.is_graded
+        # A partial answer is prompt to the engine: only what is sampled now carries log-probs.
+        self.requests_P = [
+            sampler.request([*sampler.start_prompt(s), *s.answer_ids], s.seeds, draw.sampling)
+            for s in starts_P
+        ]
+        self.left = sum(len(start.seeds) for start in starts_P)
+        self.completions: dict[tuple[int, int], Completion] = {}
+        self.answers: dict[tuple[int, int], Submission] = {}
+        self.jobs: list[Job] = []
+
+    def end(self, p: int, g: int, completion: Completion) -> None:
+        """Take a completion, and begin to grade it."""
+        start, self.left = self.starts_P[p], self.left - 1
+        self.completions[p, g] = completion
+        if self.is_graded:
+            # The grader reads the whole answer, the beginning that was given included.
+            text = self.sampler.text(completion, start.answer_ids)
+            answer = Submission(start.problem.answer, text, completion.finish_reason)
+            # Workers compare while the engine still decodes: grading costs no time of its own.
+            self.jobs += self.sampler.grader.start(answer)
+            self.answers[p, g] = answer
+        if self.advance is not None:
+            # The other ranks are as far, to a few samples.
+            num = ranks.now().dp
+            self.advance(num, num * len(completion.token_ids))
+
+    def is_done(self) -> bool:
+        """Whether all verdicts are there."""
+        return self.sampler.grader.has(self.jobs)
+
+    def groups(self) -> Groups:
+        """Of the starts. In the order of the samples and not in that of their ends."""
+        found_P_G: list[list[Completion]] = [[] for _ in self.requests_P]
+        for p, g in sorted(self.completions):
+            found_P_G[p].append(self.completions[p, g])
+        # An engine that returns something else than was asked would look like a bad model.
+        check_output(self.requests_P, found_P_G)
+        grades = self.sampler.grader.grade_many(self.answers[at] for at in sorted(self.answers))
+        grade, text = iter(grades), self.sampler.text
+        return [[Graded(c, text(c), next(grade, None)) for c in group] for group in found_P_G]
+
+    def result(self) -> Groups:
+        """What the flow is sent; one process alone has all samples, and tells `watch`."""
+        groups = self.groups()
+        self.sampler.watch([c.grade for group in groups for c in group if c.grade])
+        return groups

@@ -46,13 +46,15 @@ class Script:
         self.requests = []
         self.tokenizer = tokenizer
 
-    def generate(self, requests_P, on_finished=None):
-        self.requests += requests_P
-        groups = [[self._next() for _ in request.seeds] for request in requests_P]
-        for p, group in enumerate(groups):
-            for g, completion in enumerate(group):
-                on_finished(p, g, completion)
-        return groups
+    def generate(self, requests_P, on_finished=None, more=None):
+        first = len(self.requests)
+        while requests_P := requests_P or (more(1) if more else []):
+            begin = len(self.requests) - first
+            self.requests += requests_P
+            for p, request in enumerate(requests_P, begin):
+                for g in range(len(request.seeds)):
+                    on_finished(p, g, self._next())
+            requests_P = []
 
     def _next(self):
         ids = [*encode(self.tokenizer, self.texts.pop(0)), self.tokenizer.eos_token_id]

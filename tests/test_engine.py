@@ -267,3 +267,34 @@ def test_the_context_may_be_filled_to_the_last_token(engine):
 def test_bad_sequences_are_not_scored(engine, bad):
     with pytest.raises(ValueError, match=r"sequences\[1\]"):
         engine.score([[1, 2], bad])
+
+
+def test_requests_that_come_while_others_run_are_drawn_as_if_they_came_first(engine, rounding):
+    requests = mixed_requests(24, seed=3)
+    expected = engine.generate(requests)
+    coldest = min(r.sampling.temperature or 1.0 for r in requests)
+    found: dict[int, dict] = {p: {} for p in range(len(requests))}
+    left, ended_before = list(requests[2:]), []
+
+    def ended(p, g, completion):
+        found[p][g] = completion
+
+    def more(room):
+        assert room > 0
+        taken = [left.pop(0) for _ in range(min(len(left), 2))]
+        ended_before.extend(sum(map(len, found.values())) for _ in taken)
+        return taken
+
+    first = engine.generate(requests[:2], ended, more)
+    assert not left and ended_before[-1] > 0
+    groups = [[found[p][g] for g in range(len(r.seeds))] for p, r in enumerate(requests)]
+    assert same(groups, expected, rounding / coldest)
+    assert same(first, expected[:2], rounding / coldest)
+
+
+def test_bad_requests_that_come_later_are_refused_by_number(engine, rounding):
+    before = engine.generate([request([1, 2])])
+    with pytest.raises(ValueError, match=r"requests\[1\].*token id 62"):
+        engine.generate([request([1, 2])], lambda *_: None, lambda room: [request([VOCAB])])
+    # Nothing of it is left.
+    assert same(engine.generate([request([1, 2])]), before, rounding)

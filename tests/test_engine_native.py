@@ -333,3 +333,52 @@ def test_noise_is_splitmix64():
             noise = sampler.uniform(state, torch.tensor([index])).item()
             assert noise == (bits >> 11) / 2**53
             assert 0 <= noise < 1
+
+
+def test_a_longer_request_that_comes_later_gets_a_wider_cache(model):
+    engine = native(model[0], max_rows=4)
+    widths, cache = [], engine._cache
+
+    def recorded(*arguments):
+        made = cache(*arguments)
+        widths.append((made[0].width, made[0].num_rows))
+        return made
+
+    engine._cache = recorded
+    prompt_ids = prompts(1)[0]
+    requests = [request(prompt_ids, range(3), max_new_tokens=n) for n in (20, 20, 400, 30, 400)]
+    expected = native(model[0]).generate(requests)
+    left, found = requests[:], {}
+
+    def ended(p, g, completion):
+        found[p, g] = completion
+
+    taken = []
+
+    def more(room):
+        taken.append(len(widths))
+        return [left.pop(0)] if left else []
+
+    assert engine.generate([], ended, more) == []
+    # Nothing passes the long one by: it would wait as long as shorter ones come.
+    assert taken[:5] == [0, 1, 1, 2, 2]
+    assert [[found[p, g] for g in range(3)] for p in range(5)] == expected
+    # All rows from the beginning, though the first request has fewer samples.
+    assert len(widths) == 2 and [rows for _, rows in widths] == [5, 5]
+    assert widths[0][0] < 400 <= widths[1][0]
+
+
+def test_requests_that_have_ended_are_forgotten(model, monkeypatch):
+    """A flow has no end that is near: what is kept must not grow with it."""
+    made, left = [], [request(p, [1, 2], max_new_tokens=3) for p in prompts(60)]
+    init = generation.Generation.__init__
+    kept = lambda call, *arguments: (made.append(call), init(call, *arguments))[1]  # noqa: E731
+    monkeypatch.setattr(generation.Generation, "__init__", kept)
+    sizes = []
+
+    def more(room):
+        sizes.extend(len(call.requests) + len(call.left) for call in made)
+        return [left.pop()] if left else []
+
+    native(model[0], max_rows=8).generate([], lambda *_: None, more)
+    assert not left and max(sizes) <= 2 * 8 and made[0].requests == {}

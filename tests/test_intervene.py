@@ -4,13 +4,13 @@ import msgspec
 import pytest
 from small_run import TOKENIZER, Script
 
-from intfast import intervene
+from intfast import intervene, sample
 from intfast.config import InterveneConfig, PromptConfig, SamplingConfig
 from intfast.grading.grader import Grader
 from intfast.methods import sft_data
 from intfast.prompts import ChatStyle, CompactStyle
 from intfast.records import Attempt, Continuation, Intervention, Problem
-from intfast.sample import Sampler, Start, chunks
+from intfast.sample import Sampler, Start
 from intfast.tokens import decode, encode
 
 BODY = "a 7 ; b 3 ; c 5 ; d a # b ; e d + c ; ? d c e :"
@@ -44,7 +44,7 @@ def solver_of(*texts: str, context: int = 1000) -> Sampler:
 
 def propose(*replies: str, config=CONFIG, context=1000) -> list[Intervention]:
     sampler = solver_of(*replies, context=context)
-    return intervene.propose(sampler, [(PROBLEM, ATTEMPT)], config, seed=0)
+    return sampler.run(intervene.propose(sampler, [(PROBLEM, ATTEMPT)], config, seed=0))
 
 
 # --- gates -------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def test_each_candidate_is_recorded_with_its_gate_and_the_first_good_one_passes(
 
 def test_a_prompt_without_room_for_the_reply_is_dropped_and_never_cut():
     sampler = solver_of(context=100)
-    records = intervene.propose(sampler, [(PROBLEM, ATTEMPT)], CONFIG, seed=0)
+    records = sampler.run(intervene.propose(sampler, [(PROBLEM, ATTEMPT)], CONFIG, seed=0))
     assert [r.gate for r in records] == ["too_long"] * 3
     assert sampler.engine.requests == []
 
@@ -125,7 +125,7 @@ def test_a_replacement_that_is_too_long_or_leaves_no_room_is_dropped():
         assert propose(REPLY, config=config, context=context)[0].gate == gate
 
 
-def test_baselines_need_room_behind_the_attempt():
+def test_baselines_need_room_behind_the_attempt(monkeypatch):
     full = len(ATTEMPT.prompt_ids) + len(ATTEMPT.token_ids)
     reply_room = msgspec.structs.replace(SAMPLING, max_new_tokens=1)
     for baselines, gate in ((True, "no_room"), (False, "passed")):
@@ -134,9 +134,8 @@ def test_baselines_need_room_behind_the_attempt():
         )
         sampler = solver_of(REPLY, context=full)
         sampler.fits = lambda *_: True
-        engine = sampler.engine
-        sampler.complete = lambda asked, _, e=engine: e.generate(asked, lambda *_: None)
-        (record,) = intervene.propose(sampler, [(PROBLEM, ATTEMPT)], config, seed=0)
+        monkeypatch.setattr(sample, "check_output", lambda *_: None)
+        (record,) = sampler.run(intervene.propose(sampler, [(PROBLEM, ATTEMPT)], config, seed=0))
         assert record.gate == gate
 
 
@@ -145,7 +144,7 @@ def test_the_leak_gate_can_be_switched_off():
     for gate, on in (("leak", True), ("passed", False)):
         config = msgspec.structs.replace(CONFIG, leak_gate=on, samples=1)
         sampler = solver_of(REPLY)
-        (record,) = intervene.propose(sampler, [(problem, ATTEMPT)], config, seed=0)
+        (record,) = sampler.run(intervene.propose(sampler, [(problem, ATTEMPT)], config, seed=0))
         assert record.gate == gate
 
 
@@ -156,11 +155,11 @@ def run_continuations(config: InterveneConfig, *texts: str):
     """All waves on one passed candidate: the records, and the engine."""
     sampler = solver_of(REPLY, *texts)
     one = msgspec.structs.replace(config, samples=1)
-    (candidate,) = intervene.propose(sampler, [(PROBLEM, ATTEMPT)], one, seed=0)
+    (candidate,) = sampler.run(intervene.propose(sampler, [(PROBLEM, ATTEMPT)], one, seed=0))
     passed = [intervene.Passed("p", candidate.id, lambda: (PROBLEM, ATTEMPT, candidate))]
     records: list[Continuation] = []
     while todo := intervene.missing(passed, intervene.outcomes(records), config):
-        records += intervene.continue_from(sampler, todo, SAMPLING, seed=0)
+        records += sampler.run(intervene.continue_from(sampler, todo, config, seed=0))
     return candidate, records, sampler
 
 
@@ -172,7 +171,7 @@ def test_continuations_start_from_prompt_prefix_and_intervention():
     _, records, sampler = run_continuations(CONFIG, RIGHT, WRONG, WRONG, RIGHT)
     assert [record.grade for record in records] == ["correct", "wrong", "wrong", "correct"]
     asked = [decode(TOKENIZER, r.prompt_ids) for r in sampler.engine.requests[1:]]
-    assert asked == [f"<solve> {BODY} {FIX}"] * 2
+    assert asked == [f"<solve> {BODY} {FIX}"]
     seeds = [seed for request in sampler.engine.requests for seed in request.seeds]
     assert len(set(seeds)) == len(seeds)
 
@@ -238,7 +237,7 @@ def test_prompt_carries_no_loss_and_there_is_no_suffix_and_no_end_token():
 def test_the_ablations_change_what_is_trained():
     sampler = solver_of(LATER)
     one = msgspec.structs.replace(CONFIG, samples=1)
-    (later,) = intervene.propose(sampler, [(PROBLEM, ATTEMPT)], one, seed=0)
+    (later,) = sampler.run(intervene.propose(sampler, [(PROBLEM, ATTEMPT)], one, seed=0))
     kept = msgspec.structs.replace(later, gate="kept")
     prefix, fix = TEXT.split(" e d + c")[0], "e d + c : 4 + 5 = e 1 ;"
     (example,), _ = built("recipe", [kept])
@@ -271,13 +270,6 @@ def test_the_grade_is_that_of_the_whole_answer_and_the_text_that_of_the_completi
     assert (graded.text, graded.grade.status) == ("c 5 e 1", "correct")
 
 
-def test_chunks_keep_the_order_and_the_limit():
-    items = [3, 1, 4, 1, 5, 9, 2, 6]
-    found = list(chunks(items, 6, lambda n: n))
-    assert [n for chunk in found for n in chunk] == items
-    assert all(sum(chunk) <= 6 or len(chunk) == 1 for chunk in found)
-
-
 # --- the chat style ----------------------------------------------------------------------------
 
 
@@ -298,7 +290,7 @@ def test_the_chat_style_solves_along_the_reference_and_then_verifies(bpe):
     sampler = Sampler(engine, bpe, style, Grader(), 5000)
     longer = msgspec.structs.replace(SAMPLING, max_new_tokens=200)
     config = msgspec.structs.replace(CONFIG, samples=2, sampling=longer)
-    first, second = intervene.propose(sampler, [(problem, attempt)], config, seed=0)
+    first, second = sampler.run(intervene.propose(sampler, [(problem, attempt)], config, seed=0))
     assert (first.gate, second.gate) == ("unparsed", "passed")
     assert (first.guided, second.guided) == ("my own solution", "")
     asked = decode(bpe, engine.requests[1].prompt_ids)

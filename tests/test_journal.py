@@ -72,7 +72,7 @@ run = SimpleNamespace(config=config, problems=problems, tests=[], holds="base",
     sampler=SimpleNamespace(prompt=lambda p: [1], tokenizer=None,
         style=SimpleNamespace(lead="")),
     folder=SimpleNamespace(path=folder, journal=lambda n, k: Journal(folder / f"{n}.jsonl", k)),
-    metrics=SimpleNamespace(say=said.append))
+    metrics=SimpleNamespace(say=said.append, rows=lambda stage: [{"step": 1}]))
 analysis.encode = lambda tokenizer, text: [5]
 browser.ITEM_BYTES = browser.CONTINUATION_BYTES = 50_000
 next(iter(sft_data._first_of_each_problem([])), None)

@@ -63,7 +63,7 @@ import json, tempfile
 from pathlib import Path
 from benchmarks.reliability import bed, kill
 kill.KILLS_PER_RUN = 4
-kill.warm_up(bed.MODEL, bed.CHUNK_SAMPLES)
+kill.warm_up(bed.MODEL)
 with tempfile.TemporaryDirectory() as name:
     bed.prepare(Path(name), 0)
     found = kill.campaign(Path(name), "run", {kills}, 0, *{arguments})

@@ -1,19 +1,19 @@
 """What an engine may hand back: every sample that was asked for, whole."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from intfast.engine.protocol import Completion, Request, Sampling
-from intfast.sample import Sampler
+from intfast.config import SamplingConfig
+from intfast.engine.protocol import Completion
+from intfast.grading.grader import Grader
+from intfast.records import Problem
+from intfast.sample import Sampler, Start
 
-SAMPLING = Sampling(max_new_tokens=3, stop_ids=(2,))
-REQUESTS = [
-    Request(prompt_ids=[5], seeds=[0, 1], sampling=SAMPLING),
-    Request(prompt_ids=[6, 7], seeds=[3], sampling=SAMPLING),
-]
+SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=3)
+PROBLEM = Problem(id="p", problem="?", answer="1")
+STARTS = [Start(PROBLEM, [0, 1], prompt_ids=[5]), Start(PROBLEM, [3], prompt_ids=[6, 7])]
 CUT = Completion(token_ids=[7, 8, 9], logprobs=[-1.0] * 3, finish_reason="length", policy_version=0)
 ENDED = Completion(token_ids=[7, 2], logprobs=[-1.0] * 2, finish_reason="stop", policy_version=0)
 ALONE = Completion(token_ids=[2], logprobs=[-1.0], finish_reason="stop", policy_version=0)
@@ -21,29 +21,40 @@ ALONE = Completion(token_ids=[2], logprobs=[-1.0], finish_reason="stop", policy_
 
 def sampler(answer) -> Sampler:
     """A sampler over an engine that answers so."""
-    engine = SimpleNamespace(generate=lambda requests, on_finished: answer)
-    found = Sampler.__new__(Sampler)
-    found.engine, found.phase = engine, lambda name: nullcontext()
-    return found
+
+    def generate(requests, on_finished):
+        for p, group in enumerate(answer):
+            for g, completion in enumerate(group):
+                on_finished(p, g, completion)
+
+    style = SimpleNamespace(stop_ids=(2,))
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: str(ids))
+    return Sampler(SimpleNamespace(generate=generate), tokenizer, style, Grader(), 10)
+
+
+def drawn(answer):
+    """What a sampler takes for the completions of STARTS."""
+    groups = sampler(answer).sample(STARTS, SAMPLING)
+    return [[graded.completion for graded in group] for group in groups]
 
 
 @pytest.mark.parametrize("first", [CUT, ENDED, ALONE])
 def test_what_was_asked_for_is_returned(first):
     answer = [[first, CUT], [ENDED]]
-    assert sampler(answer).complete(REQUESTS) == answer
+    assert drawn(answer) == answer
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ([], "returned 0 samples of 0 requests, asked for were 3 of 2"),
-        ([[CUT, CUT]], "returned 2 samples of 1 requests"),
+        ([], "returned 0 samples of 2 requests, asked for were 3 of 2"),
+        ([[CUT, CUT]], "returned 2 samples of 2 requests"),
         ([[CUT], [CUT, CUT]], "returned 3 samples of 2 requests"),
     ],
 )
 def test_missing_samples_stop_the_run(answer, message):
     with pytest.raises(RuntimeError, match=message):
-        sampler(answer).complete(REQUESTS)
+        drawn(answer)
 
 
 @pytest.mark.parametrize(
@@ -61,4 +72,4 @@ def test_missing_samples_stop_the_run(answer, message):
 def test_a_sample_that_is_not_whole_stops_the_run(good, changes, message):
     bad = msgspec.structs.replace(good, **changes)
     with pytest.raises(RuntimeError, match=f"sample 0 of request 1 {message}"):
-        sampler([[CUT, ENDED], [bad]]).complete(REQUESTS)
+        drawn([[CUT, ENDED], [bad]])

@@ -34,8 +34,6 @@ SETTINGS = (
     "evaluate.samples=4",
     "evaluate.ks=[1,4]",
 )
-CHUNK_SAMPLES = 12
-"""In place of collect.CHUNK_SAMPLES: several writes a stage, to be torn and continued."""
 RECORDS = ("problems", "attempts", "interventions", "continuations", "examples")
 STEP_VALUES = ("stage", "step", "loss", "nll_mean", "grad_norm", "lr", "reward", "length")
 STAGES = ("int", "int_rl")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from intfast import collect, evaluate, intervene, parity, pipeline, rl
+from intfast import collect, evaluate, parity, pipeline, rl
 from intfast.config import Config
 from intfast.model import weights
 from intfast.run import load_tokenizer
@@ -31,9 +31,8 @@ from intfast.study.finish import train
 
 SEAMS: dict[str, tuple[ModuleType | type, str]] = {
     "load": (weights, "load"),
-    "attempts": (collect, "_attempt"),
-    "verification": (intervene, "propose"),
-    "continuations": (intervene, "continue_from"),
+    "collection": (collect, "_draw_together"),
+    "interventions": (collect, "interventions"),
     "sft": (pipeline, "sft"),
     "rollouts": (rl, "draw"),
     "rl update": (rl, "update"),
@@ -47,9 +46,8 @@ SEAMS: dict[str, tuple[ModuleType | type, str]] = {
 """Phase -> the function that is it; the innermost counts."""
 PIPELINE = (
     "load",
-    "attempts",
-    "verification",
-    "continuations",
+    "collection",
+    "interventions",
     "sft",
     "rollouts",
     "rl update",
@@ -59,8 +57,8 @@ PIPELINE = (
 """The phases that follow one another; the others happen within and between them."""
 WITHIN = {
     "checkpoint write": ("sft", "rl update"),
-    "checkpoint read": ("load", "continuations", "sft"),
-    "journal write": ("attempts", "verification", "continuations", "sft", "rl update"),
+    "checkpoint read": ("load", "interventions", "sft"),
+    "journal write": ("collection", "interventions", "sft", "rl update"),
     "evaluation": ("load", "sft", "rl update"),
 }
 """Those, and after which phases of the pipeline they come."""
@@ -84,15 +82,11 @@ def moments(rng: random.Random, phases: Sequence[str]) -> list[Moment]:
     return sorted(drawn, key=lambda moment: PIPELINE.index(moment.after))
 
 
-def warm_up(model: Path, chunk_samples: int) -> None:
-    """Import what a run imports late, so that children do not spend their lives on it.
-
-    chunk_samples: stands for collect.CHUNK_SAMPLES in every child
-    """
+def warm_up(model: Path) -> None:
+    """Import what a run imports late, so that children do not spend their lives on it."""
     import intfast.study.analysis
     import intfast.study.report  # noqa: F401
 
-    collect.CHUNK_SAMPLES = chunk_samples
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
     load_tokenizer(model)

@@ -53,7 +53,7 @@ class Result(NamedTuple):
 
 def run(trials: int, seed: int) -> dict[str, Any]:
     """Figures of `trials` kills of the sound trainer, and of a share of them for each control."""
-    warm_up(bed.MODEL, bed.CHUNK_SAMPLES)
+    warm_up(bed.MODEL)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bed.prepare(folder, seed)

@@ -56,7 +56,7 @@ class Stop(NamedTuple):
 
 def run(trials: int, seed: int) -> dict[str, Any]:
     """Figures of so many requests to stop."""
-    warm_up(bed.MODEL, bed.CHUNK_SAMPLES)
+    warm_up(bed.MODEL)
     rng = random.Random(seed)
     stops: list[Stop] = []
     faults: list[str] = []
@@ -116,7 +116,7 @@ def _stopped(
 
     stops = []
     chosen = moments(rng, rng.choices(tuple(SEAMS), k=STOPS_PER_RUN))
-    for moment in [Moment("attempts", "attempts")] if deaf else chosen:
+    for moment in [Moment("collection", "collection")] if deaf else chosen:
         number = rng.choice([signal.SIGTERM, signal.SIGINT])
         child = Child(config, variant)
         if not child.reaches(moment):

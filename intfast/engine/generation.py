@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,42 +52,63 @@ class _Row(NamedTuple):
     """Position of the last token of its prompt, the first that a step reads."""
 
 
+Take = Callable[[int], dict[int, Request]]
+"""protocol.More, with the numbers of the requests."""
+
+
 class Generation:
-    """Decodes all samples of some requests in the rows of a cache; used once."""
+    """Decodes samples in the rows of a cache; used once."""
 
     def __init__(
         self,
         decoder: Decoder,
         cache: KVCache,
         shapes: Shapes,
-        requests_P: Sequence[Request],
         policy_version: int,
-        on_finished: OnFinished | None,
+        on_finished: OnFinished,
     ) -> None:
-        """cache: wide enough for every request; its last row keeps a prompt for waiting samples."""
+        """cache: its last row keeps a prompt for waiting samples."""
         self.decoder, self.cache, self.shapes = decoder, cache, shapes
-        self.requests_P, self.policy_version = requests_P, policy_version
-        self.on_finished = on_finished
-        self.completions: dict[tuple[int, int], Completion] = {}
-        groups: dict[tuple[int, ...], _Group] = {}
-        for p, request in enumerate(requests_P):
-            prompt_ids = tuple(request.prompt_ids)
-            group = groups.setdefault(prompt_ids, _Group(prompt_ids, deque()))
-            group.waiting.extend((p, g) for g in range(len(request.seeds)))
-        self.groups = deque(group for group in groups.values() if group.waiting)
+        self.policy_version, self.on_finished = policy_version, on_finished
+        self.requests: dict[int, Request] = {}
+        """Those with samples that have not ended, `left` says how many."""
+        self.left: dict[int, int] = {}
+        self.later: dict[int, Request] = {}
+        """Those that this cache has no room for; others are not taken before they had their own."""
+        self.groups: dict[tuple[int, ...], _Group] = {}
         self.kept: _Group | None = None
         """The group whose prompt is in the last row of the cache."""
         self.rows: list[_Row | None] = [None] * (cache.num_rows - 1)
         self.step_number = 0
-        self._allocate([r.sampling for r in requests_P if r.seeds])
+        self.asked = self.computed = 0
+        """Prompt tokens of all samples, and of these computed."""
+        self.modes = False, False, 0
+        """Of the samples there are: any greedy, any with top-k or top-p, the largest top-k."""
 
-    def _allocate(self, samplings: list[Any]) -> None:
-        self.any_greedy = any(s.temperature == 0 for s in samplings)
-        self.any_limit = any(s.top_k or s.top_p < 1 for s in samplings)
+    def _take(self, requests: dict[int, Request]) -> None:
+        """Let the samples of these requests wait, those that fit."""
+        for p, request in requests.items():
+            prompt_ids, s, num = tuple(request.prompt_ids), request.sampling, len(request.seeds)
+            longer = len(prompt_ids) + s.max_new_tokens > self.cache.width
+            if longer or len(s.stop_ids) > self.num_stops:
+                self.later[p] = request
+                continue
+            self.requests[p], self.left[p] = request, num
+            self.asked += len(prompt_ids) * num
+            # A prompt that waits is computed once, but for its last token.
+            self.computed += num + (prompt_ids not in self.groups) * (len(prompt_ids) - 1)
+            group = self.groups.setdefault(prompt_ids, _Group(prompt_ids, deque()))
+            group.waiting.extend((p, g) for g in range(num))
+        samplings = [request.sampling for request in self.requests.values()]
         top_ks = [s.top_k for s in samplings]
-        self.most = max(top_ks) if all(top_ks) else 0
-        self.num_stops = max(len(s.stop_ids) for s in samplings)
-        num_new = max(s.max_new_tokens for s in samplings)
+        any_limit = any(s.top_k or s.top_p < 1 for s in samplings)
+        most = max(top_ks, default=0) if all(top_ks) else 0
+        self.modes = any(s.temperature == 0 for s in samplings), any_limit, most
+
+    def _allocate(self, requests: Iterable[Request]) -> None:
+        self.num_stops = max(len(request.sampling.stop_ids) for request in requests)
+        # Of any that fits.
+        num_new = self.cache.width
         # Steps are whole blocks of rows; the last block may have rows without a cache.
         num_rows = round_up(len(self.rows), BLOCK)
         device = self.cache.slots.device
@@ -102,19 +123,22 @@ class Generation:
         self.done_R = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self.graphs = Graphs() if device.type == "cuda" else None
 
-    def run(self) -> list[list[Completion]]:
-        """Completions_P_G of the requests; a step waits for the device once, for what ended."""
-        while self.groups or any(self.rows):
+    def run(self, requests: dict[int, Request], take: Take) -> dict[int, Request]:
+        """Decode these requests, one at least, and what `take` gives; what did not fit comes back.
+
+        A step waits for the device once, for what ended.
+        """
+        self._allocate(requests.values())
+        self._take(requests)
+        while True:
             interrupt.check()
-            self._admit()
+            self._admit(take)
+            if not any(self.rows):
+                return self.later
             self._compact()
             done_B = self._step().tolist()
             self._end([r for r, is_done in enumerate(done_B) if is_done])
             self.step_number += 1
-        return [
-            [self.completions[p, g] for g in range(len(request.seeds))]
-            for p, request in enumerate(self.requests_P)
-        ]
 
     def _step(self) -> Tensor:
         """One token for every row; done_B says which samples end with it."""
@@ -122,13 +146,16 @@ class Generation:
         num_rows = round_up(rows[-1] + 1, BLOCK)
         last = self.step_number + max(self.rows[r].start - self.rows[r].born for r in rows)
         if self.graphs is None:
-            self._decode(num_rows, max(BLOCK, round_up(last + 1, self.shapes.slots)))
+            num_slots = max(BLOCK, round_up(last + 1, self.shapes.slots))
+            self._decode(num_rows, num_slots, *self.modes)
         else:
             num_slots = min(self.cache.width, round_up(last + 1, GRAPH_SLOTS))
-            self.graphs.run(self._decode, num_rows, num_slots)
+            self.graphs.run(self._decode, num_rows, num_slots, *self.modes)
         return self.done_R[:num_rows]
 
-    def _decode(self, num_rows: int, num_slots: int) -> None:
+    def _decode(
+        self, num_rows: int, num_slots: int, any_greedy: bool, any_limit: bool, most: int
+    ) -> None:
         """One token for the first rows. All that changes from step to step is in tensors that stay:
         a graph of it can be replayed."""
         state, active = self.state_CR[:, :num_rows], self.active_R[:num_rows]
@@ -140,8 +167,8 @@ class Generation:
             sampler.logits(hidden_BD, self.decoder.head_weight_VD, self.shapes.head),
             sampler.uniform(state[_STREAM], index),
             self.temperature_R[:num_rows],
-            (state[_TOP_K], self.top_p_R[:num_rows], self.most) if self.any_limit else None,
-            self.any_greedy,
+            (state[_TOP_K], self.top_p_R[:num_rows], most) if any_limit else None,
+            any_greedy,
         )
         self.token_RN[:num_rows].scatter_(1, index[:, None], token[:, None])
         self.logprob_RN[:num_rows].scatter_(1, index[:, None], logprob[:, None])
@@ -150,17 +177,19 @@ class Generation:
         state[_TOKEN] = token
         position += active
 
-    def _admit(self) -> None:
+    def _admit(self, take: Take) -> None:
         """Give free rows to waiting samples, computing each new prompt once."""
         free = [r for r, row in enumerate(self.rows) if row is None]
         idle = len(free) == len(self.rows)
-        if not self.groups or not (idle or len(free) >= max(1, FREE_SHARE * len(self.rows))):
+        if not (idle or len(free) >= max(1, FREE_SHARE * len(self.rows))):
             return
+        room = len(free) - sum(len(group.waiting) for group in self.groups.values())
+        if room > 0 and not self.later and (requests := take(room)):
+            self._take(requests)
         prompts: dict[int, list[tuple[tuple[int, ...], list[int]]]] = defaultdict(list)
         new = []
         while self.groups and free:
-            group = self.groups[0]
-            prompt_ids = group.prompt_ids
+            prompt_ids, group = next(iter(self.groups.items()))
             rows = free[: len(group.waiting)]
             free = free[len(rows) :]
             for r in rows:
@@ -176,12 +205,13 @@ class Generation:
                 width = round_up(len(prompt_ids) - 1, BLOCK)
                 prompts[width].append((prompt_ids[:-1], rows + spare))
             if not group.waiting:
-                self.groups.popleft()
+                del self.groups[prompt_ids]
         for width, filled in prompts.items():
             at_once = min(max(1, PREFILL_TOKENS // width), self.shapes.prompts)
             for start in range(0, len(filled), at_once):
                 self._prefill(width, filled[start : start + at_once])
-        self._fill(new)
+        if new:
+            self._fill(new)
 
     def _prefill(self, width: int, filled: list[tuple[tuple[int, ...], list[int]]]) -> None:
         """One forward over prompts, each padded to `width`; its keys and values go to its rows."""
@@ -200,7 +230,7 @@ class Generation:
         states, temperatures, top_ps, seeds = [], [], [], []
         for r in rows:
             row = self.rows[r]
-            request = self.requests_P[row.request]
+            request = self.requests[row.request]
             s = request.sampling
             stops = [*s.stop_ids, *[-1] * (self.num_stops - len(s.stop_ids))]
             last = row.start + s.max_new_tokens - 1
@@ -248,14 +278,15 @@ class Generation:
             return
         for r in ended:
             row, completion = self.rows[r], self._complete(r)
-            self.completions[row.request, row.sample] = completion
-            if self.on_finished is not None:
-                self.on_finished(row.request, row.sample, completion)
+            self.left[row.request] -= 1
+            if not self.left[row.request]:
+                del self.requests[row.request], self.left[row.request]
+            self.on_finished(row.request, row.sample, completion)
         self._clear(ended)
 
     def _complete(self, r: int) -> Completion:
         row = self.rows[r]
-        stop_ids = self.requests_P[row.request].sampling.stop_ids
+        stop_ids = self.requests[row.request].sampling.stop_ids
         count = self.step_number - row.born + 1
         token_ids = self.token_RN[r, :count].tolist()
         logprobs = self.logprob_RN[r, :count].tolist()

@@ -9,7 +9,8 @@ Shapes as in records.py; R is rows of the cache, B those of a step, C columns of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,14 @@ from torch import Tensor
 from intfast.engine import invariance, scoring
 from intfast.engine.cache import KVCache, bytes_per_slot, round_up
 from intfast.engine.generation import Generation
-from intfast.engine.protocol import Completion, OnFinished, PromptReuse, Request, check_requests
+from intfast.engine.protocol import (
+    Completion,
+    More,
+    OnFinished,
+    PromptReuse,
+    Request,
+    check_requests,
+)
 from intfast.model.decoder import Decoder
 from intfast.model.fixed import BLOCK
 
@@ -44,23 +52,47 @@ class NativeEngine:
         self._asleep = False
 
     def generate(
-        self, requests_P: Sequence[Request], on_finished: OnFinished | None = None
+        self,
+        requests_P: Sequence[Request],
+        on_finished: OnFinished | None = None,
+        more: More | None = None,
     ) -> list[list[Completion]]:
         """See protocol.Engine. Raises ValueError, before any work, for bad requests."""
-        self._check(requests_P)
         if self._asleep:
             raise RuntimeError("the engine is asleep; call wake() before generate()")
-        if not any(request.seeds for request in requests_P):
-            return [[] for _ in requests_P]
+        found_P_G: list[list[Any]] = [[None] * len(request.seeds) for request in requests_P]
+        num_requests = 0
+
+        def ended(p: int, g: int, completion: Completion) -> None:
+            if p < len(found_P_G):
+                found_P_G[p][g] = completion
+            if on_finished is not None:
+                on_finished(p, g, completion)
+
+        def numbered(requests: Sequence[Request]) -> dict[int, Request]:
+            nonlocal num_requests
+            self._check(requests, num_requests)
+            new = dict(enumerate(requests, num_requests))
+            num_requests += len(new)
+            return {p: request for p, request in new.items() if request.seeds}
+
+        def take(room: int) -> dict[int, Request]:
+            return numbered(more(room)) if more is not None else {}
+
+        waiting = numbered(requests_P) or take(self.max_rows)
         with torch.inference_mode():
-            cache, storage = self._cache(requests_P)
-            completions_P_G = Generation(
-                self.decoder, cache, self.shapes, requests_P, self.policy_version, on_finished
-            ).run()
-        # Not kept when the call fails: it may hold numbers that are not finite.
-        self._storage = storage
-        self._count(requests_P)
-        return completions_P_G
+            while waiting:
+                cache, storage = self._cache(waiting.values(), more is not None)
+                call = Generation(self.decoder, cache, self.shapes, self.policy_version, ended)
+                # What is longer than the cache is wide comes back when all else has ended.
+                waiting = call.run(waiting, take)
+                # Not kept when the call fails: it may hold numbers that are not finite.
+                self._storage = storage
+                before = self.prompt_reuse
+                self.prompt_reuse = PromptReuse(
+                    before.asked + call.asked, before.reused + call.asked - call.computed
+                )
+        return found_P_G
 
     def score(
         self, sequences_P: Sequence[Sequence[int]], temperature: float = 1.0
@@ -81,19 +113,10 @@ class NativeEngine:
         """Allow `generate` again; it takes the memory that it needs."""
         self._asleep = False
 
-    def _count(self, requests_P: Sequence[Request]) -> None:
-        """Each different prompt was computed once, except for its last token."""
-        asked = sum(len(r.prompt_ids) * len(r.seeds) for r in requests_P)
-        last = sum(len(r.seeds) for r in requests_P)
-        prompts = {tuple(r.prompt_ids) for r in requests_P if r.seeds}
-        computed = last + sum(len(prompt_ids) - 1 for prompt_ids in prompts)
-        before = self.prompt_reuse
-        self.prompt_reuse = PromptReuse(before.asked + asked, before.reused + asked - computed)
-
-    def _check(self, requests_P: Sequence[Request]) -> None:
+    def _check(self, requests_P: Sequence[Request], first: int) -> None:
         config = self.decoder.config
-        check_requests(requests_P, config.vocab_size, config.max_positions)
-        for i, request in enumerate(requests_P):
+        check_requests(requests_P, config.vocab_size, config.max_positions, first)
+        for i, request in enumerate(requests_P, first):
             slots = self._width(len(request.prompt_ids) + request.sampling.max_new_tokens)
             # One row for a sample, one that keeps a prompt for the samples that wait.
             needed = 2 * slots * bytes_per_slot(config, self._dtype)
@@ -110,15 +133,21 @@ class NativeEngine:
     def _dtype(self) -> torch.dtype:
         return self.decoder.head_weight_VD.dtype
 
-    def _cache(self, requests_P: Sequence[Request]) -> tuple[KVCache, Tensor]:
-        """Its rows: what the samples, `max_rows` and the byte budget allow, and one more."""
+    def _cache(self, requests: Collection[Request], is_open: bool) -> tuple[KVCache, Tensor]:
+        """Its rows: what the samples, `max_rows` and the byte budget allow, and one more.
+
+        is_open: others may come, so it has all rows, and some room for longer ones
+        """
         config, dtype = self.decoder.config, self._dtype
-        used = [request for request in requests_P if request.seeds]
-        longest = max(len(r.prompt_ids) + r.sampling.max_new_tokens for r in used)
-        width = self._width(longest)
-        row_bytes = width * bytes_per_slot(config, dtype)
-        num_samples = sum(len(request.seeds) for request in used)
-        num_rows = min(num_samples, self.max_rows, self.max_cache_bytes // row_bytes - 1) + 1
+        slot_bytes = bytes_per_slot(config, dtype)
+        width = self._width(max(len(r.prompt_ids) + r.sampling.max_new_tokens for r in requests))
+        if is_open:
+            wider = self._width(min(width * 5 // 4, config.max_positions))
+            costs_rows = (self.max_rows + 1) * wider * slot_bytes > self.max_cache_bytes
+            width = width if costs_rows else wider
+        row_bytes = width * slot_bytes
+        num_rows = self.max_rows if is_open else sum(len(request.seeds) for request in requests)
+        num_rows = min(num_rows, self.max_rows, self.max_cache_bytes // row_bytes - 1) + 1
         size = num_rows * row_bytes // dtype.itemsize
         storage, self._storage = self._storage, None
         if storage is None or storage.numel() < size:

@@ -16,8 +16,7 @@ from typing import NamedTuple, Protocol
 from intfast.records import Record
 
 CHUNK_SAMPLES = 4096
-"""Samples per call of the engine. Records are written to disk after every call, an evaluation after
-its last one: interrupted, it is drawn again."""
+"""Samples that several ranks draw before they meet, about; one process has no such limit."""
 
 
 class Sampling(Record):
@@ -58,6 +57,9 @@ class Completion(Record):
 
 OnFinished = Callable[[int, int, Completion], None]
 """(request, sample, completion): called when a sample ends, while others are still generated."""
+More = Callable[[int], Sequence[Request]]
+"""Requests to go on with, given how many more samples could run now. None while others still run
+means: ask again."""
 
 
 class PromptReuse(NamedTuple):
@@ -80,11 +82,16 @@ class Engine(Protocol):
     """How much of the prompts did not have to be computed."""
 
     def generate(
-        self, requests_P: Sequence[Request], on_finished: OnFinished | None = None
+        self,
+        requests_P: Sequence[Request],
+        on_finished: OnFinished | None = None,
+        more: More | None = None,
     ) -> list[list[Completion]]:
         """Completions_P_G in the order of the requests and their seeds.
 
-        `on_finished` gets each completion as it ends; it may not call the engine.
+        `on_finished` gets each completion as it ends. `more` is asked for requests while there is
+        room; they are numbered on from the first ones, and go to `on_finished` alone. Neither may
+        call the engine.
         """
 
     def score(
@@ -151,9 +158,11 @@ def pick_engine(wanted: str, device: str) -> Choice:
     return Choice("vllm", f'rollout.engine = "{wanted}"')
 
 
-def check_requests(requests_P: Sequence[Request], vocab_size: int, context: int) -> None:
-    """Raise ValueError, naming the request, for what no engine can generate."""
-    for i, request in enumerate(requests_P):
+def check_requests(
+    requests_P: Sequence[Request], vocab_size: int, context: int, first: int = 0
+) -> None:
+    """Raise ValueError, naming the request (they count from `first`), for what no engine can do."""
+    for i, request in enumerate(requests_P, first):
         name, s = f"requests[{i}]", request.sampling
         seeds_fit = all(0 <= seed < 2**63 for seed in request.seeds)
         for is_right, message in (

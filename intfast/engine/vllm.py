@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,7 @@ from intfast import ranks
 from intfast.engine import scoring, sharing
 from intfast.engine.protocol import (
     Completion,
+    More,
     OnFinished,
     PromptReuse,
     Request,
@@ -29,6 +30,14 @@ from intfast.state import interrupt
 LOWEST_TEMPERATURE = 0.01
 
 
+class _Sample(NamedTuple):
+    """Which sample of which request it is."""
+
+    p: int
+    g: int
+    request: Request
+
+
 class VllmEngine:
     """`protocol.Engine` on vLLM's engine loop; samples of one prompt share its prefix cache.
 
@@ -40,6 +49,7 @@ class VllmEngine:
         """llm: a vllm.LLM; link: how updates of `decoder` reach its model."""
         self.decoder = decoder
         self.context = context
+        self.max_rows = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         self.policy_version = 0
         self.prompt_reuse = PromptReuse()
         self._llm, self._link = llm, link
@@ -49,63 +59,74 @@ class VllmEngine:
         self._asleep = False
 
     def generate(
-        self, requests_P: Sequence[Request], on_finished: OnFinished | None = None
+        self,
+        requests_P: Sequence[Request],
+        on_finished: OnFinished | None = None,
+        more: More | None = None,
     ) -> list[list[Completion]]:
         """See protocol.Engine. Raises ValueError, before any work, for bad requests."""
-        check_requests(requests_P, self.decoder.config.vocab_size, self.context)
-        for i, request in enumerate(requests_P):
-            if 0 < (asked := request.sampling.temperature) < LOWEST_TEMPERATURE:
-                raise ValueError(
-                    f"requests[{i}]: vLLM samples at a temperature of 0 or >= "
-                    f"{LOWEST_TEMPERATURE}, got {asked}"
-                )
+        self._check(requests_P, 0)
         if self._asleep:
             raise RuntimeError("the engine is asleep; call wake() before generate()")
         self._link.check()
         self._num_calls += 1
-        running: dict[str, tuple[int, int]] = {}
-        completions: dict[tuple[int, int], Completion] = {}
-        loop = self._llm.llm_engine
+        running: dict[str, _Sample] = {}
+        found_P_G: list[list[Any]] = [[None] * len(request.seeds) for request in requests_P]
+        num_requests, first, loop = len(requests_P), "", self._llm.llm_engine
         try:
-            self._add(requests_P, running)
-            first = next(iter(running), "")
-            while running:
+            self._add(requests_P, 0, running)
+            while True:
+                if more is not None and len(running) < self.max_rows:
+                    requests = more(self.max_rows - len(running))
+                    self._check(requests, num_requests)
+                    self._add(requests, num_requests, running)
+                    num_requests += len(requests)
+                if not running:
+                    break
+                first = first or next(iter(running))
                 interrupt.check()
                 for output in loop.step():
                     if not output.finished or output.request_id not in running:
                         continue
-                    p, g = running.pop(output.request_id)
+                    p, g, request = running.pop(output.request_id)
                     self._count(output, output.request_id == first)
-                    completions[p, g] = self._completion(p, requests_P[p], output.outputs[0])
+                    completion = self._completion(p, request, output.outputs[0])
+                    if p < len(found_P_G):
+                        found_P_G[p][g] = completion
                     if on_finished is not None:
-                        on_finished(p, g, completions[p, g])
+                        on_finished(p, g, completion)
         except BaseException:
             # What is left would go on in the next call.
             loop.abort_request(list(running))
             raise
         self._synchronise()
         self._cache_is_empty = False
-        found = [
-            [completions[p, g] for g in range(len(request.seeds))]
-            for p, request in enumerate(requests_P)
-        ]
         # vLLM's ranks schedule and draw alone, and do not look whether they still agree.
         ranks.now().require_same(
-            "tokens", lambda: repr([hash(tuple(c.token_ids)) for g in found for c in g])
+            "tokens", lambda: repr([hash(tuple(c.token_ids)) for g in found_P_G for c in g])
         )
-        return found
+        return found_P_G
 
-    def _add(self, requests_P: Sequence[Request], running: dict[str, tuple[int, int]]) -> None:
-        """Give vLLM all samples; running: its id of each -> (request, sample), in their order.
+    def _check(self, requests_P: Sequence[Request], first: int) -> None:
+        check_requests(requests_P, self.decoder.config.vocab_size, self.context, first)
+        for i, request in enumerate(requests_P, first):
+            if 0 < (asked := request.sampling.temperature) < LOWEST_TEMPERATURE:
+                raise ValueError(
+                    f"requests[{i}]: vLLM samples at a temperature of 0 or >= "
+                    f"{LOWEST_TEMPERATURE}, got {asked}"
+                )
+
+    def _add(self, requests: Sequence[Request], first: int, running: dict[str, _Sample]) -> None:
+        """Give vLLM all samples of requests that count from `first`; running: its id of each.
 
         Prompts with the same beginning are neighbours, so that the later finds it in the cache.
         """
-        for p in sorted(range(len(requests_P)), key=lambda p: [*requests_P[p].prompt_ids]):
-            request = requests_P[p]
+        numbered = enumerate(requests, first)
+        for p, request in sorted(numbered, key=lambda entry: [*entry[1].prompt_ids]):
             prompt = {"prompt_token_ids": list(request.prompt_ids)}
             for g, seed in enumerate(request.seeds):
                 name = f"{self._num_calls}/{p}/{g}"
-                running[name] = p, g
+                running[name] = _Sample(p, g, request)
                 self._llm.llm_engine.add_request(name, prompt, _parameters(request.sampling, seed))
 
     def _count(self, output: Any, is_first: bool) -> None:

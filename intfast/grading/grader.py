@@ -168,15 +168,22 @@ class Grader:
         reasons = [reason or verdicts[job] for job, reason in found]
         return [Grade(status=reason.status, reason=reason) for reason in reasons]
 
-    def start(self, submission: Submission) -> None:
+    def start(self, submission: Submission) -> list[Job]:
         """Begin a comparison and return at once; `grade_many` of the same submission ends it.
 
-        What this process compares itself is left to `grade_many`.
+        What this process compares itself is left to `grade_many`; else what is begun is returned.
         """
         job, reason = self._quickly(submission)
-        if reason is None:
-            self._begin([job])
+        jobs = [job] if reason is None else []
+        self._begin(jobs)
         self._advance(0.0)
+        return jobs
+
+    def has(self, jobs: Sequence[Job]) -> bool:
+        """Whether the verdicts of comparisons that were begun are there."""
+        if jobs:
+            self._advance(0.0)
+        return all(self._begun.get(job, True) for job in jobs)
 
     def check_golds(self, golds: Sequence[str]) -> list[bool]:
         """Whether each gold answer can be graded against, so that no rollout is spent on it."""

@@ -11,21 +11,22 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from intfast.collect import draw_missing
+from intfast.collect import run_flows
 from intfast.config import SamplingConfig
 from intfast.engine.protocol import derive_seed
-from intfast.intervene import Advance
 from intfast.leak import leaks
 from intfast.methods import prompts
 from intfast.records import Attempt, Guided, Problem
 from intfast.run import Run
-from intfast.sample import Start
+from intfast.sample import Draw, Flow, Start
 from intfast.state.journal import Lazy
 
 SHARES = (0.25, 0.5, 0.75)
 """Shares of a reference's characters that the search for the shortest hint tries."""
 SAMPLES = 8
 """Samples from each share, until one is right."""
+ASKS = 512
+"""Prompts that are asked together, at most."""
 
 
 class Ask(NamedTuple):
@@ -117,33 +118,36 @@ def _draw(run: Run, title: str, asks: Sequence[Ask], sampling: SamplingConfig) -
         if (missing := [n for n in ask.samples if (*_name(ask), n) not in done])
     ]
 
-    def work(chunk: list[Ask], advance: Advance) -> None:
+    def flow() -> Flow:
         seed = run.config.seed
-        starts = [
-            Start(a.problem, [derive_seed(seed, *_name(a), n) for n in a.samples], (), a.prompt_ids)
-            for a in chunk
-        ]
-        graded_P_G = run.sampler.sample(starts, sampling, advance)
-        journal.append(
-            Guided(
-                kind=ask.kind,
-                problem_id=ask.problem.id,
-                sample=sample,
-                attempt=ask.attempt,
-                share=ask.share,
-                token_ids=graded.completion.token_ids,
-                text=graded.text,
-                finish_reason=graded.completion.finish_reason,
-                grade=graded.grade.status,
-                reason=graded.grade.reason,
+        # One draw after the other, so that an interrupted run keeps the order of its records.
+        for first in range(0, len(todo), ASKS):
+            chunk = todo[first : first + ASKS]
+            seeds = [[derive_seed(seed, *_name(a), n) for n in a.samples] for a in chunk]
+            rows = zip(chunk, seeds, strict=True)
+            graded_P_G = yield Draw(
+                [Start(a.problem, s, (), a.prompt_ids) for a, s in rows], sampling
             )
-            for ask, group in zip(chunk, graded_P_G, strict=True)
-            for sample, graded in zip(ask.samples, group, strict=True)
-        )
+            journal.append(
+                Guided(
+                    kind=ask.kind,
+                    problem_id=ask.problem.id,
+                    sample=sample,
+                    attempt=ask.attempt,
+                    share=ask.share,
+                    token_ids=graded.completion.token_ids,
+                    text=graded.text,
+                    finish_reason=graded.completion.finish_reason,
+                    grade=graded.grade.status,
+                    reason=graded.grade.reason,
+                )
+                for ask, group in zip(chunk, graded_P_G, strict=True)
+                for sample, graded in zip(ask.samples, group, strict=True)
+            )
 
     if todo:
         run.hold("base")
-        draw_missing(run, title, todo, lambda ask: len(ask.samples), work)
+        run_flows(run, title, [flow()], sum(len(ask.samples) for ask in todo))
         done = {_key(record): place for place, record in enumerate(journal)}
     places = [done[key] for a in asks for n in a.samples if (key := (*_name(a), n)) in done]
     found = Lazy(places, journal.__getitem__)

@@ -137,7 +137,7 @@ def locate(
             wrong[number] = (p, g, problem, sampler.attempt(problem, number, group[g]))
     pairs = [(problem, attempt) for _, _, problem, attempt in wrong.values()]
     once = msgspec.structs.replace(verification, samples=1, leak_gate=False)
-    replies = intervene.propose(sampler, pairs, once, seed) if pairs else []
+    replies = sampler.run(intervene.propose(sampler, pairs, once, seed)) if pairs else []
     located_P_G: list[list[Located | None]] = [[None] * len(group) for group in groups_P_G]
     for reply in replies:
         if reply.gate == "passed":

@@ -115,6 +115,13 @@ class Journal(Rows[T], Generic[T]):
             self._starts.append(self.end)
             self.end += size
 
+    def sort(self, key: Callable[[T], Any]) -> None:
+        """Put the records into the order of their keys, where they are in another."""
+        keys = [key(record) for record in self]
+        places = sorted(range(len(keys)), key=keys.__getitem__)
+        if places != list(range(len(keys))):
+            self.replace(self[place] for place in places)
+
     def replace(self, records: Iterable[T]) -> None:
         """Put these records, which may come from this journal, in place of all, atomically."""
         starts, end = array("Q"), 0

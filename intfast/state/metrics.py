@@ -121,8 +121,8 @@ class Metrics:
             self._seconds[name] += time.perf_counter() - start
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Callable[[int, int], None]]:
-        """A bar over `total` samples; `advance(num_finished, num_tokens)` adds to it.
+    def progress(self, title: str, total: int | None) -> Iterator[Callable[[int, int], None]]:
+        """A bar over `total` samples, if that is known; `advance(num_finished, num_tokens)` adds.
 
         Without a terminal: a line at most every PLAIN_EVERY_S seconds.
         """
@@ -147,7 +147,7 @@ class Metrics:
                     bar.update(task, advance=num_finished, rate=rate)
                 elif now - last >= PLAIN_EVERY_S:
                     last = now
-                    self.say(f"{title}: {finished}/{total}, {rate}")
+                    self.say(f"{title}: {finished}{f'/{total}' if total else ''}, {rate}")
 
             yield advance
 
