@@ -61,6 +61,7 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
                 columns=settings.columns,
                 limit=limit,
                 mode=config.grade.mode,
+                keeps_rows=bool(config.grade.function),
             )
         except ValueError as error:
             # The other file is read all the same: its faults belong into the same list.
@@ -187,6 +188,8 @@ def gradable(
     """The problems and tests whose gold answers can be graded against, by `check_golds`."""
     # On one rank: a verdict may depend on a clock.
     golds = ranks.now().first(lambda: check_golds([*problems, *tests], grader, folder, metrics))
+    for line in ranks.now().first(lambda: grader.tried([*problems, *tests])):
+        metrics.say(line)
     return usable(problems, golds, metrics.say), usable(tests, golds, metrics.say)
 
 

@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 
 import intfast
-from intfast import checks, data, intake, loss, ranks
+from intfast import checks, data, intake, loss, ranks, words
 from intfast.config import Config
 from intfast.engine.device import pick_device
 from intfast.engine.protocol import Choice
 from intfast.engine.start import prompt_reuse, start
-from intfast.grading.grader import Grader
+from intfast.grading.function import grader_of
 from intfast.grading.watch import GradeWatch
 from intfast.model import folder as model_folder
 from intfast.model import weights
@@ -128,14 +128,14 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     decoder, engine, choice = start(config, path, device)
     decoder.activation_checkpointing = config.model.activation_checkpointing
     # From here on there are processes and locks: all of them are closed again.
-    grade = config.grade
     with (
         RunFolder(config) as folder,
         Watchdog(config.watchdog_s, folder.path / "watchdog.txt"),
-        Grader(grade.mode, grade.workers, grade.timeout_s, grade.digits) as grader,
+        grader_of(config.grade) as grader,
     ):
         # The lock of the folder is held from here on: a second writer was refused above.
         metrics = Metrics(folder.journal("metrics", Row), console, folder.last_write)
+        grader.say = metrics.say
         problems, tests = intake.gradable(problems, tests, grader, folder, metrics)
         context = config.rollout.context or decoder.config.max_positions
         watch = GradeWatch(metrics.say)
@@ -175,6 +175,7 @@ def _announce(run: Run, about: dict[str, Any]) -> None:
 def manifest(run: Run, choice: Choice) -> dict[str, Any]:
     """What a reader needs to place the numbers of a run: versions, hardware, data, seed."""
     config, head_VD = run.config, run.decoder.head_weight_VD
+    code = run.sampler.grader.sources() | words.digest(config.prompt.domain)
     return {
         "intfast": intfast.__version__,
         **identity.surroundings(run.device),
@@ -196,6 +197,8 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         | {"model": str(run.model_path)},
         "num_parameters": sum(p.numel() for p in run.decoder.parameters()),
         **identity.digests(run.model_path, model_folder.files(run.model_path)),
+        # Of files that are neither model nor data: a grading function, the words of prompts.
+        **({"code": code} if code else {}),
         "train": {"problems": len(run.problems), "hash": data.fingerprint(run.problems)},
         "test": {"problems": len(run.tests), "hash": data.fingerprint(run.tests)},
     }

@@ -146,8 +146,7 @@ class Sampler:
             token_ids=self.without_stop(graded.completion),
             text=graded.text,
             finish_reason=graded.completion.finish_reason,
-            grade=graded.grade.status,
-            reason=graded.grade.reason,
+            **graded.grade.recorded,
             policy_version=graded.completion.policy_version,
         )
 
@@ -213,7 +212,8 @@ class Sampler:
             start = starts_P[p]
             # The grader reads the whole answer, the beginning that was given included.
             text = self.text(completion, start.answer_ids)
-            answers[p, g] = Submission(start.problem.answer, text, completion.finish_reason)
+            answer, row = start.problem.answer, start.problem.row
+            answers[p, g] = Submission(answer, text, completion.finish_reason, row)
             # Workers compare while the engine still decodes: grading costs no time of its own.
             self.grader.start(answers[p, g])
 
