@@ -16,7 +16,7 @@ import msgspec
 import torch
 from rich.console import Console
 
-from intfast import cli, data, grading, ranks
+from intfast import adapters, cli, data, grading, ranks
 from intfast.config import SAMPLED, BatchConfig, Config, SamplingConfig
 from intfast.grading.answers import MATHEMATICS
 from intfast.grading.grader import Grader
@@ -73,6 +73,12 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
     if faults:
         raise ValueError("\n".join(faults))
     problems = loaded["train"]
+    if adapters.is_source(settings.train):
+        # Made, not collected: nobody can take them out of a file.
+        same = {train.id for _, train in data.overlap(problems, loaded["test"])[0]}
+        problems = [problem for problem in problems if problem.id not in same]
+        if same:
+            say_on(console, f"left out {len(same)} training problems that are test problems, too")
     tests = _told_apart(problems, loaded["test"], partial(say_on, console))
     if config.needs_references and not any(problem.reference for problem in problems):
         raise ValueError(

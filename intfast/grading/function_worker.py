@@ -25,8 +25,8 @@ from intfast.grading.worker import forbid_side_effects, limit_cpu, set_limits
 
 MAX_WORDS = 3000
 """Characters of a traceback that are passed on: its end."""
-NUMBERS = {"Integer", "Float", "Rational"}
-"""Names that evaluated arithmetic may use: sympy's numbers."""
+NUMBERS = {"Integer", "Float", "Rational", "Symbol", "sympy"}
+"""Names that evaluated arithmetic may use: sympy's atoms, and what its parser begins with."""
 # They evaluate texts of their own, when a module is imported.
 _DEFINES = (collections.__file__, dataclasses.__file__)
 
