@@ -147,7 +147,10 @@ def _environment(name: str, settings: dict[str, Any]) -> Any:
 def _verifiers_rows(name: str, settings: dict[str, Any], purpose: str) -> tuple[str, Iterator[Row]]:
     made = _environment(name, settings)
     table = made.get_eval_dataset() if purpose == "test" else made.get_dataset()
-    return f"{len(table)} rows", ((f"{name}:{n}", dict(row)) for n, row in enumerate(table, 1))
+    # A prompt holds the question, with what the system says before it.
+    kept = [column for column in table.column_names if column != "question"]
+    found = (dict(row) for row in table.select_columns(kept))
+    return f"{len(table)} rows", ((f"{name}:{n}", row) for n, row in enumerate(found, 1))
 
 
 def _verifiers_scorer(name: str) -> Scorer:

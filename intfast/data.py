@@ -208,10 +208,8 @@ def _loose(text: str) -> str:
 
 
 def _abridged(problem: Problem) -> dict[str, str]:
-    fields = msgspec.structs.asdict(problem)
-    texts = {
-        name: " ".join(text.split()) for name, text in fields.items() if text and name != "row"
-    }
+    fields = msgspec.structs.asdict(problem) | {"row": ""}
+    texts = {name: " ".join(text.split()) for name, text in fields.items() if text}
     return {name: t if len(t) <= 100 else t[:97] + "..." for name, t in texts.items()}
 
 

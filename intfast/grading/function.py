@@ -40,6 +40,8 @@ CHECK_EVERY = 64
 """Of so many texts one is scored twice, to see whether the function decides by the text alone."""
 TRIED = 16
 """References that are scored before anything is generated."""
+FORMS = ("{}", "<answer>{}</answer>", "\\boxed{{{}}}", "Answer: {}")
+"""How an answer is written where there is no reference: the best of them counts."""
 
 _Said = float | None | tuple[str, str]
 
@@ -152,10 +154,16 @@ class FunctionGrader(Grader):
 
         Raises ValueError where it can score none of them.
         """
-        texts = [(p, p.reference or p.answer) for p in problems if p.reference or p.answer][:TRIED]
-        asked = [Submission(p.answer, text, row=p.row) for p, text in texts]
-        grades, name = self.grade_many(asked), f"grade.function = {self.settings.function!r}"
-        self._compare(*(dict(enumerate(g)) for g in (grades, self.grade_many(asked))))
+        name, texts, grades = f"grade.function = {self.settings.function!r}", [], []
+        for p in [p for p in problems if p.reference or p.answer][:TRIED]:
+            # A bare answer may stand where the function does not look.
+            forms = [p.reference] if p.reference else [form.format(p.answer) for form in FORMS]
+            asked = [Submission(p.answer, text, row=p.row) for text in forms]
+            found, again = self.grade_many(asked), self.grade_many(asked)
+            self._compare(*(dict(enumerate(g)) for g in (found, again)))
+            best = max(range(len(forms)), key=lambda n, found=found: _rank(found[n]))
+            texts.append((p, forms[best]))
+            grades.append(found[best])
         if not texts:
             self.sources()
             return [f"{name} is not tried: no problem has a reference or an answer"]
@@ -244,6 +252,12 @@ class FunctionGrader(Grader):
         if key not in self._told:
             self._told.add(key)
             self.say(f"grade.function = {self.settings.function!r}: {words}")
+
+
+def _rank(grade: Grade) -> tuple[bool, bool, float]:
+    """Orders grades: right before wrong before unscored, then by reward."""
+    reward = grade.reward if isinstance(grade.reward, float) else 0.0
+    return grade.status is Status.CORRECT, grade.status is Status.WRONG, reward
 
 
 def _value(grade: Grade) -> str:
