@@ -282,7 +282,7 @@ def evaluation(run: Run, name: str, step: int | None = None) -> Evaluation | Non
             f"{found.accuracy.high:.4f}] on {found.accuracy.num_problems} problems"
         )
         if found.reward:
-            row["reward"] = found.reward.value
+            row["mean_reward"] = found.reward.value
             line += f", mean reward {found.reward.value:.4f}"
         line += f", {found.truncated:.0%} cut at the length limit" if found.truncated else ""
     run.metrics.row("evaluate", step or 0, row, line)

@@ -5,7 +5,7 @@ import math
 
 import msgspec
 import pytest
-from small_run import TOKENIZER, Script
+from small_run import TOKENIZER, Script, words, write_inputs
 
 from intfast import cli, credit, data
 from intfast.config import CreditConfig, GradeConfig
@@ -15,6 +15,8 @@ from intfast.grading.function import FunctionGrader, grader_of
 from intfast.grading.grader import Grade, Grader, Submission
 from intfast.grading.reasons import Reason, Status
 from intfast.records import Attempt, Problem
+from intfast.study import ablate, regrade
+from intfast.train import main as train
 
 SOURCE = '''
 import os, socket, subprocess, sys, threading, time
@@ -391,3 +393,50 @@ def test_settings_that_a_function_does_not_read_are_refused(folder):
     path = folder / "c.toml"
     path.write_text(cli.to_toml(config))
     assert cli.load(path) == config
+
+
+# --- whole runs --------------------------------------------------------------------------------
+
+SHARES = """
+def score(problem, completion):
+    words = completion.split()
+    return sum(word in problem["problem"].split() for word in words) / max(1, len(words))
+"""
+
+
+def test_a_run_learns_from_real_rewards_and_its_evaluation_has_both(folder, capsys):
+    (folder / "shares.py").write_text(SHARES)
+    inputs = write_inputs(folder)
+    (folder / "c.toml").write_text("")
+    line = ["c.toml", *words(inputs, folder / "run", 12), "grade.function=shares:score"]
+    line = [word for word in line if not word.startswith("grade.mode")]
+    line += ["grade.correct_at=0.5", "rl.steps=2", "rl.problems_per_step=2", "rl.group_size=4"]
+    line += ["evaluate.samples=2", "analysis.texts=0", "attempts.unsolved_only=true"]
+    assert train([*line, "--dry-run"]) == 0
+    assert "grade.function = 'shares:score' gives the reference of train.jsonl:1" in (
+        capsys.readouterr().out
+    )
+    assert train(line) == 0
+    said = capsys.readouterr().out
+    assert "mean reward 0." in said and "mean reward" in said.partition("Held-out problems")[2]
+    steps = [json.loads(text) for text in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    rewards = [step["reward"] for step in steps if "zero_advantage" in step]
+    assert len(rewards) == 2 and all(0 < reward < 1 for reward in rewards)
+    rows = (folder / "run/attempts.jsonl").read_text().splitlines()
+    own = [json.loads(row) for row in rows if '"reward"' in row]
+    assert own and all((row["grade"] == "correct") == (row["reward"] >= 0.5) for row in own)
+    (stored,) = json.loads((folder / "run/evaluations.json").read_text()).values() or [None]
+    assert any("reward" in found for found in stored["problems"])
+    assert "row" in json.loads((folder / "run/problems.jsonl").read_text().splitlines()[0])
+    # Graded again the name has to be said: whose folder is it?
+    attempts = str(folder / "run/attempts.jsonl")
+    assert regrade.main([attempts]) == 2
+    assert "add --function shares:score" in capsys.readouterr().err
+    assert regrade.main([attempts, "--function", "shares:score"]) == 0
+    assert "0 rows with another verdict" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"add grade\.function=shares:score"):
+        ablate.ablate(folder / "run", [])
+    # The same folder with another function is refused, by what has changed.
+    (folder / "shares.py").write_text(SHARES + "\n")
+    assert train(line) == 2
+    assert "code shares: was" in capsys.readouterr().err
