@@ -425,8 +425,8 @@ def test_a_run_learns_from_real_rewards_and_its_evaluation_has_both(folder, caps
     rows = (folder / "run/attempts.jsonl").read_text().splitlines()
     own = [json.loads(row) for row in rows if '"reward"' in row]
     assert own and all((row["grade"] == "correct") == (row["reward"] >= 0.5) for row in own)
-    (stored,) = json.loads((folder / "run/evaluations.json").read_text()).values() or [None]
-    assert any("reward" in found for found in stored["problems"])
+    stored = json.loads((folder / "run/evaluations.json").read_text())
+    assert all(any("reward" in p for p in found["problems"]) for found in stored.values())
     assert "row" in json.loads((folder / "run/problems.jsonl").read_text().splitlines()[0])
     # Graded again the name has to be said: whose folder is it?
     attempts = str(folder / "run/attempts.jsonl")
