@@ -434,6 +434,7 @@ def test_a_run_learns_from_real_rewards_and_its_evaluation_has_both(folder, caps
     assert "add --function shares:score" in capsys.readouterr().err
     assert regrade.main([attempts, "--function", "shares:score"]) == 0
     assert "0 rows with another verdict" in capsys.readouterr().out
+    (folder / "run/continuations.jsonl").touch()
     with pytest.raises(ValueError, match=r"add grade\.function=shares:score"):
         ablate.ablate(folder / "run", [])
     # The same folder with another function is refused, by what has changed.
