@@ -16,6 +16,7 @@ from benchmarks import (
     compare,
     engine,
     fidelity,
+    function_speed,
     gates,
     grading,
     harness,
@@ -34,7 +35,7 @@ from benchmarks import (
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
     engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
-    process_credit, gates, grading, kernels, accuracy, traffic, occupancy,
+    process_credit, gates, grading, function_speed, kernels, accuracy, traffic, occupancy,
 )  # fmt: skip
 
 

@@ -39,7 +39,8 @@ CORE = {
 }
 """The files to read, in this order, and what each is for."""
 FLOORS = [
-    "config labels ranks records safe_text sources tokens",
+    "adapters",
+    "config labels ranks records safe_text sources tokens words",
     "checks evaluate verdict waves",
     "cli template",
     "kernels prompts state",

@@ -36,8 +36,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
 # ---- columns
 
 
-def resolve(source: str, head: list[dict[str, Any]], asked: Mapping[str, str]) -> dict[str, str]:
-    """Field -> column. Raises ValueError with the columns seen and the nearest names."""
+def resolve(
+    source: str, head: list[dict[str, Any]], asked: Mapping[str, str], is_scored: bool = False
+) -> dict[str, str]:
+    """Field -> column; that of the answer may be missing where a function scores.
+
+    Raises ValueError with the columns seen and the nearest names.
+    """
     columns = _columns(head)
     for field, column in asked.items():
         if field not in ALIASES:
@@ -57,10 +62,11 @@ def resolve(source: str, head: list[dict[str, Any]], asked: Mapping[str, str]) -
     problem = mapping["problem"]
     if not mapping["reference"] and any(is_answered(value(r, problem)) for r in head):
         mapping["reference"] = problem
-    if not mapping["answer"]:
+    if not mapping["answer"] and not is_scored:
         # Many sets keep the answer only inside the solution.
         mapping["answer"] = mapping["reference"]
-    lines = [_missing(field, columns) for field in ("problem", "answer") if not mapping[field]]
+    needed = ("problem",) if is_scored else ("problem", "answer")
+    lines = [_missing(field, columns) for field in needed if not mapping[field]]
     if lines:
         seen = f"columns seen: {', '.join(columns) or 'none'}"
         raise ValueError("\n".join([f"{source} cannot be read as problems:", *lines, seen]))

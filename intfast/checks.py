@@ -7,6 +7,7 @@ for one that is about to be used: what a stored one names may be gone.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -18,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from intfast import sources
+from intfast import sources, words
 from intfast.config import SAMPLED, Config
 
 MAY_CHANGE = {
@@ -26,6 +27,7 @@ MAY_CHANGE = {
     *("watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
     *("model.memory_gib", "model.activation_checkpointing", "batch.max_tokens", "grade.workers"),
     *("rollout.cache_gib", "rollout.max_rows", "rollout.sleep", "ranks.tp"),
+    "ranks.gradients",
 }
 """What a run that was moved, out of memory, or stopped by a check may be continued with: no part of
 what it computes (on a CPU to the last bit, but for `batch.max_tokens` and ranks). Inputs must have
@@ -82,7 +84,23 @@ RANGES: tuple[Range, ...] = (
         "a path; ~ is the home folder, and nothing else begins with it (./~ does not)",
         lambda x: x and not x.startswith("~"),
     ),
-    ("prompt.separator", "a text; the paper's is a blank line", bool),
+    (
+        "prompt.separator",
+        "a text or re: with a regular expression; the paper's is a blank line",
+        lambda x: _pattern(x.removeprefix("re:")) if x[:3] == "re:" else x,
+    ),
+    (
+        "prompt.domain",
+        '"math", "general" or the path of a .toml file',
+        lambda x: x in ("math", "general") or x.endswith(".toml"),
+    ),
+    (
+        "grade.function",
+        'a name, as in "package.module:function"',
+        lambda x: re.fullmatch(r"|(trl:)?[\w.]+:[\w.]+|reasoning-gym|verifiers:[\w./-]+", x),
+    ),
+    ("grade.correct_at", "a finite number", math.isfinite),
+    ("grade.range", "[low, high], low < high", lambda x: -math.inf < x[0] < x[1] < math.inf),
     (
         "grade.mode",
         '"boxed", "stated" or "tail:WORD"',
@@ -103,15 +121,12 @@ SAMPLING: tuple[Range, ...] = (
     ("max_new_tokens", "a whole number >= 1", lambda x: x >= 1),
 )
 
-MAY_CHANGE = {
-    *("run", "model.path", "data.train", "data.test", "rl.steps", "rl.checkpoint_every"),
-    *("watchdog_s", "metrics.trackers", "metrics.example_logprobs", "parity.every"),
-    *("model.memory_gib", "model.activation_checkpointing", "batch.max_tokens", "grade.workers"),
-    *("rollout.cache_gib", "rollout.max_rows", "rollout.sleep", "ranks.gradients"),
-}
-"""What a run that was moved, out of memory, or stopped by a check may be continued with: no part of
-what it computes (on a CPU to the last bit, but for `batch.max_tokens`). Inputs must have the
-digests they had; `rl.steps`, with its schedule, may only grow."""
+
+def _pattern(text: str) -> bool:
+    """Whether a text is a regular expression that matches something."""
+    with contextlib.suppress(re.error):
+        return bool(text) and bool(re.compile(text, re.MULTILINE))
+    return False
 
 
 def check(config: Config) -> None:
@@ -135,6 +150,7 @@ def check_paths(config: Config) -> None:
         ("data.train", sources.locate),
         ("data.test", sources.locate),
         ("model.path", model_folder),
+        ("prompt.domain", words.read),
     ):
         try:
             if (path := attrgetter(name)(config)) is not None:
@@ -204,13 +220,15 @@ def _unused(config: Config) -> Rules:
     sft, rl, policy, stop = config.sft, config.rl, config.rl.policy, config.intervene.stop
     process = f'rl.credit.process = "{rl.credit.process}"'
     objective = f'rl.policy.objective = "{policy.objective}"'
+    function = f'grade.function = "{config.grade.function}"'
+    finds = not config.grade.function or config.grade.function == "reasoning-gym"
     bounds = "rl.policy.correction_level rl.policy.correction_bounds"
     for paths, is_idle, because in (
         ("sft.optim.floor", sft.optim.schedule == "constant", 'sft.optim.schedule = "constant"'),
         ("rl.optim.floor", rl.optim.schedule == "constant", 'rl.optim.schedule = "constant"'),
         ("intervene.futility", stop != "futility", f'intervene.stop = "{stop}"'),
         (
-            "prompt.system prompt.template_args prompt.instruction",
+            "prompt.system prompt.template_args prompt.instruction prompt.domain",
             config.prompt.style == "compact",
             'prompt.style = "compact"',
         ),
@@ -219,6 +237,9 @@ def _unused(config: Config) -> Rules:
             config.model.dtype == "float32",
             'model.dtype = "float32" (a parameter is its own master)',
         ),
+        ("grade.correct_at grade.range", not config.grade.function, "no grade.function"),
+        ("grade.digits", bool(config.grade.function), function),
+        ("grade.mode", not finds, function),
         ("rl.evaluate_every", config.data.test is None, "no data.test"),
         ("rl.from_base", not rl.steps, "rl.steps = 0"),
         ("rl.from_base", not sft.epochs, "sft.epochs = 0 (from the base anyway)"),
@@ -236,6 +257,8 @@ def _unused(config: Config) -> Rules:
 
 
 def _whole(config: Config) -> Rules:
+    is_text = config.prompt.style == "chat" or not config.prompt.separator.startswith("re:")
+    yield "prompt.separator", is_text, 'a text with prompt.style = "compact"'
     is_named = config.data.train is not None
     yield "data.train", is_named, 'a problem file; name one: data.train = "my.jsonl"'
     is_trained = bool(config.sft.epochs or config.rl.steps)

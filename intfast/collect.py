@@ -17,6 +17,7 @@ from typing import Any
 
 from intfast import intervene, parity
 from intfast.config import AttemptConfig, Config
+from intfast.credit import reward
 from intfast.engine.protocol import derive_seed
 from intfast.evaluate import Evaluation, ProblemCounts, count_samples
 from intfast.grading.watch import at_gates
@@ -336,6 +337,9 @@ def evaluation(run: Run, name: str, step: int | None = None) -> Evaluation | Non
             f"evaluation of {key}: accuracy {found.accuracy.value:.4f} [{found.accuracy.low:.4f}, "
             f"{found.accuracy.high:.4f}] on {found.accuracy.num_problems} problems"
         )
+        if found.reward:
+            row["mean_reward"] = found.reward.value
+            line += f", mean reward {found.reward.value:.4f}"
         line += f", {found.truncated:.0%} cut at the length limit" if found.truncated else ""
     run.metrics.row("evaluate", step or 0, row, line)
     return result
@@ -348,4 +352,5 @@ def _count(problem: Problem, group: Sequence[Graded]) -> ProblemCounts:
         [graded.grade.reason for graded in group],
         [graded.completion.finish_reason for graded in group],
         [len(graded.completion.token_ids) for graded in group],
+        [reward(graded.grade) for graded in group],
     )

@@ -65,7 +65,7 @@ class DataConfig(Settings):
     """Problems with answers and reference solutions."""
 
     train: str | None = None
-    """Training problems: .jsonl, .json, .parquet, a dataset folder, or a hub name."""
+    """Training problems: a .jsonl, .json, .parquet, a folder, a hub name, "reasoning-gym:NAME"."""
     test: str | None = None
     """Held-out problems; absent: no evaluation."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -88,19 +88,27 @@ class PromptConfig(Settings):
     instruction: str = ""
     """Text added to every problem in the chat style, for example how to box the answer."""
     separator: str = "\n\n"
-    """What ends a step. Steps keep their separator, so they join to the attempt byte for byte."""
+    """What ends a step, "re:..." as a pattern. Steps keep it and join to the attempt's bytes."""
+    domain: str = "math"
+    """Words of the chat style: "math", "general", or a .toml file of yours (intfast/words.py)."""
 
 
 class GradeConfig(Settings):
-    """How the answer is found in a text and compared."""
+    """How the answer is found in a text and compared, or what function scores it."""
+
+    function: str = ""
+    """Scores instead: "package.module:function", "trl:...", "reasoning-gym", "verifiers:NAME"."""
+    correct_at: float = 1.0
+    """The least reward of a function that counts as a right answer."""
+    range: tuple[float, float] | None = None
+    """Lowest and highest reward of a function; any other is unscored. Absent: none is."""
 
     mode: str = "boxed"
-    """"boxed": the last \\boxed{} (else after "Answer:"), as mathematics; "stated": the same (else
-    after "answer is"); "tail:WORD": the text after the last WORD, compared as text."""
+    """"boxed": last \\boxed{}, else "Answer:"; "stated": else "answer is"; "tail:WORD": as text."""
     workers: int = 2
-    """Processes for answers that need a computer-algebra comparison."""
+    """Processes for answers that need a computer-algebra comparison, or for the function."""
     timeout_s: float = 5.0
-    """Seconds after which such a process is killed and the answer counted as unscored."""
+    """Seconds after which such a process is killed and its answer counted as unscored."""
     digits: int = 0
     """Decimals of so many significant digits may be the gold answer rounded; 0: none may."""
 
@@ -109,8 +117,7 @@ class RolloutConfig(Settings):
     """The engine that generates."""
 
     engine: Literal["auto", "native", "vllm", "vllm_copy"] = "auto"
-    """"native": the embedded engine; "vllm": on the trainer's own weights; "vllm_copy": vLLM with a
-    copy of them, written after every update; "auto": vLLM on CUDA where it is installed."""
+    """"native"; "vllm" on the trainer's weights, or "vllm_copy" on a copy; "auto": vLLM on CUDA."""
     max_rows: int = 256
     """Sequences decoded at once."""
     cache_gib: Literal["auto"] | float = "auto"
@@ -205,10 +212,9 @@ class SftConfig(Settings):
     "rft": its right attempts; "star": those, and right solutions with the reference in view;
     "prefix": beginnings of its attempts, right or wrong (UPFT)."""
     target: Literal["recipe", "intervention", "suffix", "one_per_problem", "no_filter"] = "recipe"
-    """"recipe": prefix + intervention of all that are kept, as in the paper. Its ablations:
-    "intervention": no loss on the prefix; "suffix": a right continuation is appended;
-    "one_per_problem": one example a problem, the intervention with the most right continuations
-    (also for other `data`); "no_filter": all that passed the gates, unlocking or not."""
+    """"recipe": prefix + intervention of all that are kept, as in the paper; "intervention": no
+    loss on the prefix; "suffix": a right continuation behind; "one_per_problem": that with the most
+    right continuations (also for other `data`); "no_filter": all that passed the gates."""
     samples: int = 4
     """"star": solutions with the reference in view, per problem without a right attempt."""
     prefix_tokens: int = 32
@@ -277,8 +283,7 @@ class RlConfig(Settings):
     problems: Literal["selected", "unlocked"] = "unlocked"
     """"selected": all of stage 1; "unlocked": those with a kept intervention (the paper)."""
     hint: Literal["off", "shortest"] | float = "off"
-    """Problems also appear with the beginning of their reference, one to one: this share of it, or
-    "shortest", the first of guided.SHARES from which a sample is right."""
+    """Problems also appear with this share of their reference; "shortest": one that is enough."""
     refill: int = 0
     """Dynamic sampling: extra rounds that replace groups without variance, at most so many."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0)
@@ -341,10 +346,7 @@ SAMPLED += "rl.sampling evaluate.sampling"
 
 
 class Config(Settings):
-    """A whole run: problems in, trained, evaluated and exported model out.
-
-    Every stage starts from `sampling`: the stages of a Config hold numbers and no None.
-    """
+    """A whole run. Every stage starts from `sampling`: those of a Config hold no None."""
 
     run: str = "runs/int"
     """The run folder (~ is yours, in every path). The same command continues an interrupted run."""
@@ -380,8 +382,7 @@ class Config(Settings):
         for section, _, name in (path.partition(".") for path in SAMPLED.split()):
             stage = getattr(self, section)
             own = {k: v for k, v in asdict(getattr(stage, name)).items() if v is not None}
-            stage = replace(stage, **{name: replace(self.sampling, **own)})
-            force_setattr(self, section, stage)
+            force_setattr(self, section, replace(stage, **{name: replace(self.sampling, **own)}))
 
     @property
     def needs_interventions(self) -> bool:

@@ -12,9 +12,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+from msgspec import UNSET
 
 from intfast.config import CreditConfig, PolicyConfig
 from intfast.engine.protocol import Completion
+from intfast.grading.grader import Grade
 from intfast.kernels import group_advantages as kernel
 from intfast.records import Example, Record
 
@@ -23,6 +25,11 @@ EPS = 1e-4
 # Ungraded is not wrong: a reward of 0 would teach against an answer nobody could read.
 REWARDS = {"correct": 1.0, "wrong": 0.0, "unscored": None}
 """Reward of each grade; None takes no part in baseline and loss."""
+
+
+def reward(grade: Grade) -> float | None:
+    """The reward of a grade: that of its grading function, where it has one of its own."""
+    return REWARDS[grade.status] if grade.reward is UNSET else grade.reward
 
 
 class Credit(Record):
@@ -63,7 +70,11 @@ def group_advantages(
     Raises ValueError on a reward that is not finite.
     """
     # Flat, with offsets: groups may differ in size, and one launch serves them all.
-    flat_N = [_finite(p, reward) for p, group in enumerate(rewards_P_G) for reward in group]
+    # Above the lowest of the group, in fp64: what rewards near each other differ by would be lost.
+    kept_P = [{reward for reward in group if reward is not None} for group in rewards_P_G]
+    is_own = config.scale != "batch"
+    low_P = [min(kept) if is_own and len(kept) > 1 else 0.0 for kept in kept_P]
+    flat_N = [_finite(p, r) - low_P[p] for p, group in enumerate(rewards_P_G) for r in group]
     sizes_P = [len(group) for group in rewards_P_G]
     found = kernel.group_advantages(
         torch.tensor(flat_N, dtype=torch.float32, device=device),

@@ -15,10 +15,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
 import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal
+from decimal import Decimal
+from typing import Any, Literal
 
 import msgspec
 
@@ -82,6 +84,7 @@ def load_problems(
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
     mode: str = "boxed",
+    keeps_rows: bool = False,
 ) -> tuple[list[Problem], DataReport]:
     """The problems of a source, in its order.
 
@@ -90,6 +93,7 @@ def load_problems(
     columns  {"problem" | "answer" | "reference" | "id": column name}
     limit    the most problems to keep
     mode     how answers are graded, see grading.answers.extract
+    keeps_rows  whether a function grades: it reads the row, and needs no answer
     Raises ValueError with every fault of the source at once, RuntimeError where a package or
     the network is missing.
     """
@@ -100,12 +104,12 @@ def load_problems(
         faults.raise_any(source)
         raise ValueError(f"{source} holds no rows")
     try:
-        mapping = cells.resolve(source, [row for _, row in head], columns or {})
+        mapping = cells.resolve(source, [row for _, row in head], columns or {}, keeps_rows)
     except ValueError as error:
         # What is wrong with single rows is told with it.
         deque(opened.rows, maxlen=0)
         raise ValueError("\n".join([str(error), *faults.lines(source)])) from error
-    collector = _Collector(mapping, faults, mode)
+    collector = _Collector(mapping, faults, mode, keeps_rows)
     for row in itertools.chain(head, opened.rows):
         collector.take(row)
     problems = collector.problems(limit)
@@ -159,7 +163,8 @@ def fingerprint(problems: Iterable[Problem]) -> str:
     """A hash of everything training reads from the problems, in order; not of where they lay."""
     digest = hashlib.blake2b(digest_size=16)
     for p in problems:
-        digest.update(msgspec.json.encode((p.id, p.problem, p.answer, p.reference)) + b"\n")
+        read = (p.id, p.problem, p.answer, p.reference, *([p.row] if p.row else []))
+        digest.update(msgspec.json.encode(read) + b"\n")
     return digest.hexdigest()
 
 
@@ -203,18 +208,28 @@ def _loose(text: str) -> str:
 
 
 def _abridged(problem: Problem) -> dict[str, str]:
-    fields = msgspec.structs.asdict(problem)
+    fields = msgspec.structs.asdict(problem) | {"row": ""}
     texts = {name: " ".join(text.split()) for name, text in fields.items() if text}
     return {name: t if len(t) <= 100 else t[:97] + "..." for name, t in texts.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A cell that JSON does not know, as what it is for a function: a number, else a text."""
+    if isinstance(value, Decimal):
+        return float(value)
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 class _Collector:
     """Turns rows into problems, one per distinct text."""
 
-    def __init__(self, mapping: dict[str, str], faults: Faults, mode: str) -> None:
+    def __init__(
+        self, mapping: dict[str, str], faults: Faults, mode: str, keeps_rows: bool = False
+    ) -> None:
         self.mapping = mapping
         self.faults = faults
-        self.is_mathematics = mode in MATHEMATICS
+        self.is_mathematics = mode in MATHEMATICS and not keeps_rows
+        self.keeps_rows = keeps_rows
         self.num_read = 0
         self.renamed_ids = 0
         self.dropped: dict[str, list[str]] = defaultdict(list)
@@ -230,7 +245,7 @@ class _Collector:
         """Read one row: keep it, drop it under a reason, or note a fault."""
         self.num_read += 1
         where, values = row
-        is_solution = self.mapping["answer"] == self.mapping.get("reference")
+        is_solution = self.mapping.get("answer", "") == self.mapping.get("reference")
         # The answer may be in the same cell as the solution, which may be a conversation.
         read = cells.READ | ({"answer": cells.solution} if is_solution else {})
         fields: dict[str, str | None] = {}
@@ -257,12 +272,16 @@ class _Collector:
         if not given and worked and not cells.is_no_solution(worked, answer):
             given, self._has_worked = worked, True
         problem = fields | {"answer": answer, "reference": given or None, "source": where}
+        if self.keeps_rows:
+            problem["row"] = json.dumps(values, default=_plain)
         self._kept[text_key(fields["problem"])].append(Problem(**problem))
 
     def _no_problem(self, text: str, answer: str) -> str:
         """Why a row is no problem, "" where it is."""
         if not text:
             return "no problem text"
+        if self.keeps_rows:
+            return ""
         if not answer:
             return "no answer"
         if self.is_mathematics and is_marker(answer):
@@ -303,7 +322,7 @@ class _Collector:
     def described(self) -> dict[str, str]:
         """Field -> where it was taken from, in words."""
         words = {"reference": "none", "id": "hash of the problem"} | self.mapping
-        answer, reference = self.mapping["answer"], self.mapping.get("reference")
+        answer, reference = words.setdefault("answer", "none"), self.mapping.get("reference")
         if answer == reference:
             words["answer"] = f"last \\boxed{{}} of {answer}"
             words["answer"] += f", else behind {cells.MARK}" if self._found["mark"] else ""

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
-from intfast.records import Record
+from intfast.records import Record, Reward
 
 
 class Estimate(Record):
@@ -41,6 +42,8 @@ class ProblemCounts(Record):
     """Samples cut at the token limit, whatever their grade."""
     reasons: dict[str, int]
     mean_tokens: float
+    reward: Reward = UNSET
+    """Mean over scored samples, where it is not the share of right ones."""
 
     @property
     def scored(self) -> int:
@@ -63,6 +66,8 @@ class Summary(Record):
     unscored: float
     mean_tokens: float
     reasons: dict[str, int]
+    reward: Estimate | UnsetType = UNSET
+    """Mean reward, where a function gives others than 0 and 1."""
 
 
 def count_samples(
@@ -71,8 +76,10 @@ def count_samples(
     reasons: Sequence[str],
     finish_reasons: Sequence[str],
     num_tokens: Sequence[int],
+    rewards: Sequence[float | None] = (),
 ) -> ProblemCounts:
-    """The counts of one problem; all sequences have one entry per sample."""
+    """The counts of one problem; all sequences have one entry per sample, but that `rewards` may
+    be left out where they are 1 and 0."""
     if not len(grades) == len(reasons) == len(finish_reasons) == len(num_tokens) > 0:
         raise ValueError(
             f"problem {problem_id!r}: expected one grade, reason, finish reason and length per "
@@ -84,6 +91,8 @@ def count_samples(
     unknown = by_grade.keys() - {"correct", "wrong", "unscored"}
     if unknown:
         raise ValueError(f"problem {problem_id!r}: unknown grades {sorted(unknown)}")
+    scored = [reward for reward in rewards if reward is not None]
+    mean = math.fsum(scored) / max(1, len(scored))
     return ProblemCounts(
         problem_id=problem_id,
         correct=by_grade["correct"],
@@ -92,6 +101,7 @@ def count_samples(
         truncated=sum(reason == "length" for reason in finish_reasons),
         reasons=dict(Counter(map(str, reasons))),
         mean_tokens=sum(num_tokens) / len(num_tokens),
+        reward=UNSET if math.fsum(scored) == by_grade["correct"] or not scored else mean,
     )
 
 
@@ -166,6 +176,13 @@ class Evaluation(Record):
         """Share of right samples of each problem that has scored ones: avg@n by problem id."""
         return {p.problem_id: p.correct / p.scored for p in self.problems if p.scored}
 
+    def mean_rewards(self) -> list[float]:
+        """Of each problem that has scored samples; [] where they are the accuracies."""
+        scored = [p for p in self.problems if p.scored]
+        if all(p.reward is UNSET for p in scored):
+            return []
+        return [p.correct / p.scored if p.reward is UNSET else p.reward for p in scored]
+
     def summary(self, ks: Sequence[int]) -> Summary:
         """All figures. A problem with fewer than k scored samples is left out of pass@k, which
         says how many problems it stands for.
@@ -193,6 +210,7 @@ class Evaluation(Record):
             unscored=sum(p.unscored for p in self.problems) / samples,
             mean_tokens=sum(p.mean_tokens * p.samples for p in self.problems) / samples,
             reasons=dict(reasons),
+            reward=estimate(rewards, self.seed) if (rewards := self.mean_rewards()) else UNSET,
         )
 
     def _pass_at_k(self, counts_P: Sequence[tuple[int, int]], k: int) -> Estimate:

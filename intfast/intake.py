@@ -16,7 +16,7 @@ import msgspec
 import torch
 from rich.console import Console
 
-from intfast import cli, data, grading, ranks
+from intfast import adapters, cli, data, grading, ranks
 from intfast.config import SAMPLED, BatchConfig, Config, SamplingConfig
 from intfast.grading.answers import MATHEMATICS
 from intfast.grading.grader import Grader
@@ -61,6 +61,7 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
                 columns=settings.columns,
                 limit=limit,
                 mode=config.grade.mode,
+                keeps_rows=bool(config.grade.function),
             )
         except ValueError as error:
             # The other file is read all the same: its faults belong into the same list.
@@ -72,6 +73,12 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
     if faults:
         raise ValueError("\n".join(faults))
     problems = loaded["train"]
+    if adapters.is_source(settings.train):
+        # Made, not collected: nobody can take them out of a file.
+        same = {train.id for _, train in data.overlap(problems, loaded["test"])[0]}
+        problems = [problem for problem in problems if problem.id not in same]
+        if same:
+            say_on(console, f"left out {len(same)} training problems that are test problems, too")
     tests = _told_apart(problems, loaded["test"], partial(say_on, console))
     if config.needs_references and not any(problem.reference for problem in problems):
         raise ValueError(
@@ -187,6 +194,8 @@ def gradable(
     """The problems and tests whose gold answers can be graded against, by `check_golds`."""
     # On one rank: a verdict may depend on a clock.
     golds = ranks.now().first(lambda: check_golds([*problems, *tests], grader, folder, metrics))
+    for line in ranks.now().first(lambda: grader.tried([*problems, *tests])):
+        metrics.say(line)
     return usable(problems, golds, metrics.say), usable(tests, golds, metrics.say)
 
 

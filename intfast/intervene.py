@@ -166,7 +166,11 @@ def _gate(
     is_full = config.baselines and num_prompt + len(attempt.token_ids) >= sampler.context
     if is_full or not sampler.fits(num_tokens, config.continuation):
         return "no_room"
-    return "leak" if config.leak_gate and leaks(found["content"], problem.answer) else "passed"
+    content, grader = found["content"], sampler.grader
+    told = config.leak_gate and (
+        leaks(content, problem.answer) or grader.gives_away(problem, content)
+    )
+    return "leak" if told else "passed"
 
 
 # --- continue ----------------------------------------------------------------------------------
@@ -243,8 +247,7 @@ def continue_from(
             token_ids=graded.completion.token_ids,
             text=graded.text,
             finish_reason=graded.completion.finish_reason,
-            grade=graded.grade.status,
-            reason=graded.grade.reason,
+            **graded.grade.recorded,
         )
         for item, group in zip(todo, graded_P_G, strict=True)
         for sample, graded in zip(item.samples, group, strict=True)

@@ -19,7 +19,7 @@ from intfast.engine.cache import bytes_per_slot
 from intfast.engine.device import pick_device
 from intfast.engine.memory import GIB
 from intfast.engine.protocol import pick_engine
-from intfast.grading.grader import Grader
+from intfast.grading.function import grader_of
 from intfast.methods import guided
 from intfast.model import folder as model_folder
 from intfast.model import shards, weights
@@ -85,9 +85,12 @@ def _gradable(
 ) -> tuple[list[Problem], list[Problem]]:
     """Without those whose answers, of the first MAX_GOLDS, cannot be graded."""
     answers = list(dict.fromkeys(problem.answer for problem in [*problems, *tests]))
-    first, grade = answers[:MAX_GOLDS], config.grade
-    with Grader(mode=grade.mode, workers=grade.workers, timeout_s=grade.timeout_s) as grader:
+    first = answers[:MAX_GOLDS]
+    with grader_of(config.grade) as grader:
         golds = dict(zip(first, grader.check_golds(first), strict=True))
+        grader.say = say
+        for line in grader.tried(problems):
+            say(line)
     if len(answers) > len(first):
         say(
             f"{len(first):,} of {len(answers):,} gold answers were checked; the run checks the "

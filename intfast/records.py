@@ -12,6 +12,10 @@ alone.
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
+Reward = float | UnsetType
+"""Where `grade` does not say it: 1 for right, 0 for wrong. Not written where it is UNSET."""
 
 
 # Strict: a field that is misspelt in a file is an error with its line, not a default.
@@ -33,6 +37,8 @@ class Problem(Record):
     """A correct worked solution. Interventions need it; RL and evaluation do not."""
     source: str = ""
     """Where the row came from, for a person: "train.jsonl:17"."""
+    row: str | UnsetType = UNSET
+    """The whole row as JSON, for a grading function; not written where there is none."""
 
 
 class Attempt(Record):
@@ -53,6 +59,7 @@ class Attempt(Record):
     reason: str
     """The reason code of the grade, for example "wrong", "no_answer", "timeout"."""
     policy_version: int
+    reward: Reward = UNSET
 
 
 class Intervention(Record):
@@ -97,6 +104,7 @@ class Continuation(Record):
     finish_reason: str
     grade: str
     reason: str
+    reward: Reward = UNSET
 
 
 class Guided(Record):
@@ -117,6 +125,7 @@ class Guided(Record):
     attempt: int = -1
     """The attempt that was rewritten; -1 where there is none."""
     share: float = 0.0
+    reward: Reward = UNSET
 
 
 class Example(Record):

@@ -158,7 +158,7 @@ def _start(run: Run, tasks: Sequence[Task], place: int) -> Start:
 
 def rewards(groups_P_G: Sequence[Sequence[Graded]]) -> list[list[float | None]]:
     """The reward of every rollout; None where it could not be graded."""
-    return [[credit.REWARDS[graded.grade.status] for graded in group] for group in groups_P_G]
+    return [[credit.reward(graded.grade) for graded in group] for group in groups_P_G]
 
 
 def _has_variance(group: Sequence[Graded]) -> bool:

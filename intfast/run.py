@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 
 import intfast
-from intfast import checks, data, intake, loss, ranks
+from intfast import checks, data, intake, loss, ranks, words
 from intfast.config import Config
 from intfast.engine import memory
 from intfast.engine.device import pick_device
 from intfast.engine.protocol import Choice
 from intfast.engine.start import prompt_reuse, start
-from intfast.grading.grader import Grader
+from intfast.grading.function import grader_of
 from intfast.grading.watch import GradeWatch
 from intfast.model import folder as model_folder
 from intfast.model import shards, weights
@@ -129,14 +129,14 @@ def open_run(config: Config, console: Console | None = None) -> Iterator[Run]:
     # Together, since they share one set of weights.
     decoder, engine, choice = start(config, path, device)
     # From here on there are processes and locks: all of them are closed again.
-    grade = config.grade
     with (
         RunFolder(config) as folder,
         Watchdog(config.watchdog_s, folder.path / "watchdog.txt"),
-        Grader(grade.mode, grade.workers, grade.timeout_s, grade.digits) as grader,
+        grader_of(config.grade) as grader,
     ):
         # The lock of the folder is held from here on: a second writer was refused above.
         metrics = Metrics(folder.journal("metrics", Row), console, folder.last_write)
+        grader.say = metrics.say
         problems, tests = intake.gradable(problems, tests, grader, folder, metrics)
         context = config.rollout.context or decoder.config.max_positions
         watch = GradeWatch(metrics.say)
@@ -177,6 +177,7 @@ def _announce(run: Run, about: dict[str, Any]) -> None:
 def manifest(run: Run, choice: Choice) -> dict[str, Any]:
     """What a reader needs to place the numbers of a run: versions, hardware, data, seed."""
     config, head_VD = run.config, run.decoder.head_weight_VD
+    code = run.sampler.grader.sources() | words.digest(config.prompt.domain)
     return {
         "intfast": intfast.__version__,
         **identity.surroundings(run.device),
@@ -203,6 +204,8 @@ def manifest(run: Run, choice: Choice) -> dict[str, Any]:
         | {"model": str(run.model_path)},
         "num_parameters": memory.num_parameters(run.decoder.config),
         **identity.digests(run.model_path, model_folder.files(run.model_path)),
+        # Of files that are neither model nor data: a grading function, the words of prompts.
+        **({"code": code} if code else {}),
         "train": {"problems": len(run.problems), "hash": data.fingerprint(run.problems)},
         "test": {"problems": len(run.tests), "hash": data.fingerprint(run.tests)},
     }

@@ -169,8 +169,7 @@ class Sampler:
             token_ids=self.without_stop(graded.completion),
             text=graded.text,
             finish_reason=graded.completion.finish_reason,
-            grade=graded.grade.status,
-            reason=graded.grade.reason,
+            **graded.grade.recorded,
             policy_version=graded.completion.policy_version,
         )
 
@@ -248,7 +247,8 @@ class _Drawn:
         if self.is_graded:
             # The grader reads the whole answer, the beginning that was given included.
             text = self.sampler.text(completion, start.answer_ids)
-            answer = Submission(start.problem.answer, text, completion.finish_reason)
+            problem = start.problem
+            answer = Submission(problem.answer, text, completion.finish_reason, problem.row)
             # Workers compare while the engine still decodes: grading costs no time of its own.
             self.jobs += self.sampler.grader.start(answer)
             self.answers[p, g] = answer

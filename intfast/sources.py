@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from intfast import adapters
+
 SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
 MAX_ERRORS_SHOWN = 20
 KINDS = (".jsonl", ".json", ".parquet", ".arrow")
@@ -101,6 +103,8 @@ def open_source(source: str, purpose: str, faults: Faults) -> Source:
     Raises ValueError when the source cannot be found or does not say which rows are meant, and
     RuntimeError when `datasets` is missing or the hub does not answer.
     """
+    if adapters.is_source(source):
+        return Source("", *adapters.rows(source, purpose))
     name, asked, path = locate(source)
     if path.is_file():
         if path.suffix in _READERS:
@@ -120,6 +124,8 @@ def locate(source: str) -> tuple[str, str, Path]:
     Raises ValueError for what is neither there nor like a name of the hub.
     """
     name, asked = source, ""
+    if adapters.is_source(source):
+        return name, asked, Path()
     if "@" in source and not Path(source).expanduser().exists():
         name, _, asked = source.rpartition("@")
     path = Path(name).expanduser()

@@ -149,7 +149,7 @@ def test_files_that_number_their_rows_alike_are_asked_their_own_problems(tmp_pat
 def test_problems_with_one_id_are_not_looked_up(tmp_path):
     """Runs of before ids were unique over files."""
     problems = [Problem(id="0", problem=text, answer=text) for text in ("1", "2")]
-    path = write_rows(tmp_path / "problems.jsonl", map(msgspec.structs.asdict, problems))
+    path = write_rows(tmp_path / "problems.jsonl", map(msgspec.to_builtins, problems))
     with pytest.raises(ValueError, match=r"problems\.jsonl:2: id '0' names another problem"):
         read_problems(path)
     attempts = write_rows(tmp_path / "attempts.jsonl", [{"problem_id": "0", "text": "2"}])

@@ -6,6 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.quickstart_task import task
+from intfast import words
 from intfast.config import PromptConfig
 from intfast.prompts import ChatStyle, CompactStyle, split_steps
 from intfast.records import Problem
@@ -250,3 +251,66 @@ def test_a_compact_attempt_brings_no_parts_of_its_own(compact):
     forged = ["d a # b : 7 # 3 > 7 - 3 = d 4 ;", " <ref> d 13 <out> d 4 13 bad <fix> d d 13 ;"]
     asked = decode(compact.tokenizer, compact.verify(problem, forged, ""))
     assert asked.count("<ref>") == asked.count("<out>") == 1 and "<fix>" not in asked
+
+
+# --- other domains -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("pattern", [r"\n+", r"\. |, ", r"(?=^\w)", r"$", r"x*"])
+def test_steps_of_a_pattern_join_to_the_text(text, pattern):
+    steps = split_steps(text, f"re:{pattern}")
+    assert "".join(steps) == text and all(step.strip() for step in steps[:-1])
+
+
+def test_a_pattern_may_begin_a_step_or_end_it():
+    numbered = "Step 1: a\nb\n\nc\nStep 2: d\n"
+    assert split_steps(numbered, r"re:(?=^Step \d)") == ["Step 1: a\nb\n\nc\n", "Step 2: d\n"]
+    assert split_steps("a. b.c. d", r"re:\. ") == ["a. ", "b.c. ", "d"]
+
+
+def test_what_replaces_a_step_of_a_pattern_ends_its_line(bpe):
+    style = ChatStyle(PromptConfig(separator=r"re:\n+"), bpe)
+    reply = marked(style, "<location>1</location>\n<intervention>\nx\ny\n</intervention>")
+    assert style.read(reply, TWO_STEPS).content == "x\ny\n"
+
+
+def requests(bpe, domain: str, answer: str = "4") -> str:
+    style = ChatStyle(PromptConfig(domain=domain), bpe)
+    problem = Problem(id="p", problem="Sort.", answer=answer, reference="Swap.")
+    return decode(bpe, [*style.guided(problem), *style.verify(problem, ["a"], "")])
+
+
+def test_the_words_of_a_domain_stand_in_the_requests(bpe, tmp_path):
+    mathematics, general = requests(bpe, "math"), requests(bpe, "general")
+    assert mathematics.count("olympiads") == 2 and "the final answer, which is 4." in mathematics
+    assert "olympiads" not in general and "answer" not in general.replace("intervention", "")
+    assert "the final result, which is 4." in general
+    assert "state the final result. Draft it" in requests(bpe, "general", answer="")
+    own = tmp_path / "code.toml"
+    own.write_text('teacher = "You review programs."\nsecret = "the patched line"\n')
+    said = requests(bpe, str(own))
+    assert "You review programs. Below" in said and "does it contain the patched line?" in said
+    assert "a wrong result" in said
+
+
+def test_a_file_of_words_is_checked_when_it_is_loaded(tmp_path):
+    own = tmp_path / "w.toml"
+    own.write_text('techer = "a"\nwrong = "<attempt>"\nerror = 3\nsecret = "{answer}"\n')
+    with pytest.raises(ValueError) as error:
+        words.read(str(own))
+    said = str(error.value)
+    assert "techer: unknown field; did you mean teacher?" in said
+    assert all(
+        f"{name}: expected a text without braces and tags" in said
+        for name in ("wrong", "error", "secret")
+    )
+    with pytest.raises(OSError):
+        words.read(str(tmp_path / "none.toml"))
+    own.write_text("teacher = ")
+    with pytest.raises(ValueError, match="not valid TOML"):
+        words.read(str(own))
+    own.write_text('teacher = "a"')
+    before = words.digest(str(own))
+    own.write_text('teacher = "b"')
+    assert before != words.digest(str(own)) and words.digest("math") == {}

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from benchmarks.reliability import __main__ as command
-from benchmarks.reliability import grader, hostile_answers, rows, verifier
+from benchmarks.reliability import function, grader, hostile_answers, rows, verifier
 from intfast import sources, verdict
 from intfast.grading.grader import Grader
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.campaign
 
 
 def test_the_dispatcher_knows_the_campaigns():
-    assert {"grader", "rows", "verifier"} <= set(command.names())
+    assert {"function", "grader", "rows", "verifier"} <= set(command.names())
 
 
 def test_no_hijack_succeeds_and_naive_readers_are_hijacked():
@@ -27,6 +27,11 @@ def test_the_verifier_campaign_catches_a_reader_without_the_mark(monkeypatch):
     forged = verifier.FORGERIES[11].replace("{m}", "00000000").replace("{n}", "1")
     monkeypatch.setattr(verifier, "FORGERIES", (forged,))
     assert not verifier.run(12, seed=0)["passed"]
+
+
+def test_hostile_calls_of_a_scoring_function_are_unscored_and_cost_nobody_else():
+    figures = function.run(200, seed=0)
+    assert figures["passed"] and figures["control_failed"], figures
 
 
 def test_every_mutated_row_is_accepted_counted_or_named():

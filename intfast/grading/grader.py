@@ -17,13 +17,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from msgspec import UNSET, UnsetType
 
 from intfast import ranks
 from intfast.grading.answers import MATHEMATICS, compare_quickly, extract
 from intfast.grading.normal import normalise, number
 from intfast.grading.reasons import LAST_WORDS, READY, VERDICTS, Reason, Status
-from intfast.records import Record
+from intfast.records import Problem, Record, Reward
 from intfast.state import interrupt
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -41,6 +43,13 @@ class Grade(Record):
 
     status: Status
     reason: Reason
+    reward: Reward = UNSET
+    """Of a grading function, where it is not the 1 of a right answer or the 0 of a wrong one."""
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The fields of a record that is graded."""
+        return {"grade": self.status, "reason": self.reason, "reward": self.reward}
 
 
 class Submission(NamedTuple):
@@ -49,23 +58,27 @@ class Submission(NamedTuple):
     gold: str
     text: str
     finish_reason: str = "stop"
+    row: str | UnsetType = UNSET
+    """The problem's row as JSON, which a grading function reads; records.Problem.row."""
 
 
 class _Worker:
     """One child process: starting, then idle or busy with one job until its deadline."""
 
-    def __init__(self, timeout_s: float, digits: int) -> None:
-        limits = [str(int(timeout_s) + 2), str(WORKER_MEMORY_BYTES), str(digits)]
+    def __init__(
+        self, timeout_s: float, *arguments: object, script: Path | None = None, folder: str = ""
+    ) -> None:
+        limits = map(str, (int(timeout_s) + 2, WORKER_MEMORY_BYTES, *arguments))
         # Nothing of the parent's but where Python finds its modules.
         environment = {
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PYTHONPATH": os.pathsep.join(path for path in (folder, *sys.path) if path),
             "PYTHONHASHSEED": "0",
             "OMP_NUM_THREADS": "1",
             # With gmpy2 one big-number call cannot be interrupted, and verdicts would depend on it.
             "SYMPY_GROUND_TYPES": "python",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER), *limits],
+            [sys.executable, "-P", str(script or WORKER), *limits],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -75,7 +88,8 @@ class _Worker:
         )
         self.verdict_fd = self.process.stdout.fileno()
         self.timeout_s = timeout_s
-        self.job: Job | None = None
+        self.job: Any = None
+        """What it was given, and has not answered: of the built-in comparison one Job."""
         self.ready = False
         self.deadline = time.monotonic() + WORKER_START_S
 
@@ -97,17 +111,31 @@ class _Worker:
         except BrokenPipeError:
             self.process.kill()
 
-    def read(self) -> bytes:
-        """The verdict byte, b"" when the process has died. A first READY ends the start."""
+    def read(self) -> tuple[list[tuple[Job, Any]], bool]:
+        """The verdicts that have come, and whether the process has ended.
+
+        A first READY ends the start.
+        """
         byte = os.read(self.verdict_fd, 2)
-        if self.ready:
-            return byte if byte in VERDICTS | LAST_WORDS else b""
-        if byte != READY:
+        if not self.ready:
+            self.started(byte == READY)
+            return [], False
+        job, self.job = self.job, None
+        verdict = byte if byte in VERDICTS | LAST_WORDS else b""
+        found = [] if job is None else [(job, (VERDICTS | LAST_WORDS)[verdict])]
+        return found, verdict in LAST_WORDS
+
+    def started(self, is_ready: bool) -> None:
+        """End the start. Raises RuntimeError where the process could not be made ready."""
+        if not is_ready:
             message = self.process.stderr.read(4000).decode(errors="replace").strip()
             raise RuntimeError(f"a grading worker did not start; its last words:\n{message}")
         self.process.stderr.close()
         self.ready = True
-        return byte
+
+    def late(self) -> list[tuple[Job, Any]]:
+        """What becomes of the job whose deadline has passed."""
+        return [(self.job, Reason.TIMEOUT)]
 
     def close(self) -> None:
         """End the process group now and reap it. A worker holds nothing worth saving."""
@@ -196,6 +224,19 @@ class Grader:
         refused |= {g for (g, _), reason in verdicts.items() if reason.status is Status.UNSCORED}
         return [gold not in refused for gold in golds]
 
+    def gives_away(self, problem: Problem, step: str) -> bool:
+        """Whether a step alone earns what is right, beside what `leak.leaks` finds: a question for
+        grading functions; here `leaks` has compared whatever could be an answer."""
+        return False
+
+    def tried(self, problems: Sequence[Problem]) -> list[str]:
+        """What there is to say of references as this grader sees them; FunctionGrader.tried."""
+        return []
+
+    def sources(self) -> dict[str, str]:
+        """Digests of what is not of intfast; FunctionGrader.sources."""
+        return {}
+
     def _quickly(self, row: Submission) -> tuple[Job, Reason | None]:
         """(gold, extracted answer), and the verdict where it needs no worker."""
         answer = extract(row.text, self.mode)
@@ -234,17 +275,17 @@ class Grader:
                 self._remove(worker)
             busy = sum(not worker.idle for worker in self._workers)
             for _ in range(len(self._workers), min(self.num_workers, busy + len(self._queue))):
-                self._workers.append(_Worker(self.timeout_s, self.digits))
+                self._workers.append(self._worker())
             for worker in self._workers:
                 if worker.idle and self._queue:
-                    worker.give(self._queue.popleft())
+                    worker.give(self._next(worker))
             self._begun.update(self._collect(patience_s))
         except BaseException:
             # A verdict still on its way must never be read as that of a later job.
             self.close()
             raise
 
-    def _collect(self, patience_s: float) -> Iterator[tuple[Job, Reason]]:
+    def _collect(self, patience_s: float) -> Iterator[tuple[Job, Any]]:
         """Wait for the next verdicts or the next deadline; dead and late workers are removed."""
         waiting = [worker for worker in self._workers if not worker.idle]
         if not waiting:
@@ -254,19 +295,23 @@ class Grader:
         ready_fds = wait([worker.verdict_fd for worker in waiting], patience_s)
         now = time.monotonic()
         for worker in waiting:
-            job = worker.job
             if worker.verdict_fd in ready_fds:
-                verdict = worker.read()
-                worker.job = None
-                if verdict in LAST_WORDS:
+                found, has_ended = worker.read()
+                if has_ended:
                     self._remove(worker)
-                if job is not None:
-                    yield job, (VERDICTS | LAST_WORDS)[verdict]
+                yield from found
             elif now >= worker.deadline:
                 self._remove(worker)
-                if job is None:
+                if not worker.ready:
                     raise RuntimeError(f"a grading worker did not start in {WORKER_START_S} s")
-                yield job, Reason.TIMEOUT
+                yield from worker.late()
+
+    def _worker(self) -> _Worker:
+        return _Worker(self.timeout_s, self.digits)
+
+    def _next(self, worker: _Worker) -> Any:
+        """What to give to an idle worker."""
+        return self._queue.popleft()
 
     def _remove(self, worker: _Worker) -> None:
         self._workers.remove(worker)

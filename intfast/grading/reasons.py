@@ -29,18 +29,26 @@ class Reason(StrEnum):
     BAD_CHARACTERS = "bad_characters"  # characters that no answer needs
     TOO_COMPLEX = "too_complex"  # a power tower or factorial that would not finish
     UNPARSEABLE = "unparseable"  # not mathematics that the parser knows
-    # Unscored are the last three.
+    # Unscored are these; the last six are of grading functions alone.
     TIMEOUT = "timeout"  # the comparison passed the deadline; its worker was killed
     CRASH = "crash"  # the worker died: memory, recursion, a fault of the parser
     GOLD_UNPARSEABLE = "gold_unparseable"  # the gold answer cannot be compared: drop the problem
+    NO_REWARD = "no_reward"  # the function returned None
+    RAISED = "raised"  # it raised an exception
+    WRONG_TYPE = "wrong_type"  # it returned something else than a number, True, False or None
+    NOT_FINITE = "not_finite"  # it returned NaN or an infinity
+    OUT_OF_RANGE = "out_of_range"  # it returned a number outside grade.range
+    FORBIDDEN = "forbidden"  # it forked, wrote a file, opened a socket or ran a text as a program
 
     @property
     def status(self) -> Status:
-        if self in (Reason.TIMEOUT, Reason.CRASH, Reason.GOLD_UNPARSEABLE):
+        if self in UNSCORED:
             return Status.UNSCORED
         return Status.CORRECT if self is Reason.CORRECT else Status.WRONG
 
 
+_LISTED = tuple(Reason)
+UNSCORED = frozenset(_LISTED[_LISTED.index(Reason.TIMEOUT) :])
 READY = b"R"
 """What a worker says when it can compare."""
 VERDICTS = {

@@ -30,6 +30,7 @@ REMEDIES = {
     Reason.CRASH: "crash: free memory for the grading processes, or lower grade.workers",
     Reason.GOLD_UNPARSEABLE: "gold_unparseable: look at the answer column of the data",
 }
+_FUNCTION = "{}: what grade.function did first is said above"
 
 
 class GradeWatch:
@@ -59,7 +60,7 @@ class GradeWatch:
             raise ValueError(
                 f"{share:.0%} of the last {total} answers could not be scored ({listing}), more "
                 f"than {MAX_UNSCORED:.0%}. What helps:\n"
-                + "\n".join(f"  {REMEDIES[reason]}" for reason in unscored)
+                + "\n".join(f"  {REMEDIES.get(r, _FUNCTION.format(r))}" for r in unscored)
             )
         silent = latest[Reason.NO_ANSWER] / total
         if silent >= SILENT_SHARE and not self._has_warned:

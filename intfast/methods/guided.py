@@ -138,8 +138,7 @@ def _draw(run: Run, title: str, asks: Sequence[Ask], sampling: SamplingConfig) -
                     token_ids=graded.completion.token_ids,
                     text=graded.text,
                     finish_reason=graded.completion.finish_reason,
-                    grade=graded.grade.status,
-                    reason=graded.grade.reason,
+                    **graded.grade.recorded,
                 )
                 for ask, group in zip(chunk, graded_P_G, strict=True)
                 for sample, graded in zip(ask.samples, group, strict=True)

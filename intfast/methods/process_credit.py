@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from intfast import intervene
+from intfast import credit, intervene
 from intfast.config import CreditConfig, InterveneConfig
-from intfast.credit import REWARDS, Credit
+from intfast.credit import Credit
 from intfast.engine.protocol import derive_seed
 from intfast.records import Attempt, Problem
 from intfast.run import Run
@@ -109,7 +109,7 @@ def inside(
     for start, group, advantages_G, located_G in rows:
         lengths_G = [len(graded.completion.token_ids) for graded in group]
         if config.process == "vppo":
-            rewards_G = [REWARDS[graded.grade.status] for graded in group]
+            rewards_G = [credit.reward(graded.grade) for graded in group]
             margin = round(MARGIN * len(run.sampler.start_prompt(start)))
             made.append(vppo(rewards_G, lengths_G, located_G, margin, config))
         else:

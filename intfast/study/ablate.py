@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from intfast import checks, cli, ranks
+from intfast.grading.function import check_named
 from intfast.state.command import outcome, say
 from intfast.state.runfolder import PROMPT_TIME, write_json
 from intfast.study import derive
@@ -26,7 +27,8 @@ continues where it was interrupted; its table is also in the run's page. Exit co
 intfast.train.
 
 Settings given are those of every ablation: of sft (but for what the ablations vary), evaluate,
-batch, model, rollout, parity, metrics, grade (but for its mode), seed and watchdog_s.
+batch, model, rollout, parity, metrics, grade (but for its mode), seed and watchdog_s. A run that
+was graded by a function of yours needs its name again: grade.function=...
 """
 ABLATIONS = {
     "prefix + intervention": [],
@@ -62,13 +64,15 @@ def ablate(
         )
     rows = {}
     _check_settings(words)
+    path, given = folder / "config.toml", [w for w in words if w.startswith("grade.function=")]
+    check_named(path, cli.load(path).grade.function, "".join(given)[15:], "grade.function=")
     # The base model is evaluated once: settings given here may change how, but for all alike.
     evaluated = None if words else folder
     for name in names or ABLATIONS:
         changes = ABLATIONS[name]
         target = folder / "ablations" / name.replace(" ", "-").replace("+", "and")
         fixed = [f"run={target}", "rl.steps=0", "rl.from_base=false", "analysis.texts=0"]
-        config = cli.load(folder / "config.toml", [*fixed, *RECIPE, *changes, *words])
+        config = cli.load(path, [*fixed, *RECIPE, *changes, *words])
         checks.check_paths(config)
         remedy = f"delete {folder / 'ablations'} to repeat all, or give the old values to continue"
         derive.check(config, "this ablation", remedy)

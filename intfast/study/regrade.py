@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET
+from msgspec.structs import replace
 
 from intfast import cli, ranks
 from intfast.config import GradeConfig
+from intfast.grading.function import check_named, grader_of
 from intfast.grading.grader import Grader, Submission
 from intfast.prompts import split_steps
-from intfast.records import Attempt, Intervention
+from intfast.records import Attempt, Intervention, Problem
 from intfast.safe_text import shown
 from intfast.state.command import outcome
 from intfast.study import read
@@ -51,9 +54,10 @@ def report(path: Path, grader: Grader, problems: Path | None = None) -> str:
     begun = _begun(path) if any(row.intervention_id for row in rows) else {}
     grades = grader.grade_many(
         Submission(
-            golds[row.problem_id] if row.answer is None else row.answer,
+            golds[row.problem_id].answer if row.answer is None else row.answer,
             begun.get((row.intervention_id, row.start), "") + row.text,
             row.finish_reason,
+            golds[row.problem_id].row if row.answer is None else UNSET,
         )
         for row in rows
     )
@@ -70,14 +74,14 @@ def report(path: Path, grader: Grader, problems: Path | None = None) -> str:
     return "\n".join(lines + changed[:MAX_SHOWN] + ([f"and {more} more"] if more > 0 else []))
 
 
-def _golds(path: Path, rows: Sequence[Row], named: Path | None) -> dict[str, str]:
+def _golds(path: Path, rows: Sequence[Row], named: Path | None) -> dict[str, Problem]:
     wanted = {row.problem_id for row in rows if row.answer is None}
     if not wanted:
         return {}
     problems = named or path.with_name("problems.jsonl")
     if named is None and not problems.is_file():
         raise ValueError(f"{path} has rows without `answer`; name its problems: --problems")
-    golds = {key: problem.answer for key, problem in read_problems(problems, True).items()}
+    golds = read_problems(problems, True)
     if missing := wanted - golds.keys():
         raise ValueError(f"{problems} lacks problem {min(missing)!r} ({len(missing)} in all)")
     return golds
@@ -117,6 +121,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("file", type=cli.expanded)
     parser.add_argument("--problems", type=cli.expanded, help="default: problems.jsonl beside FILE")
+    parser.add_argument("--function", default="", help="the scoring function, as grade.function")
     parser.add_argument("--mode", help='default: as in config.toml beside FILE, else "boxed"')
     parser.add_argument("--workers", default="2")
     parser.add_argument("--timeout-s", default="5.0")
@@ -128,7 +133,10 @@ def main(arguments: Sequence[str]) -> int:
         mode = options.mode or own.mode
         # Under the rules of the settings that they stand for.
         words = [f"workers={options.workers}", f"timeout_s={options.timeout_s}", f"mode={mode}"]
+        check_named(config, own.function, options.function, "--function ")
+        words.append(f"function={options.function}")
         grade = cli.load(None, ["data.train=unread", *(f"grade.{word}" for word in words)]).grade
-        with Grader(mode, grade.workers, grade.timeout_s, own.digits) as grader:
+        kept = {name: getattr(own, name) for name in ("digits", "correct_at", "range")}
+        with grader_of(replace(grade, **kept)) as grader:
             print(shown(report(options.file, grader, options.problems)))
     return ended.code

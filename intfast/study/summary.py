@@ -273,6 +273,8 @@ def held_out(rows: Sequence[HeldOut], ks: Sequence[int], title: str = "") -> Tab
     top = max((row.summary.accuracy.high for row in rows if row.summary), default=0) or 1
     columns = [*heads("*weights", ">accuracy %"), *heads(f"0 to {short(100 * top)} %", only="page")]
     columns += heads(*(f">pass@{k} %" for k in ks))
+    has_rewards = any(row.summary.reward for row in rows if row.summary)
+    columns += heads(*([">mean reward"] if has_rewards else []))
     columns += heads(">zero-advantage share*", only="text")
     columns += heads(">ever solved %", ">tokens", ">cut, unscored %", only="page")
     lines = []
@@ -282,6 +284,9 @@ def held_out(rows: Sequence[HeldOut], ks: Sequence[int], title: str = "") -> Tab
             accuracy = found.accuracy
             figures = [interval(accuracy), whisker(accuracy, top, row.color)]
             figures += [interval(found.pass_at_k.get(k)) for k in ks]
+            if has_rewards:
+                reward = found.reward or accuracy
+                figures.append(f"{reward.value:.3f} [{reward.low:.3f}, {reward.high:.3f}]")
             figures += [row.zero_advantage, interval(found.coverage), f"{found.mean_tokens:,.0f}"]
             sizes = f"{100 * found.truncated:.1f}"
         unscored = found.unscored if found else 1.0
