@@ -186,21 +186,27 @@ class OptimConfig(Settings):
 class SftConfig(Settings):
     """Stage 3: fine-tuning on prefix + intervention, or on the data of a rival method."""
 
-    data: Literal["intervention", "reference", "reflection", "rft", "star", "prefix"] = (
-        "intervention"
-    )
+    data: Literal[
+        *("intervention", "reference", "reflection", "rft", "star", "regft", "prefix"),
+        "bare_prefix",
+    ] = "intervention"
     """"reference": reference solutions; "reflection": the model's rewrites of its wrong attempts;
-    "rft": its right attempts; "star": those, and right solutions with the reference in view;
-    "prefix": beginnings of its attempts, right or wrong (UPFT)."""
-    target: Literal["recipe", "intervention", "suffix", "one_per_problem", "no_filter"] = "recipe"
-    """"recipe": prefix + intervention of all that are kept, as in the paper. Its ablations:
-    "intervention": no loss on the prefix; "suffix": a right continuation is appended;
+    "rft": its right attempts; "star", "regft": those, and right solutions with the reference, or
+    most of it, in view; "prefix": beginnings of its attempts, right or wrong, asked for (UPFT);
+    "bare_prefix": the same behind the bare problem."""
+    target: Literal[
+        "recipe", "intervention", "prefix", "suffix", "one_per_problem", "no_filter"
+    ] = "recipe"
+    """"recipe": prefix + intervention of all that are kept, as in the paper. Its ablations: loss on
+    the "intervention" alone; the "prefix" alone; "suffix": a right continuation is appended;
     "one_per_problem": one example a problem, the intervention with the most right continuations
     (also for other `data`); "no_filter": all that passed the gates, unlocking or not."""
     samples: int = 4
     """"star": solutions with the reference in view, per problem without a right attempt."""
     prefix_tokens: int = 32
-    """"prefix": tokens of each beginning; every tenth problem keeps its whole attempt."""
+    """"prefix": tokens of each beginning."""
+    prefix_whole: float = 0.1
+    """"prefix": share of the problems that keep their whole attempt."""
     epochs: int = 4
     """Passes over the examples; 0 skips the stage."""
     batch_size: int = 64
@@ -245,10 +251,14 @@ class CreditConfig(Settings):
     """What the summed loss is divided by; see credit.divisor."""
     mask_truncated: bool = False
     """Leave completions that hit the length limit out of the loss (their reward still counts)."""
-    process: Literal["none", "vppo", "capo"] = "none"
-    """In wrong rollouts "vppo" rewards tokens before the wrong step, "capo" penalises its own."""
-    process_weight: float = 0.5
-    """That reward or penalty; a right rollout earns 1."""
+
+
+NEEDED_BY = {
+    "references": ("vppo", "capo", "questa"),
+    "interventions": (),
+    "frozen": (),
+}
+"""What methods of RL need beside problems; "frozen" is a copy of the first policy."""
 
 
 class RlConfig(Settings):
@@ -267,6 +277,10 @@ class RlConfig(Settings):
     hint: Literal["off", "shortest"] | float = "off"
     """Problems also appear with the beginning of their reference, one to one: this share of it, or
     "shortest", the first of guided.SHARES from which a sample is right."""
+    method: Literal["outcome", "vppo", "capo", "questa"] = "outcome"
+    """What is changed of RL on the outcome; methods/README.md explains each."""
+    method_args: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Settings of the method's own, by name: {alpha = 0.3}; methods/README.md lists them."""
     refill: int = 0
     """Dynamic sampling: extra rounds that replace groups without variance, at most so many."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0)
@@ -372,8 +386,9 @@ class Config(Settings):
     @property
     def needs_interventions(self) -> bool:
         """Whether interventions are what is trained on, or what selects the problems of RL."""
-        by_rl = self.rl.steps > 0 and self.rl.problems == "unlocked"
-        return by_rl or (bool(self.sft.epochs) and self.sft.data == "intervention")
+        by_rl = self.rl.problems == "unlocked" or self.by_method("interventions")
+        by_sft = bool(self.sft.epochs) and self.sft.data == "intervention"
+        return (self.rl.steps > 0 and by_rl) or by_sft
 
     @property
     def needs_attempts(self) -> bool:
@@ -384,9 +399,13 @@ class Config(Settings):
     @property
     def needs_references(self) -> bool:
         """Whether a reference solution takes part anywhere."""
-        by_sft = bool(self.sft.epochs) and self.sft.data not in ("rft", "prefix")
-        by_rl = self.rl.hint != "off" or (self.rl.steps > 0 and self.rl.credit.process != "none")
+        by_sft = bool(self.sft.epochs) and self.sft.data not in ("rft", "prefix", "bare_prefix")
+        by_rl = self.rl.hint != "off" or self.by_method("references")
         return self.needs_interventions or by_sft or by_rl
+
+    def by_method(self, need: str) -> bool:
+        """Whether there is RL by a method that needs this."""
+        return self.rl.steps > 0 and self.rl.method in NEEDED_BY[need]
 
 
 MAY_CHANGE = {

@@ -111,7 +111,7 @@ def examples(
 ) -> list[Example]:
     """One Example per completion that takes part in the loss, in order.
 
-    An advantage is a number, or one per sampled token (process_credit).
+    An advantage is a number, or one per sampled token (methods/).
     Left out: advantage None, and with `mask_truncated` finish reason "length". Weight of a sampled
     token: 1, or 1 / number of sampled tokens for "sequence-mean"; of a prompt token: 0. A
     completion without tokens gives an Example without weight: it counts in `divisor`.

@@ -8,12 +8,18 @@ LABELS = {
     "base": "base",
     "base_rl": "RL",
     "hint_rl": "hint-guided RL, shortest beginning",
-    "fixed_hint_rl": "hint-guided RL, half of the reference",
+    "fixed_hint_rl": "hint-guided RL, half of the reference or none",
+    "questa_rl": "RL on hinted problems alone (QuestA)",
+    "vppo_rl": "RL, VPPO, own critic",
+    "capo_rl": "RL, CAPO, own critic",
     "reference": "SFT on references",
     "reflection": "SFT on self-reflections",
     "rft": "SFT on right attempts (RFT)",
     "star": "SFT on rationalisations (STaR)",
+    "regft": "SFT with most of the reference in view (ReGFT)",
     "prefix": "SFT on beginnings (UPFT)",
+    "bare_prefix": "SFT on beginnings, bare prompt",
+    "int_prefix": "SFT on InT's prefixes alone",
     "int": "InT",
 }
 """Key -> label, in the order of the tables; RL on top of any other is "LABEL + RL"."""
@@ -28,6 +34,7 @@ EXAMPLES = {
     "reflection": "self-reflection",
     "rft": "right attempt",
     "star": "rationalisation",
+    "regft": "solution along most of the reference",
     "prefix": "beginning of an attempt",
 }
 """Example.kind -> label."""

@@ -102,8 +102,8 @@ class Continuation(Record):
 class Guided(Record):
     """One solution that was sampled with the reference, or part of it, in the prompt; graded.
 
-    `kind` is "reflection" (a rewrite of a wrong attempt), "star" (a solution along the reference)
-    or "hint" (a continuation of the reference's beginning, `share` of its characters).
+    `kind` is "reflection" (a rewrite of a wrong attempt), "star", "regft" (a solution along the
+    reference) or "hint" (a continuation of the reference's beginning, `share` of its characters).
     """
 
     kind: str

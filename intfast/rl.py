@@ -18,7 +18,7 @@ from intfast.config import RlConfig
 from intfast.credit import Credit
 from intfast.engine.protocol import derive_seed
 from intfast.grading.watch import cut_short
-from intfast.methods import cost, process_credit
+from intfast.methods import cost, table
 from intfast.model.decoder import Decoder
 from intfast.records import Problem
 from intfast.run import Run
@@ -27,8 +27,6 @@ from intfast.update import Stage, is_finished, logprobs, update, with_logprobs
 
 Hints = Mapping[str, list[int]]
 """Problem id -> the prompt ids of the problem with its hint."""
-Task = tuple[Problem, list[int] | None]
-"""A problem and, for its guided version, the prompt with the hint."""
 
 
 def rl(
@@ -43,6 +41,8 @@ def rl(
     if is_finished(run, name, config.steps):
         return
     tasks = _tasks(problems, hints or {}, run)
+    # A method changes what is started from, drawn, or credited; that of the outcome, nothing.
+    method = table.start(run, initial)
     # For a comparison at equal tokens: what the run generated before RL counts too.
     collected = sum(cost.generated_tokens(run).values()) if config.until_tokens else 0
     reference = _reference(run, initial) if config.policy.kl else None
@@ -58,7 +58,9 @@ def rl(
             # Not at the end of a step: what is done is saved before an evaluation is broken off.
             _evaluate_if_due(run, stage)
             step = stage.step + 1
-            rollouts = draw(run, name, tasks, stage.state.get("cursor", 0))
+            starts = method.tasks(tasks, step)
+            rollouts = draw(run, name, starts, stage.state.get("cursor", 0))
+            rollouts, spent = method.after_draw(rollouts, step)
             if stage.step == start or (check_every and step % check_every == 0):
                 # The same tokens, scored by both sides: stale weights are not learned from.
                 where = f"{name} step {step}"
@@ -68,9 +70,8 @@ def rl(
             outcome = credit.group_advantages(
                 rewards(rollouts.groups_P_G), config.credit, run.device
             )
-            # Credit inside wrong rollouts, where configured; else the advantages as they are.
-            advantages_P_G, verified = process_credit.inside(run, rollouts, outcome, step)
-            row = counts(run, rollouts, outcome) | verified
+            advantages_P_G, about = method.credit(rollouts, outcome, step)
+            row = counts(run, rollouts, outcome) | spent | about
             # The engine sleeps while the step trains: their memory is the same memory.
             with run.updating():
                 with run.metrics.phase("prepare"):
@@ -96,15 +97,15 @@ def rl(
 # --- rollouts ----------------------------------------------------------------------------------
 
 
-def _tasks(problems: Sequence[Problem], hints: Hints, run: Run) -> list[Task]:
+def _tasks(problems: Sequence[Problem], hints: Hints, run: Run) -> list[Start]:
     if not problems:
         raise ValueError(
             'rl.problems = "unlocked" leaves no problem: no intervention was kept; '
             + (cut_short(run.folder, run.config) or 'use rl.problems = "selected"')
         )
     # Bare and hinted version are two tasks of one stream: a step has both kinds.
-    bare: list[Task] = [(problem, None) for problem in problems]
-    return bare + [(problem, hints[problem.id]) for problem in problems if problem.id in hints]
+    hinted = [Start(p, (), prompt_ids=hints[p.id]) for p in problems if p.id in hints]
+    return [Start(problem, ()) for problem in problems] + hinted
 
 
 def _evaluate_if_due(run: Run, stage: Stage) -> None:
@@ -116,7 +117,7 @@ def _evaluate_if_due(run: Run, stage: Stage) -> None:
         collect.evaluation(run, stage.name, step)
 
 
-def draw(run: Run, name: str, tasks: Sequence[Task], cursor: int) -> Rollouts:
+def draw(run: Run, name: str, tasks: Sequence[Start], cursor: int) -> Rollouts:
     """Rollouts of the next tasks of the stream, which repeats in a new order every epoch.
 
     Dynamic sampling (`rl.refill`): groups without variance are replaced by those of the next
@@ -141,16 +142,16 @@ def draw(run: Run, name: str, tasks: Sequence[Task], cursor: int) -> Rollouts:
     return rollouts._replace(cursor=cursor)
 
 
-def _start(run: Run, tasks: Sequence[Task], place: int) -> Start:
+def _start(run: Run, tasks: Sequence[Start], place: int) -> Start:
     """The task at a place of the endless stream, with its seeds."""
     seed = run.config.seed
     # The stream has no state but a number: any place of it can be found again from the seed.
     epoch, index = divmod(place, len(tasks))
-    problem, prompt_ids = tasks[shuffled(len(tasks), derive_seed(seed, "rl-order", epoch))[index]]
+    task = tasks[shuffled(len(tasks), derive_seed(seed, "rl-order", epoch))[index]]
     samples = range(run.config.rl.group_size)
     # The place is in the seed: the same problem in the next epoch draws other rollouts.
-    seeds = [derive_seed(seed, "rl", place, problem.id, sample) for sample in samples]
-    return Start(problem, seeds, prompt_ids=prompt_ids)
+    seeds = [derive_seed(seed, "rl", place, task.problem.id, sample) for sample in samples]
+    return task._replace(seeds=seeds)
 
 
 # --- rewards and counts ------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def counts(run: Run, rollouts: Rollouts, found: Credit) -> dict[str, Any]:
         # Of all rollouts; `entropy_mean` is of the tokens that carry gradient.
         "entropy_sampled": -sum(sum(g.completion.logprobs) for g in flat) / max(1, sum(lengths)),
     }
-    bare = [group for start, group in rollouts.drawn if start.prompt_ids is None]
+    bare = [g for s, g in rollouts.drawn if s.prompt_ids is None and not s.answer_ids]
     if len(bare) < len(groups_P_G):
         # What hints earn says nothing of the problems themselves.
         values["reward_bare"] = _mean_reward(bare) if bare else None

@@ -100,8 +100,9 @@ class Sampler:
         return self._prompts[problem]
 
     def start_prompt(self, start: Start) -> Sequence[int]:
-        """The prompt ids of a start: its own, or the solve prompt of its problem."""
-        return self.prompt(start.problem) if start.prompt_ids is None else start.prompt_ids
+        """What a completion stands behind: a problem's or its own prompt, and the answer so far."""
+        own = self.prompt(start.problem) if start.prompt_ids is None else start.prompt_ids
+        return [*own, *start.answer_ids]
 
     def fits(self, num_tokens: int, sampling: SamplingConfig) -> bool:
         """Whether a prompt of so many tokens leaves room to answer: it is never cut."""
@@ -203,10 +204,7 @@ class Sampler:
         mine_P, seeds_P = ranks.now().share([start.seeds for start in starts_P])
         starts_P = [s._replace(seeds=seeds) for s, seeds in zip(starts_P, seeds_P, strict=True)]
         # A partial answer is prompt to the engine: only what is sampled now carries log-probs.
-        requests = [
-            self.request([*self.start_prompt(s), *s.answer_ids], s.seeds, sampling)
-            for s in starts_P
-        ]
+        requests = [self.request(self.start_prompt(s), s.seeds, sampling) for s in starts_P]
         answers: dict[tuple[int, int], Submission] = {}
 
         def grade_ahead(p: int, g: int, completion: Completion) -> None:

@@ -62,10 +62,11 @@ def main(arguments: Sequence[str]) -> int:
 
             from intfast import pipeline
             from intfast.engine.device import pick_device
+            from intfast.methods import table
             from intfast.run import open_run
             from intfast.study import finish
 
-            device = partial(pick_device, config)
+            device = partial(pick_device, table.check(config))
             with (
                 ranks.joined(device, config.watchdog_s),
                 open_run(config) as run,
