@@ -254,9 +254,9 @@ class CreditConfig(Settings):
 
 
 NEEDED_BY = {
-    "references": ("vppo", "capo", "questa"),
-    "interventions": (),
-    "frozen": (),
+    "references": ("vppo", "capo", "questa", "bread", "opsd", "online_int"),
+    "interventions": ("flawed",),
+    "frozen": ("opsd",),
 }
 """What methods of RL need beside problems; "frozen" is a copy of the first policy."""
 
@@ -277,7 +277,10 @@ class RlConfig(Settings):
     hint: Literal["off", "shortest"] | float = "off"
     """Problems also appear with the beginning of their reference, one to one: this share of it, or
     "shortest", the first of guided.SHARES from which a sample is right."""
-    method: Literal["outcome", "vppo", "capo", "questa"] = "outcome"
+    method: Literal[
+        *("outcome", "vppo", "capo", "questa", "bread", "flawed", "opsd", "sdpo", "laser"),
+        "online_int",
+    ] = "outcome"
     """What is changed of RL on the outcome; methods/README.md explains each."""
     method_args: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Settings of the method's own, by name: {alpha = 0.3}; methods/README.md lists them."""

@@ -188,8 +188,11 @@ def with_gradient(examples_N: Sequence[Example], policy: PolicyConfig) -> list[E
     """The Examples that can move the weights; take `divisor` before, it counts all of them.
 
     Sequences whose advantages are all 0 are dropped, but only where that is exact: with a KL or
-    entropy term they have a gradient too, and all are returned. May be empty: skip the update.
+    entropy term they have a gradient too, and all are returned; supervised ones and those with a
+    goal always teach. May be empty: skip the update.
     """
     if policy.kl != 0 or policy.entropy != 0:
         return list(examples_N)
-    return [example for example in examples_N if example.advantages and any(example.advantages)]
+    return [
+        e for e in examples_N if e.advantages is None or e.goal is not None or any(e.advantages)
+    ]

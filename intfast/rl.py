@@ -13,12 +13,13 @@ from functools import partial
 from typing import Any
 
 from intfast import collect, credit, loss, parity
-from intfast.batch import Packed, pack, shuffled, split
+from intfast.batch import Packed, pack_apart, shuffled, split
 from intfast.config import RlConfig
 from intfast.credit import Credit
 from intfast.engine.protocol import derive_seed
 from intfast.grading.watch import cut_short
 from intfast.methods import cost, table
+from intfast.methods.method import Method
 from intfast.model.decoder import Decoder
 from intfast.records import Problem
 from intfast.run import Run
@@ -41,11 +42,12 @@ def rl(
     if is_finished(run, name, config.steps):
         return
     tasks = _tasks(problems, hints or {}, run)
-    # A method changes what is started from, drawn, or credited; that of the outcome, nothing.
-    method = table.start(run, initial)
     # For a comparison at equal tokens: what the run generated before RL counts too.
     collected = sum(cost.generated_tokens(run).values()) if config.until_tokens else 0
-    reference = _reference(run, initial) if config.policy.kl else None
+    is_kept = config.policy.kl or run.config.by_method("frozen")
+    reference = _reference(run, initial) if is_kept else None
+    # A method changes what is started from, drawn, or credited; that of the outcome, nothing.
+    method = table.start(run, name, reference)
     temperature = config.sampling.temperature
     policy_loss = partial(loss.policy_loss, config=config.policy, temperature=temperature)
     # A step moves the schedule by all its minibatches, whether or not each makes an update.
@@ -75,7 +77,9 @@ def rl(
             # The engine sleeps while the step trains: their memory is the same memory.
             with run.updating():
                 with run.metrics.phase("prepare"):
-                    updates, row["examples"] = minibatches(run, rollouts, advantages_P_G, step)
+                    updates, row["examples"] = minibatches(
+                        run, rollouts, advantages_P_G, step, method
+                    )
                 stats = []
                 with run.metrics.phase("train"):
                     # Off-policy from the second update on; the clipped ratio to the old policy
@@ -170,7 +174,7 @@ def _has_variance(group: Sequence[Graded]) -> bool:
 def counts(run: Run, rollouts: Rollouts, found: Credit) -> dict[str, Any]:
     """What a step drew, groups that were replaced included; `found` is of those it learns from."""
     groups_P_G = [group for _, group in rollouts.drawn]
-    if len(groups_P_G) > len(rollouts.groups_P_G):
+    if groups_P_G != rollouts.groups_P_G:
         found = credit.group_advantages(rewards(groups_P_G), run.config.rl.credit, run.device)
     flat = [graded for group in groups_P_G for graded in group]
     lengths = [len(graded.completion.token_ids) for graded in flat]
@@ -213,14 +217,16 @@ def _line(name: str, step: int, config: RlConfig, row: Mapping[str, Any]) -> str
     if not row["updates"]:
         return line + "  no update: no group has variance"
     skipped = f"  SKIPPED, not finite: {row['cause']}" if row["skipped"] else ""
-    return line + f"  entropy {row['entropy_mean']:.3f}{skipped}"
+    # Absent where no policy row was left, supervised ones alone.
+    entropy = f"  entropy {row['entropy_mean']:.3f}" if "entropy_mean" in row else ""
+    return line + entropy + skipped
 
 
 # --- updates -----------------------------------------------------------------------------------
 
 
 def minibatches(
-    run: Run, rollouts: Rollouts, advantages_P_G: Sequence[Any], step: int
+    run: Run, rollouts: Rollouts, advantages_P_G: Sequence[Any], step: int, method: Method
 ) -> tuple[list[tuple[Packed, float]], int]:
     """(packed, divisor) of each update of a step, and the number of rollouts that take part.
 
@@ -240,10 +246,11 @@ def minibatches(
     # What was drawn may leave few: unscored and masked rollouts, groups that refill did not find.
     for part in split(made, min(config.minibatches, len(made)), seed) if made else []:
         # Sequences of advantage zero cost a forward and change nothing, unless KL or entropy does.
-        if kept := credit.with_gradient(part, config.policy):
+        # Rows of a method's own are no part of the mean.
+        if kept := credit.with_gradient(method.rows(part), config.policy):
             # Of the whole part: sequences of advantage 0 are left out, but are part of the mean.
             divisor = credit.divisor(part, config.credit, config.sampling.max_new_tokens)
-            updates.append((pack(kept, run.config.batch), divisor))
+            updates.append((pack_apart(kept, run.config.batch), divisor))
     return updates, len(made)
 
 
@@ -255,7 +262,8 @@ def scored(
     The only update of a step needs no old ones: its current log-probs are the old ones.
     """
     temperature = run.config.rl.sampling.temperature
-    for stream, decoder in (("old", run.decoder), ("reference", reference)):
+    compared = reference if run.config.rl.policy.kl else None
+    for stream, decoder in (("old", run.decoder), ("reference", compared)):
         # Scored before the first update moves anything.
         if decoder is None or (stream == "old" and len(updates) == 1):
             continue

@@ -139,7 +139,7 @@ class Plan:
         ]
         if target.engine == "vllm" and config.rollout.engine == "vllm_copy":
             items.append(Item("vLLM's copy of the weights", num * width, num * width))
-        if config.rl.steps and config.rl.policy.kl:
+        if config.rl.steps and (config.rl.policy.kl or config.by_method("frozen")):
             items.append(Item("reference model", num * width, num * width))
         return items
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from intfast import config
 from intfast.credit import Credit
+from intfast.model.decoder import Decoder
 from intfast.records import Example
 from intfast.run import Run
 from intfast.sample import Rollouts, Start
@@ -34,9 +35,9 @@ class Method:
     class Settings(config.Settings):
         """What `rl.method_args` may hold."""
 
-    def __init__(self, run: Run, own: Any, initial: str) -> None:
-        """own: the Settings; initial: the weights that the stage starts from."""
-        self.run, self.own, self.initial = run, own, initial
+    def __init__(self, run: Run, own: Any, stage: str, frozen: Decoder | None = None) -> None:
+        """own: the Settings; stage: its name; frozen: its first policy, where it is kept."""
+        self.run, self.own, self.stage, self.frozen = run, own, stage, frozen
 
     @staticmethod
     def rules(config: config.Config, own: Any) -> Iterator[tuple[str, bool, str]]:
@@ -62,9 +63,9 @@ class Method:
         """advantages_P_G for `credit.examples`: a number a rollout, or one per sampled token."""
         return outcome.advantages_P_G, {}
 
-    def beside(self, rollouts: Rollouts, step: int) -> tuple[list[Example], Counts]:
-        """Supervised Examples that join the step's updates, and what was drawn for them."""
-        return [], {}
+    def rows(self, part: list[Example]) -> list[Example]:
+        """The Examples of one update, with what the method adds to them."""
+        return part
 
 
 def rollout_draws(config: config.Config, stage: str, words: str, share: int = 1) -> Draws:

@@ -8,10 +8,16 @@ from typing import Any
 import msgspec
 
 from intfast.config import Config
+from intfast.methods.bread import Bread
 from intfast.methods.capo import Capo
+from intfast.methods.flawed import Flawed
+from intfast.methods.laser import Laser
 from intfast.methods.method import Method
+from intfast.methods.online_int import OnlineInt
 from intfast.methods.questa import Questa
+from intfast.methods.teacher import Opsd, Sdpo
 from intfast.methods.vppo import Vppo
+from intfast.model.decoder import Decoder
 from intfast.run import Run
 
 METHODS: dict[str, type[Method]] = {
@@ -19,6 +25,12 @@ METHODS: dict[str, type[Method]] = {
     "vppo": Vppo,
     "capo": Capo,
     "questa": Questa,
+    "bread": Bread,
+    "flawed": Flawed,
+    "opsd": Opsd,
+    "sdpo": Sdpo,
+    "laser": Laser,
+    "online_int": OnlineInt,
 }
 
 
@@ -47,6 +59,6 @@ def check(config: Config) -> Config:
     return config
 
 
-def start(run: Run, initial: str) -> Method:
-    """The method of an RL stage that starts from the weights `initial`."""
-    return METHODS[check(run.config).rl.method](run, own(run.config), initial)
+def start(run: Run, stage: str, frozen: Decoder | None) -> Method:
+    """The method of an RL stage; frozen: the policy that it starts from, where it is kept."""
+    return METHODS[check(run.config).rl.method](run, own(run.config), stage, frozen)
