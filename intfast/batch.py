@@ -18,7 +18,7 @@ from torch import Tensor
 from intfast.config import BatchConfig
 from intfast.engine.protocol import derive_seed
 from intfast.model.decoder import PackedAttention
-from intfast.records import Example
+from intfast.records import Aimed, Example
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,7 +192,7 @@ def _sequence(index: int, example: Example) -> _Sequence | None:
             f"{weight[targets].min()} .. {weight[targets].max()}; put a sign into the advantage"
         )
     goal = np.full(rows.size, math.nan)
-    if example.goal is not None:
+    if isinstance(example, Aimed):
         goal[-1] = example.goal
     return _Sequence(
         example=index,

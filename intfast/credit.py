@@ -16,7 +16,7 @@ import torch
 from intfast.config import CreditConfig, PolicyConfig
 from intfast.engine.protocol import Completion
 from intfast.kernels import group_advantages as kernel
-from intfast.records import Example, Record
+from intfast.records import Aimed, Example, Record
 
 EPS = 1e-4
 """Added to a standard deviation before it divides."""
@@ -194,5 +194,5 @@ def with_gradient(examples_N: Sequence[Example], policy: PolicyConfig) -> list[E
     if policy.kl != 0 or policy.entropy != 0:
         return list(examples_N)
     return [
-        e for e in examples_N if e.advantages is None or e.goal is not None or any(e.advantages)
+        e for e in examples_N if e.advantages is None or isinstance(e, Aimed) or any(e.advantages)
     ]

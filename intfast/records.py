@@ -133,8 +133,13 @@ class Example(Record):
     """Policy objective only: the advantage of each token."""
     sampler_logprobs: list[float] | None = None
     """Policy objective only: the log-prob under which each token was sampled (natural log)."""
-    goal: float | None = None
-    """Policy objective only: the log-prob that the last token, not sampled, should have."""
     problem_id: str = ""
     kind: str = ""
     """What the sequence is, for reports: "intervention", "rollout", ..."""
+
+
+# Never stored: a field of Example would be in every line of examples.jsonl.
+class Aimed(Example, kw_only=True):
+    """An Example of a policy whose last token was not sampled, and should have this log-prob."""
+
+    goal: float

@@ -5,19 +5,34 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+import torch
 from small_run import TOKENIZER, Quiet, Script
 
 from intfast import cli, config, credit, plan, rl
 from intfast.config import CreditConfig, PolicyConfig, PromptConfig, SamplingConfig
 from intfast.engine.protocol import Completion
 from intfast.grading.answers import Reason
-from intfast.grading.grader import Grade
-from intfast.methods import capo, critique, questa, table, vppo
+from intfast.grading.grader import Grade, Grader
+from intfast.kernels.objectives import Either, Reinforce, Streams
+from intfast.methods import (
+    bread,
+    capo,
+    critique,
+    flawed,
+    guided,
+    laser,
+    online_int,
+    questa,
+    table,
+    teacher,
+    vppo,
+)
 from intfast.methods.critique import Span
 from intfast.prompts import ChatStyle, CompactStyle
-from intfast.records import Problem
+from intfast.records import Attempt, Intervention, Problem
 from intfast.run import open_run
 from intfast.sample import Graded, Rollouts, Sampler, Start
+from intfast.state.journal import Journal
 from intfast.tokens import decode, encode
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +66,28 @@ def rollouts_of(*groups: list[Graded], problem: Problem = PROBLEM) -> Rollouts:
 
 def sampler_of(*texts: str, style=COMPACT, tokenizer=TOKENIZER) -> Sampler:
     return Sampler(Script(texts, tokenizer), tokenizer, style, None, 4000)
+
+
+@pytest.fixture
+def bare_run(tmp_path):
+    """Run of a run whose engine answers from a script, with a grader and empty journals."""
+
+    def make(*texts: str, method: str = "bread"):
+        kinds = {}
+
+        def journal(name, kind):
+            return kinds.setdefault(name, Journal(tmp_path / f"{len(kinds)}-{name}.jsonl", kind))
+
+        sampler = Sampler(Script(texts), TOKENIZER, COMPACT, grader, 4000)
+        return SimpleNamespace(
+            config=cli.load(CONFIG, [f"rl.method={method}"]),
+            sampler=sampler,
+            folder=SimpleNamespace(journal=journal),
+            metrics=SimpleNamespace(say=lambda text: None),
+        )
+
+    with Grader(mode="tail:ans", workers=1) as grader:
+        yield make
 
 
 # --- the table ---------------------------------------------------------------------------------
@@ -334,3 +371,295 @@ def test_groups_that_are_all_wrong_move_the_weights(run_of, method):
     assert [row["updates"] for row in rows] == [1, 1]
     assert all(row["critiques"] == 8 and row["critiques_read"] > 0 for row in rows)
     assert all(row["located"] > 0 and row["method_tokens"] > 8 for row in rows)
+
+
+# --- BREAD -------------------------------------------------------------------------------------
+
+
+def test_bread_replaces_groups_that_fail_by_the_shortest_beginning_that_works(bare_run):
+    """A group with a right rollout stays; one that failed is drawn from a quarter, then half."""
+    run = bare_run(*[WRONG] * 2, WRONG, RIGHT)
+    failed, good = [graded(WRONG)] * 2, [graded(WRONG), graded(RIGHT, "correct")]
+    drawn = rollouts_of(good, failed)
+    kept, counts = bread.Bread(run, bread.Bread.Settings(), "base_rl").after_draw(drawn, 1)
+    assert kept.groups_P_G[0] is good and kept.starts_P[0] is drawn.starts_P[0]
+    half = guided.beginning(PROBLEM.reference, 0.5)
+    assert kept.starts_P[1].answer_ids == encode(TOKENIZER, half)
+    assert [x.grade.status for x in kept.groups_P_G[1]] == ["wrong", "correct"]
+    asked = [decode(TOKENIZER, request.prompt_ids) for request in run.sampler.engine.requests]
+    quarter = guided.beginning(PROBLEM.reference, 0.25)
+    assert asked == [f"<solve> {PROBLEM.problem} {text}" for text in (quarter, half)]
+    assert counts["groups_failed"] == counts["groups_branched"] == 1
+    spent = 3 * len(graded(WRONG).completion.token_ids) + len(graded(RIGHT).completion.token_ids)
+    assert counts["method_tokens"] == spent
+    # What the step drew is what is counted as drawn.
+    assert kept.drawn == drawn.drawn
+    # The reference in the answer is prompt: no loss on it.
+    made = credit.examples(
+        [run.sampler.start_prompt(start) for start in kept.starts_P[1:]],
+        [[x.completion for x in kept.groups_P_G[1]]],
+        [[-0.5, 0.5]],
+        CreditConfig(),
+    )
+    length = len(asked_ids := run.sampler.engine.requests[1].prompt_ids)
+    assert made[0].token_ids[:length] == list(asked_ids) and not any(made[0].weights[:length])
+    assert all(made[0].weights[length:])
+
+
+def test_bread_leaves_a_group_that_nothing_helps(bare_run):
+    run = bare_run(*[WRONG] * 6)
+    drawn = rollouts_of([graded(WRONG)] * 2)
+    kept, counts = bread.Bread(run, bread.Bread.Settings(), "base_rl").after_draw(drawn, 1)
+    assert kept.groups_P_G == drawn.groups_P_G and kept.starts_P == drawn.starts_P
+    assert counts["groups_branched"] == 0 and len(run.sampler.engine.requests) == 3
+
+
+# --- flawed beginnings -------------------------------------------------------------------------
+
+
+def test_half_of_the_starts_are_flawed_and_the_seed_says_which(bare_run):
+    """By hand: of 10 problems with a share of 0.5, 5 start with answer ids."""
+    run = bare_run()
+    problems = [msgspec.structs.replace(PROBLEM, id=f"n{n}") for n in range(10)]
+    for problem in problems:
+        attempt = run.sampler.attempt(problem, 0, graded(WRONG))
+        step = encode(TOKENIZER, "d a # b : 7 # 3 > 3 - 7 = d 13 ;")
+        run.folder.journal("attempts", Attempt).append([attempt])
+        run.folder.journal("interventions", Intervention).append(
+            [
+                Intervention(
+                    id=f"{problem.id}/0/0",
+                    problem_id=problem.id,
+                    attempt=0,
+                    sample=0,
+                    guided="",
+                    reply="",
+                    gate="unsolved",
+                    location=1,
+                    intervention_ids=step,
+                )
+            ]
+        )
+    tasks = [Start(problem, ()) for problem in problems]
+
+    def made(config=run.config):
+        run.config = config
+        return flawed.Flawed(run, flawed.Flawed.Settings(), "base_rl").tasks(tasks, 1)
+
+    flaw = encode(TOKENIZER, "d a # b : 7 # 3 > 7 - 3 = d 4 ;")
+    first = made()
+    assert sorted(map(bool, (start.answer_ids for start in first))) == [False] * 5 + [True] * 5
+    assert all(start.answer_ids in ((), flaw) and start.prompt_ids is None for start in first)
+    assert made() == first
+    assert made(msgspec.structs.replace(run.config, seed=1)) != first
+    # A rollout behind it: prompt and flaw without loss, an advantage on the sampled tokens alone.
+    start = next(start for start in first if start.answer_ids)
+    prompt_ids = run.sampler.start_prompt(start)
+    completions = [
+        Completion(token_ids=[1] * 5, logprobs=[0.0] * 5, finish_reason="stop", policy_version=0)
+    ] * 2
+    found = credit.group_advantages([[1.0, 0.0]], CreditConfig())
+    pair = credit.examples([prompt_ids], [completions], found.advantages_P_G, CreditConfig())
+    num = len(run.sampler.prompt(start.problem)) + len(flaw)
+    for example, advantage in zip(pair, (0.5, -0.5), strict=True):
+        assert example.weights == [0.0] * num + [1.0] * 5
+        assert example.advantages == [0.0] * num + [advantage] * 5
+
+
+def test_a_rollout_behind_a_flaw_is_graded_with_it(bare_run):
+    run = bare_run("e d + c : 4 + 5 = e 9 ; ans d 13 c 5 e 1")
+    flaw = encode(TOKENIZER, "d a # b : 7 # 3 > 7 - 3 = d 4 ;")
+    ((found,),) = run.sampler.sample([Start(PROBLEM, [0], flaw)], SAMPLING)
+    assert found.grade.status == "correct"
+    # Alone the end of an answer is none.
+    run = bare_run("d 13 c 5 e 1")
+    ((found,),) = run.sampler.sample([Start(PROBLEM, [0], encode(TOKENIZER, "ans"))], SAMPLING)
+    assert found.grade.status == "correct"
+
+
+# --- teachers ----------------------------------------------------------------------------------
+
+
+def test_a_teacher_gives_each_token_the_difference_of_log_probs(monkeypatch):
+    """By hand: teacher (-0.5, -2), student (-1, -1)."""
+    asked = []
+
+    def score(decoder, sequences, temperature):
+        asked.extend(sequences)
+        return [[-7.0] * (len(ids) - 3) + [-0.5, -2.0] for ids in sequences]
+
+    monkeypatch.setattr(teacher.scoring, "score", score)
+    completion = Completion(
+        token_ids=[5, 6], logprobs=[-1.0, -1.0], finish_reason="stop", policy_version=0
+    )
+    group = [graded(WRONG)._replace(completion=completion) for _ in range(2)]
+    made, counts = teacher.advantages(
+        sampler_of(), None, rollouts_of(group), [["a 7 # b 3", None]], 1.0
+    )
+    assert made == [[[0.5, -1.0], [0.0, 0.0]]]
+    shown = f"<rewrite> {PROBLEM.problem} <sol> <ref> a 7 # b 3 <out>"
+    assert asked == [[*encode(TOKENIZER, shown), 5, 6]]
+    assert counts["scored_tokens"] == len(asked[0]) and counts["taught"] == 1
+
+
+def test_what_a_teacher_sees():
+    other = msgspec.structs.replace(PROBLEM, id="o", reference="b 3")
+    right = [graded(RIGHT, "correct"), graded(RIGHT + " ", "correct")]
+    drawn = rollouts_of([graded(WRONG), *right], [graded(WRONG)])
+    drawn.starts_P[1] = drawn.starts_P[1]._replace(problem=other)
+
+    def seen(kind, **own):
+        method = kind(SimpleNamespace(), kind.Settings(**own), "base_rl")
+        return [method.shown(drawn, 0, g) for g in range(3)] + [method.shown(drawn, 1, 0)]
+
+    assert seen(teacher.Opsd) == [PROBLEM.reference] * 3 + ["b 3"]
+    assert seen(teacher.Opsd, teacher="other") == ["b 3"] * 3 + [PROBLEM.reference]
+    # Never the rollout itself.
+    assert seen(teacher.Sdpo) == [RIGHT, RIGHT + " ", RIGHT, None]
+
+
+def test_a_teacher_with_the_students_prompt_teaches_nothing(run_of, monkeypatch):
+    monkeypatch.setattr(teacher.prompts, "rationalise", lambda style, problem: style.solve(problem))
+    with run_of("rl.method=opsd") as run:
+        rollouts = rl.draw(run, "rl", [Start(problem, ()) for problem in run.problems], 0)
+        method = teacher.Opsd(run, teacher.Opsd.Settings(), "base_rl")
+        made, _ = method.credit(rollouts, None, 1)
+    flat = [abs(value) for group in made for stream in group for value in stream]
+    assert len(flat) > 100 and max(flat) < 1e-4
+
+
+# --- LaSeR -------------------------------------------------------------------------------------
+
+
+def test_laser_by_hand():
+    """beta 0.1, c -23, log-probs -14, -22, -20, rewards 1, 0, 0; alpha 0.1."""
+    weights = laser.class_weights([1.0, 0.0, 0.0])
+    assert weights == [1.5, 0.75, 0.75]
+    logprobs = torch.tensor([-14.0, -22.0, -20.0], requires_grad=True)
+    goals = torch.tensor([-23 + 1 / 0.1, -23, -23])
+    factor = torch.tensor(weights) * 0.1**2
+    terms = (
+        factor
+        * Either(Reinforce())(
+            logprobs, None, Streams(torch.ones(3), torch.zeros(3), goal_T=goals)
+        ).loss_T
+    )
+    assert terms.tolist() == pytest.approx([0.015, 0.0075, 0.0675])
+    (0.1 * terms.mean()).backward()
+    assert logprobs.grad[2].item() == pytest.approx(0.0015)
+
+
+def test_laser_mixes_advantages_by_hand():
+    outcome, scores = [[1.0, 0.0, 0.0]], [[0.9, 0.1, 0.3]]
+    own = laser.Laser.Settings()
+
+    def found(scale, scores=scores, outcome=outcome):
+        config = CreditConfig(scale=scale)
+        first = credit.group_advantages(outcome, config).advantages_P_G
+        return laser.mixed(first, scores, own, config)
+
+    assert found("none")[0] == pytest.approx([0.64667, -0.33333, -0.31333], abs=1e-4)
+    assert found("group")[0] == pytest.approx([1.1513, -0.5997, -0.5516], abs=4e-4)
+    # Scores that hardly differ say nothing: the outcome alone, which is not zeroed.
+    pair = found("none", [[0.5, 0.52]], [[1.0, 0.0]])
+    assert pair == [[0.5, -0.5]]
+    assert found("none", [[0.9, None, 0.1]], [[1.0, None, 0.0]])[0][1] is None
+
+
+def test_laser_rows_have_their_goal_and_count_in_no_divisor(bare_run):
+    run = bare_run(method="laser")
+    run.problems = [PROBLEM]
+    method = laser.Laser(run, laser.Laser.Settings(), "base_rl")
+    lasts = iter([-14.0, -22.0, -20.0])
+    run.sampler.engine.score = lambda sequences: [[0.0, next(lasts)] for _ in sequences]
+    run.metrics.rows = lambda stage: [{"self_constant": -23.0}]
+    cut = graded(RIGHT, "correct")
+    ids = cut.completion.token_ids[:-1]
+    cut = cut._replace(
+        completion=msgspec.structs.replace(
+            cut.completion, finish_reason="length", token_ids=ids, logprobs=[-1.0] * len(ids)
+        )
+    )
+    group = [graded(RIGHT, "correct"), graded(WRONG), graded(WRONG + " "), cut]
+    drawn = rollouts_of(group)
+    outcome = credit.group_advantages(rl.rewards([group]), CreditConfig())
+    advantages, counts = method.credit(drawn, outcome, 1)
+    assert advantages == outcome.advantages_P_G and counts["self_f1"] == 1.0
+    prompt_ids = [run.sampler.prompt(PROBLEM)]
+    part = credit.examples(
+        prompt_ids, [[x.completion for x in group]], advantages, run.config.rl.credit
+    )
+    made = method.rows(part)
+    # The truncated rollout has no row and changes no weight.
+    assert made[3] is part[3]
+    goals = [example.goal for example in made[:3]]
+    assert goals[0] == pytest.approx(-13) and set(goals[1:]) == {-23}
+    z = laser.reserved(run.sampler, prompt_ids[0], "")
+    assert all(example.token_ids[-2:] == [END, z] for example in made[:3])
+    # Divided by the divisor, it is the mean of the hand-computed terms.
+    divisor = credit.divisor(part, run.config.rl.credit, 110)
+    lost = [
+        example.weights[-1] / divisor * (last - example.goal) ** 2
+        for example, last in zip(made, (-14.0, -22.0, -20.0), strict=False)
+    ]
+    assert sum(lost) == pytest.approx(0.1 * 0.03)
+    kept = credit.with_gradient(
+        [msgspec.structs.replace(x, advantages=[0.0] * len(x.advantages)) for x in made],
+        PolicyConfig(),
+    )
+    assert len(kept) == 3
+    # A warm-up.
+    late = laser.Laser(run, laser.Laser.Settings(from_step=1), "base_rl")
+    lasts = iter([-14.0, -22.0, -20.0])
+    late.credit(drawn, outcome, 1)
+    assert late.rows(part) is part
+
+
+def test_laser_refuses_a_token_that_is_too_likely_or_taken(bare_run):
+    run = bare_run(method="laser")
+    run.problems = [PROBLEM]
+    run.metrics.rows = lambda stage: []
+    method = laser.Laser(run, laser.Laser.Settings(), "base_rl")
+    assert method._measured([-13.0, -12.0]) == -12.5
+    with pytest.raises(ValueError, match=r"below -1/beta - 2 = -12, got -11\.00; set"):
+        method._measured([-11.0])
+    for name in ("<eos>", "<solve>", "a 7", "no such"):
+        with pytest.raises(ValueError, match=r"rl\.method_args\.token: expected one token"):
+            laser.Laser(run, laser.Laser.Settings(token=name), "base_rl")
+    assert laser.reserved(run.sampler, [], "<check>") == encode(TOKENIZER, "<check>")[0]
+
+
+# --- online InT --------------------------------------------------------------------------------
+
+
+def test_online_int_learns_from_interventions_of_groups_that_fail(bare_run):
+    fix = "d 4 13 bad <fix> d a # b : 7 # 3 > 3 - 7 = d 13 ;"
+    rest = "e d + c : 13 + 5 = e 1 ; ans d 13 c 5 e 1"
+    run = bare_run(fix, WRONG, rest, method="online_int")
+    own = online_int.OnlineInt.Settings(continuations=2, weight=0.5, every=2)
+    method = online_int.OnlineInt(run, own, "base_rl")
+    good = [graded(WRONG), graded(RIGHT, "correct")]
+    drawn = rollouts_of(good, [graded(WRONG)] * 2)
+    outcome = credit.group_advantages(rl.rewards(drawn.groups_P_G), CreditConfig())
+    # Not due.
+    assert method.credit(drawn, outcome, 1)[1] == {} and method.rows([]) == []
+    advantages, counts = method.credit(drawn, outcome, 2)
+    assert advantages == outcome.advantages_P_G
+    assert [counts[f"interventions_{x}"] for x in ("tried", "passed", "kept")] == [1, 1, 1]
+    drawn_tokens = sum(len(encode(TOKENIZER, text)) + 1 for text in (fix, WRONG, rest))
+    assert counts["method_tokens"] == drawn_tokens
+    part = credit.examples(
+        [run.sampler.prompt(PROBLEM)] * 2,
+        [[x.completion for x in group] for group in drawn.groups_P_G],
+        advantages,
+        run.config.rl.credit,
+    )
+    *rest, example = method.rows(part)
+    assert rest == part and example.advantages is None
+    step = encode(TOKENIZER, "d a # b : 7 # 3 > 3 - 7 = d 13 ;")
+    assert example.token_ids == [*run.sampler.prompt(PROBLEM), *step]
+    # Its weights, over the divisor, are `weight` times those of a mean.
+    divisor = credit.divisor(part, run.config.rl.credit, 110)
+    assert sum(example.weights) / divisor == pytest.approx(0.5)
+    # The second of two updates of a step has the rest: nothing.
+    assert method.rows(part) is part

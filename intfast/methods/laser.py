@@ -13,16 +13,14 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from msgspec import Meta
-from msgspec.structs import replace
 
 from intfast import config, credit
 from intfast.credit import REWARDS, Credit
 from intfast.methods.method import Counts, Method
 from intfast.model.decoder import Decoder
-from intfast.records import Example
+from intfast.records import Aimed, Example
 from intfast.run import Run
 from intfast.sample import Graded, Rollouts, Sampler
-from intfast.tokens import encode
 
 _CONTROL = re.compile(r"[<\[][^<>\[\]]+[>\]]")
 Positive = Annotated[float, Meta(gt=0)]
@@ -127,12 +125,13 @@ class Laser(Method):
         for example in part:
             weight, goal = self.wanted.get(tuple(example.token_ids), (0.0, 0.0))
             if weight:
-                example = replace(
-                    example,
+                example = Aimed(
                     token_ids=[*example.token_ids, self.z],
                     weights=[*example.weights, factor * weight],
                     advantages=[*example.advantages, 0.0],
                     sampler_logprobs=[*example.sampler_logprobs, 0.0],
+                    problem_id=example.problem_id,
+                    kind=example.kind,
                     goal=goal,
                 )
             made.append(example)
@@ -162,14 +161,14 @@ def reserved(sampler: Sampler, prompt_ids: Sequence[int], named: str) -> int:
     """
     tokenizer = sampler.tokenizer
     taken = {*sampler.style.stop_ids, tokenizer.pad_token_id, *prompt_ids}
-    words = {id: word for word, id in tokenizer.get_vocab().items()}
-    added = tokenizer.added_tokens_decoder
+    words = tokenizer.get_vocab()
     # Those that the tokenizer flags first; else words that look like one.
-    order = [*sorted(added), *(id for id in sorted(words) if _CONTROL.fullmatch(words[id]))]
-    free = [id for id in order if id not in taken]
+    marked = (id for word, id in words.items() if _CONTROL.fullmatch(word))
+    order = [*sorted(tokenizer.added_tokens_decoder), *sorted(marked)]
     if named:
-        free = [id for id in encode(tokenizer, named) if id not in taken]
-    if not free or (named and words[free[0]] != named):
+        order = [words[named]] if named in words else []
+    free = [id for id in order if id not in taken]
+    if not free:
         raise ValueError(
             "rl.method_args.token: expected one token of the tokenizer that neither ends an answer "
             f"nor is in a prompt, got {named!r}"
