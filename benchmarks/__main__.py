@@ -21,7 +21,6 @@ from benchmarks import (
     harness,
     house,
     kernels,
-    process_credit,
     quickstart,
     traffic,
     training_step,
@@ -33,7 +32,7 @@ from benchmarks import (
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
     engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
-    process_credit, gates, grading, kernels, accuracy, traffic,
+    gates, grading, kernels, accuracy, traffic,
 )  # fmt: skip
 
 

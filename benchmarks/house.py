@@ -39,7 +39,8 @@ CORE = {
 }
 """The files to read, in this order, and what each is for."""
 FLOORS = [
-    "config labels ranks records safe_text sources tokens",
+    "labels ranks records safe_text sources tokens",
+    "config",
     "checks evaluate verdict waves",
     "cli template",
     "kernels prompts state",

@@ -12,6 +12,8 @@ import msgspec
 from msgspec import field
 from msgspec.structs import asdict, force_setattr, replace
 
+from intfast import labels
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all settings: immutable, strict about its fields."""
@@ -186,23 +188,14 @@ class OptimConfig(Settings):
 class SftConfig(Settings):
     """Stage 3: fine-tuning on prefix + intervention, or on the data of a rival method."""
 
-    data: Literal[
-        *("intervention", "reference", "reflection", "rft", "star", "regft", "prefix"),
-        "bare_prefix",
-    ] = "intervention"
-    """"reference": reference solutions; "reflection": the model's rewrites of its wrong attempts;
-    "rft": its right attempts; "star", "regft": those, and right solutions with the reference, or
-    most of it, in view; "prefix": beginnings of its attempts, right or wrong, asked for (UPFT);
-    "bare_prefix": the same behind the bare problem."""
-    target: Literal[
-        "recipe", "intervention", "prefix", "suffix", "one_per_problem", "no_filter"
-    ] = "recipe"
-    """"recipe": prefix + intervention of all that are kept, as in the paper. Its ablations: loss on
-    the "intervention" alone; the "prefix" alone; "suffix": a right continuation is appended;
-    "one_per_problem": one example a problem, the intervention with the most right continuations
-    (also for other `data`); "no_filter": all that passed the gates, unlocking or not."""
+    data: labels.SftData = "intervention"
+    """What it learns from: study/README.md and methods/README.md."""
+    target: labels.SftTarget = "recipe"
+    """"recipe": prefix + intervention of all that are kept, as in the paper; its "intervention" or
+    "prefix" alone; "suffix": and a right continuation; "one_per_problem": the one that is right
+    most often, of other `data` the first; "no_filter": all that passed the gates."""
     samples: int = 4
-    """"star": solutions with the reference in view, per problem without a right attempt."""
+    """"star", "regft": solutions with the reference in view, per problem that is asked."""
     prefix_tokens: int = 32
     """"prefix": tokens of each beginning."""
     prefix_whole: float = 0.1
@@ -253,14 +246,6 @@ class CreditConfig(Settings):
     """Leave completions that hit the length limit out of the loss (their reward still counts)."""
 
 
-NEEDED_BY = {
-    "references": ("vppo", "capo", "questa", "bread", "opsd", "online_int"),
-    "interventions": ("flawed",),
-    "frozen": ("opsd",),
-}
-"""What methods of RL need beside problems; "frozen" is a copy of the first policy."""
-
-
 class RlConfig(Settings):
     """Stage 4: reinforcement learning on the outcome."""
 
@@ -277,13 +262,10 @@ class RlConfig(Settings):
     hint: Literal["off", "shortest"] | float = "off"
     """Problems also appear with the beginning of their reference, one to one: this share of it, or
     "shortest", the first of guided.SHARES from which a sample is right."""
-    method: Literal[
-        *("outcome", "vppo", "capo", "questa", "bread", "flawed", "opsd", "sdpo", "laser"),
-        "online_int",
-    ] = "outcome"
-    """What is changed of RL on the outcome; methods/README.md explains each."""
+    method: labels.Method = "outcome"
+    """What is changed of RL on the outcome: methods/README.md."""
     method_args: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Settings of the method's own, by name: {alpha = 0.3}; methods/README.md lists them."""
+    """Settings of the method's own: {alpha = 0.3}."""
     refill: int = 0
     """Dynamic sampling: extra rounds that replace groups without variance, at most so many."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0)
@@ -340,8 +322,8 @@ class MetricsConfig(Settings):
     """SFT examples whose tokens the report colours by what SFT did to them; 0 is off."""
 
 
-SAMPLED = "attempts.sampling intervene.sampling intervene.continuation "
-SAMPLED += "rl.sampling evaluate.sampling"
+SAMPLED = "attempts.sampling intervene.sampling intervene.continuation rl.sampling "
+SAMPLED += "evaluate.sampling"
 """Where the stages say how they draw tokens."""
 
 
@@ -389,9 +371,9 @@ class Config(Settings):
     @property
     def needs_interventions(self) -> bool:
         """Whether interventions are what is trained on, or what selects the problems of RL."""
-        by_rl = self.rl.problems == "unlocked" or self.by_method("interventions")
+        by_rl = self.rl.steps > 0 and self.rl.problems == "unlocked"
         by_sft = bool(self.sft.epochs) and self.sft.data == "intervention"
-        return (self.rl.steps > 0 and by_rl) or by_sft
+        return by_rl or by_sft or labels.by_method(self.rl, "interventions")
 
     @property
     def needs_attempts(self) -> bool:
@@ -402,13 +384,9 @@ class Config(Settings):
     @property
     def needs_references(self) -> bool:
         """Whether a reference solution takes part anywhere."""
-        by_sft = bool(self.sft.epochs) and self.sft.data not in ("rft", "prefix", "bare_prefix")
-        by_rl = self.rl.hint != "off" or self.by_method("references")
+        by_sft = bool(self.sft.epochs) and self.sft.data not in labels.WITHOUT_REFERENCES
+        by_rl = self.rl.hint != "off" or labels.by_method(self.rl, "references")
         return self.needs_interventions or by_sft or by_rl
-
-    def by_method(self, need: str) -> bool:
-        """Whether there is RL by a method that needs this."""
-        return self.rl.steps > 0 and self.rl.method in NEEDED_BY[need]
 
 
 MAY_CHANGE = {
@@ -417,6 +395,5 @@ MAY_CHANGE = {
     *("model.memory_gib", "model.activation_checkpointing", "batch.max_tokens", "grade.workers"),
     *("rollout.cache_gib", "rollout.max_rows", "rollout.sleep"),
 }
-"""What a run that was moved, out of memory, or stopped by a check may be continued with: no part of
-what it computes (on a CPU to the last bit, but for `batch.max_tokens`). Inputs must have the
-digests they had; `rl.steps`, with its schedule, may only grow."""
+"""What a run may be continued with: no part of what it computes (on a CPU to the last bit, but for
+`batch.max_tokens`). Inputs must have the digests they had; `rl.steps` may only grow."""

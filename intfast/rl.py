@@ -18,6 +18,7 @@ from intfast.config import RlConfig
 from intfast.credit import Credit
 from intfast.engine.protocol import derive_seed
 from intfast.grading.watch import cut_short
+from intfast.labels import by_method
 from intfast.methods import cost, table
 from intfast.methods.method import Method
 from intfast.model.decoder import Decoder
@@ -44,7 +45,7 @@ def rl(
     tasks = _tasks(problems, hints or {}, run)
     # For a comparison at equal tokens: what the run generated before RL counts too.
     collected = sum(cost.generated_tokens(run).values()) if config.until_tokens else 0
-    is_kept = config.policy.kl or run.config.by_method("frozen")
+    is_kept = config.policy.kl or by_method(config, "frozen")
     reference = _reference(run, initial) if is_kept else None
     # A method changes what is started from, drawn, or credited; that of the outcome, nothing.
     method = table.start(run, name, reference)

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 from small_run import TOKENIZER, Quiet, Script
 
-from intfast import cli, config, credit, plan, rl
+from intfast import cli, config, credit, labels, plan, rl
 from intfast.config import CreditConfig, PolicyConfig, PromptConfig, SamplingConfig
 from intfast.engine.protocol import Completion
 from intfast.grading.answers import Reason
@@ -95,12 +96,12 @@ def bare_run(tmp_path):
 
 def test_needs_of_a_method_are_known_before_any_work():
     assert set(table.METHODS) == set(typing_names(config.RlConfig, "method"))
-    named = {name for names in config.NEEDED_BY.values() for name in names}
+    named = {name for names in labels.NEEDED_BY.values() for name in names}
     assert named <= set(table.METHODS)
     for name in table.METHODS:
         found = cli.load(CONFIG, ["sft.epochs=0", "rl.from_base=false", f"rl.method={name}"])
-        assert found.by_method("references") == (name in config.NEEDED_BY["references"])
-        assert not cli.load(CONFIG, ["rl.steps=0", "rl.from_base=false"]).by_method("references")
+        assert labels.by_method(found.rl, "references") == (name in labels.NEEDED_BY["references"])
+        assert not labels.by_method(replace(found.rl, steps=0), "references")
 
 
 def typing_names(kind, field):

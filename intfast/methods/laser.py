@@ -1,8 +1,7 @@
 """LaSeR (arXiv 2510.14943): the log-prob of a reserved last token is the model's own reward.
 
-Behind the end token of a rollout stands one more token z. Its score r_s = beta (log-prob - c), with
-c the first policy's mean, is fitted to the outcome by a squared loss beside that of RL, and after a
-warm-up takes part in the advantage. c is measured in the first step and not configured.
+Behind a rollout's end token stands one more, z. Its score r_s = beta (log-prob - c), c the measured
+mean of the first policy, is fitted to the outcome beside RL, and later mixed into the advantage.
 """
 
 from __future__ import annotations
@@ -20,11 +19,9 @@ from intfast.methods.method import Counts, Method
 from intfast.model.decoder import Decoder
 from intfast.records import Aimed, Example
 from intfast.run import Run
-from intfast.sample import Graded, Rollouts, Sampler
+from intfast.sample import Rollouts, Sampler
 
 _CONTROL = re.compile(r"[<\[][^<>\[\]]+[>\]]")
-Positive = Annotated[float, Meta(gt=0)]
-Step = Annotated[int, Meta(ge=0)]
 
 
 class Laser(Method):
@@ -35,13 +32,13 @@ class Laser(Method):
 
         token: str = ""
         """z; by default the first control token that neither ends an answer nor is in a prompt."""
-        beta: Positive = 0.1
-        weight: Positive = 0.1
+        beta: Annotated[float, Meta(gt=0)] = 0.1
+        weight: Annotated[float, Meta(gt=0)] = 0.1
         """Factor of the squared loss."""
         share: Annotated[float, Meta(ge=0, le=1)] = 0.1
         """Of the score in the advantage, from step `mix_from_step` on."""
-        from_step: Step = 0
-        mix_from_step: Step = 200
+        from_step: Annotated[int, Meta(ge=0)] = 0
+        mix_from_step: Annotated[int, Meta(ge=0)] = 200
         spread: Annotated[float, Meta(ge=0)] = 0.1
         """Least deviation of a group's scores that takes part."""
 
@@ -53,89 +50,74 @@ class Laser(Method):
     @staticmethod
     def rules(config: config.Config, own: Any) -> Iterator[tuple[str, bool, str]]:
         """A row that was not sampled enters no ratio of a sequence, and log-probs are whole."""
-        policy, sampling = config.rl.policy, config.rl.sampling
-        of = 'with rl.method = "laser"'
+        policy, of = config.rl.policy, 'with rl.method = "laser"'
         text = f'not "gspo" {of}; the row of z would enter the ratio of its sequence'
         yield "rl.policy.objective", policy.objective != "gspo", text
         is_token = policy.correction == "off" or policy.correction_level == "token"
         yield "rl.policy.correction_level", is_token, f'"token" {of}, for the same reason'
         text = f"1 {of}, whose scores are log-probs of the policy itself"
-        yield "rl.sampling.temperature", sampling.temperature == 1, text
+        yield "rl.sampling.temperature", config.rl.sampling.temperature == 1, text
 
     def credit(
         self, rollouts: Rollouts, outcome: Credit, step: int
     ) -> tuple[Sequence[Any], Counts]:
         """The outcome's advantages, later mixed with the scores'; notes what z should be."""
-        run, own, groups = self.run, self.own, rollouts.groups_P_G
-        scores, flat = {}, []
-        for p, (start, group) in enumerate(zip(rollouts.starts_P, groups, strict=True)):
-            prompt_ids = run.sampler.start_prompt(start)
-            flat += [
-                (p, g, [*prompt_ids, *x.completion.token_ids])
-                for g, x in enumerate(group)
-                if _ended(x)
-            ]
-        last = [
-            found[-1] for found in run.sampler.engine.score([[*ids, self.z] for _, _, ids in flat])
+        own, groups, self.step = self.own, rollouts.groups_P_G, step
+        rewards = [[REWARDS[graded.grade.status] for graded in group] for group in groups]
+        # Truncated rollouts have no z.
+        ended = [
+            (p, g, [*self.run.sampler.start_prompt(start), *graded.completion.token_ids])
+            for p, start in enumerate(rollouts.starts_P)
+            for g, graded in enumerate(groups[p])
+            if graded.completion.finish_reason == "stop" and rewards[p][g] is not None
         ]
+        found = self.run.sampler.engine.score([[*ids, self.z] for *_, ids in ended])
+        last = [logprobs[-1] for logprobs in found]
         if self.constant is None:
             self.constant = self._measured(last)
-        for (p, g, _), logprob in zip(flat, last, strict=True):
-            scores[p, g] = own.beta * (logprob - self.constant)
-        graded = [
-            (ids, REWARDS[groups[p][g].grade.status], scores[p, g])
-            for p, g, ids in flat
-            if REWARDS[groups[p][g].grade.status] is not None
-        ]
-        weights = class_weights([reward for _, reward, _ in graded])
+        score = [own.beta * (logprob - self.constant) for logprob in last]
+        reward = [rewards[p][g] for p, g, _ in ended]
+        goals = zip(ended, class_weights(reward), reward, strict=True)
         # By their tokens: what is dealt to updates has no place of its own.
         self.wanted = {
-            tuple(ids): (weight / len(graded), self.constant + reward / own.beta)
-            for (ids, reward, _), weight in zip(graded, weights, strict=True)
+            tuple(ids): (weight / len(ended), self.constant + r / own.beta)
+            for (*_, ids), weight, r in goals
         }
-        self.step = step
+        agreed = [(r > 0.5) + (s > 0.5) for r, s in zip(reward, score, strict=True)]
         counts = {
             "self_constant": self.constant,
-            "self_f1": f1([(reward > 0.5, score > 0.5) for _, reward, score in graded]),
-            "scored_tokens": sum(len(ids) + 1 for *_, ids in flat),
+            # Of r_s > 0.5 as a verdict: 2 true / (2 true + false + missed).
+            "self_f1": 2 * agreed.count(2) / max(1, sum(agreed)),
+            "scored_tokens": sum(len(ids) + 1 for *_, ids in ended),
         }
         if step <= own.mix_from_step or not own.share:
             return outcome.advantages_P_G, counts
-        clipped = [
-            [
-                None
-                if REWARDS[x.grade.status] is None
-                else min(1.0, max(0.0, scores.get((p, g), 0.0)))
-                for g, x in enumerate(group)
-            ]
-            for p, group in enumerate(groups)
-        ]
-        return mixed(outcome.advantages_P_G, clipped, own, run.config.rl.credit), counts
+        scores = [[None if r is None else 0.0 for r in group] for group in rewards]
+        for (p, g, _), value in zip(ended, score, strict=True):
+            scores[p][g] = min(1.0, max(0.0, value))
+        return mixed(outcome.advantages_P_G, scores, own, self.run.config.rl.credit), counts
 
     def rows(self, part: list[Example]) -> list[Example]:
         """The Examples with a row for z behind those that ended; it counts in no divisor."""
+        rl = self.run.config.rl
         if self.step <= self.own.from_step or not self.wanted:
             return part
-        rl = self.run.config.rl
-        factor = self.own.weight * self.own.beta**2
+        # Divided by the divisor it is alpha x mean of w (r_s - r)^2; a step's mean is dealt to its
+        # updates, so each of them weighs as many times more.
+        factor = self.own.weight * self.own.beta**2 * rl.minibatches
         factor *= credit.divisor(part, rl.credit, rl.sampling.max_new_tokens)
-        # Of the step, dealt to its updates: a mean over each would weigh small ones more.
-        factor *= rl.minibatches
-        made = []
-        for example in part:
-            weight, goal = self.wanted.get(tuple(example.token_ids), (0.0, 0.0))
-            if weight:
-                example = Aimed(
-                    token_ids=[*example.token_ids, self.z],
-                    weights=[*example.weights, factor * weight],
-                    advantages=[*example.advantages, 0.0],
-                    sampler_logprobs=[*example.sampler_logprobs, 0.0],
-                    problem_id=example.problem_id,
-                    kind=example.kind,
-                    goal=goal,
-                )
-            made.append(example)
-        return made
+        return [
+            Aimed(
+                token_ids=[*example.token_ids, self.z],
+                weights=[*example.weights, factor * found[0]],
+                advantages=[*example.advantages, 0.0],
+                sampler_logprobs=[*example.sampler_logprobs, 0.0],
+                goal=found[1],
+            )
+            if (found := self.wanted.get(tuple(example.token_ids)))
+            else example
+            for example in part
+        ]
 
     def _measured(self, last: Sequence[float]) -> float:
         """c: of the first step, also in a run that continues."""
@@ -155,10 +137,7 @@ class Laser(Method):
 
 
 def reserved(sampler: Sampler, prompt_ids: Sequence[int], named: str) -> int:
-    """The id of z: the named token, else the first control token that is free.
-
-    Raises ValueError where it ends answers or is in a prompt, or where there is none.
-    """
+    """The id of z: the named token, else the first control token; ValueError where none is free."""
     tokenizer = sampler.tokenizer
     taken = {*sampler.style.stop_ids, tokenizer.pad_token_id, *prompt_ids}
     words = tokenizer.get_vocab()
@@ -167,13 +146,13 @@ def reserved(sampler: Sampler, prompt_ids: Sequence[int], named: str) -> int:
     order = [*sorted(tokenizer.added_tokens_decoder), *sorted(marked)]
     if named:
         order = [words[named]] if named in words else []
-    free = [id for id in order if id not in taken]
-    if not free:
-        raise ValueError(
-            "rl.method_args.token: expected one token of the tokenizer that neither ends an answer "
-            f"nor is in a prompt, got {named!r}"
-        )
-    return free[0]
+    for id in order:
+        if id not in taken:
+            return id
+    raise ValueError(
+        "rl.method_args.token: expected one token of the tokenizer that neither ends an answer "
+        f"nor is in a prompt, got {named!r}"
+    )
 
 
 def class_weights(rewards: Sequence[float]) -> list[float]:
@@ -199,13 +178,3 @@ def mixed(
         pairs = zip(outcome, scored, strict=True)
         made.append([None if a is None else (1 - share) * a + share * b for a, b in pairs])
     return made
-
-
-def f1(pairs: Sequence[tuple[bool, bool]]) -> float:
-    """Of (is right, is scored right): harmonic mean of precision and recall; 0 without either."""
-    both, either = sum(a and b for a, b in pairs), sum(a + b for a, b in pairs)
-    return 2 * both / either if either else 0.0
-
-
-def _ended(graded: Graded) -> bool:
-    return graded.completion.finish_reason == "stop"

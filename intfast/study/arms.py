@@ -33,6 +33,13 @@ _OWN: dict[str, tuple[int, tuple[str, ...]]] = {
     "questa_rl": (2, ("rl.method=questa",)),
     "vppo_rl": (3, ("rl.method=vppo",)),
     "capo_rl": (4, ("rl.method=capo",)),
+    "bread_rl": (5, ("rl.method=bread",)),
+    "flawed_rl": (6, ("rl.method=flawed",)),
+    "opsd_rl": (1, ("rl.method=opsd",)),
+    "other_opsd_rl": (2, ("rl.method=opsd", "rl.method_args.teacher=other")),
+    "sdpo_rl": (3, ("rl.method=sdpo",)),
+    "laser_rl": (4, ("rl.method=laser",)),
+    "online_int_rl": (5, ("rl.method=online_int",)),
     "reference": (2, ("sft.data=reference",)),
     # One rewrite per problem, so that all whole-solution arms have as many examples.
     "reflection": (4, ("sft.data=reflection", "sft.target=one_per_problem")),
