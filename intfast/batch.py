@@ -194,6 +194,8 @@ def _sequence(index: int, example: Example) -> _Sequence | None:
     goal = np.full(rows.size, math.nan)
     if isinstance(example, Aimed):
         goal[-1] = example.goal
+        if not math.isfinite(example.goal):
+            raise ValueError(f"goal of example {index}: expected a finite number, got {goal[-1]}")
     return _Sequence(
         example=index,
         token_ids=token_ids[: targets[-1]],

@@ -9,8 +9,9 @@ import torch
 from msgspec.structs import replace
 from small_run import TOKENIZER, Quiet, Script
 
-from intfast import cli, config, credit, labels, plan, rl
-from intfast.config import CreditConfig, PolicyConfig, PromptConfig, SamplingConfig
+from intfast import cli, collect, config, credit, labels, loss, plan, rl
+from intfast.batch import pack, pack_apart
+from intfast.config import BatchConfig, CreditConfig, PolicyConfig, PromptConfig, SamplingConfig
 from intfast.engine.protocol import Completion
 from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade, Grader
@@ -30,7 +31,7 @@ from intfast.methods import (
 )
 from intfast.methods.critique import Span
 from intfast.prompts import ChatStyle, CompactStyle
-from intfast.records import Attempt, Intervention, Problem
+from intfast.records import Aimed, Attempt, Example, Intervention, Problem
 from intfast.run import open_run
 from intfast.sample import Graded, Rollouts, Sampler, Start
 from intfast.state.journal import Journal
@@ -664,3 +665,115 @@ def test_online_int_learns_from_interventions_of_groups_that_fail(bare_run):
     assert sum(example.weights) / divisor == pytest.approx(0.5)
     # The second of two updates of a step has the rest: nothing.
     assert method.rows(part) is part
+
+
+# --- rows that a method adds to an update ------------------------------------------------------
+
+
+def policy_example(**changes) -> Example:
+    values = {
+        "token_ids": [1, 2, 3, 4],
+        "weights": [0.0, 0.0, 1.0, 1.0],
+        "advantages": [0.0, 0.0, 0.5, -0.5],
+        "sampler_logprobs": [0.0, 0.0, -1.0, -2.0],
+    }
+    return Example(**(values | changes))
+
+
+def aimed(goal: float) -> Aimed:
+    return Aimed(
+        token_ids=[1, 2, 3, 5],
+        weights=[0.0, 0.0, 1.0, 0.25],
+        advantages=[0.0, 0.0, 0.0, 0.0],
+        sampler_logprobs=[0.0, 0.0, -1.0, 0.0],
+        goal=goal,
+    )
+
+
+def losses(batch, policy, dtype=torch.float64):
+    made = torch.Generator().manual_seed(3)
+    hidden = torch.randn(len(batch.rows_N), 8, generator=made, dtype=dtype, requires_grad=True)
+    weight = torch.randn(16, 8, generator=made, dtype=dtype)
+    total, stats = loss.policy_loss(hidden, weight, batch, policy)
+    total.backward()
+    return total, stats, hidden, weight
+
+
+def test_a_row_with_a_goal_is_a_squared_loss_and_not_of_the_policy():
+    config, policy = BatchConfig(max_tokens=100), PolicyConfig(kl=0.0)
+    (batch,) = pack([policy_example(), aimed(-4.0)], config).batches
+    assert batch.goal_N.isnan().tolist() == [True, True, True, False]
+    total, stats, hidden, weight = losses(batch, policy)
+    again = hidden.detach().clone().requires_grad_()
+    logprob = torch.log_softmax(again @ weight.T, -1).gather(1, batch.target_N[:, None])[:, 0]
+    # The ratio is 1 in the only update of a step, and its gradient that of the log-prob.
+    surrogate = -batch.advantage_N * (logprob - logprob.detach()).exp()
+    plain = (batch.weight_N * torch.where(batch.goal_N.isnan(), surrogate, 0)).sum()
+    plain = plain + 0.25 * (logprob[3] + 4) ** 2
+    plain.backward()
+    assert total.item() == pytest.approx(plain.item())
+    assert torch.allclose(hidden.grad, again.grad)
+    # What is said of the policy is of the sampled tokens.
+    (alone,) = pack([policy_example(), policy_example()], config).batches
+    assert stats.keys() == losses(alone, policy)[1].keys()
+    read = loss.read_stats(stats)
+    assert read["ratio_mean"] == pytest.approx(1) and read["num_tokens"] == 3
+
+
+def test_a_goal_keeps_its_sequence_and_must_be_a_number():
+    idle = policy_example(advantages=[0.0] * 4)
+    assert credit.with_gradient([idle, aimed(-4.0)], PolicyConfig()) == [aimed(-4.0)]
+    with pytest.raises(ValueError, match="goal of example 0: expected a finite"):
+        pack([aimed(float("nan"))], BatchConfig(max_tokens=100))
+    (batch,) = pack([idle], BatchConfig(max_tokens=100)).batches
+    assert batch.goal_N is None
+
+
+def test_supervised_rows_join_an_update_in_batches_of_their_own():
+    taught = Example(token_ids=[1, 2, 3], weights=[0.0, 0.5, 0.5])
+    packed = pack_apart([taught, policy_example()], BatchConfig(max_tokens=100))
+    first, second = packed.batches
+    assert first.advantage_N is not None and second.advantage_N is None
+    assert packed.num_loss_tokens == 4 and packed.num_sequences == 2
+    assert packed.weight_sum == 3.0
+    policy = PolicyConfig()
+    _, of_policy, *_ = losses(first, policy)
+    total, of_taught, hidden, weight = losses(second, policy)
+    logprob = torch.log_softmax(hidden @ weight.T, -1).gather(1, second.target_N[:, None])
+    assert total.item() == pytest.approx(-0.5 * logprob.sum().item())
+    both = loss.read_stats(loss.merge_stats(loss.merge_stats(None, of_taught), of_policy))
+    alone = loss.read_stats(of_policy)
+    assert both["loss_sum"] == pytest.approx(alone["loss_sum"] + total.item())
+    assert {k: v for k, v in both.items() if k != "loss_sum"} == {
+        k: v for k, v in alone.items() if k != "loss_sum"
+    }
+    # An update of supervised rows alone has no figures of a policy, and the step's are the others'.
+    rows = [loss.read_stats(of_taught) | {"skipped": 0}, alone | {"skipped": 0}]
+    assert loss.together(rows)["entropy_mean"] == pytest.approx(alone["entropy_mean"])
+    assert "entropy_mean" not in loss.together(rows[:1])
+    assert credit.with_gradient([taught], policy) == [taught]
+
+
+@pytest.mark.parametrize("method", ["laser", "online_int", "bread", "flawed"])
+def test_methods_in_a_run(run_of, monkeypatch, method):
+    with run_of(f"rl.method={method}", "rl.minibatches=2", "attempts.max_problems=4") as run:
+        found = collect.gather(run, [run.config])
+        if method == "online_int":
+            # This base hardly solves a problem: every continuation counts.
+            monkeypatch.setattr(
+                "intfast.methods.online_int.intervene.judge",
+                lambda found, drawn, config: [
+                    replace(record, gate="kept") if record.gate == "passed" else record
+                    for record in found
+                ],
+            )
+        before = run.decoder.head_weight_VD.detach().clone()
+        rl.rl(run, "base_rl", "base", found.selected)
+        rows = run.metrics.rows("base_rl")
+        moved = not before.equal(run.decoder.head_weight_VD)
+    assert len(rows) == 2
+    if method in ("laser", "online_int"):
+        assert moved and all(row["updates"] == 2 for row in rows)
+        assert all(row["skipped"] == 0 for row in rows)
+    if method == "laser":
+        assert rows[0]["self_constant"] == rows[1]["self_constant"] < -12
