@@ -214,6 +214,9 @@ def _whole(config: Config) -> Rules:
     yield "data.train", is_named, 'a problem file; name one: data.train = "my.jsonl"'
     is_trained = bool(config.sft.epochs or config.rl.steps)
     yield "rl.steps", is_trained, "> 0, as sft.epochs = 0; nothing would be trained"
+    is_asked = config.sft.data != "bare_prefix" or config.prompt.style == "chat"
+    text = 'not "bare_prefix" with prompt.style = "compact"; there it is the same as "prefix"'
+    yield "sft.data", is_asked, text
     samples = config.evaluate.samples
     are_drawn = all(1 <= k <= samples for k in config.evaluate.ks)
     yield "evaluate.ks", are_drawn, f"numbers from 1 to evaluate.samples = {samples}"

@@ -45,8 +45,7 @@ def rl(
     tasks = _tasks(problems, hints or {}, run)
     # For a comparison at equal tokens: what the run generated before RL counts too.
     collected = sum(cost.generated_tokens(run).values()) if config.until_tokens else 0
-    is_kept = config.policy.kl or by_method(config, "frozen")
-    reference = _reference(run, initial) if is_kept else None
+    reference = _reference(run, initial)
     # A method changes what is started from, drawn, or credited; that of the outcome, nothing.
     method = table.start(run, name, reference)
     temperature = config.sampling.temperature
@@ -70,17 +69,13 @@ def rl(
                 parity.check_rollouts(run, where, rollouts.starts_P, rollouts.groups_P_G)
             # GRPO: a reward counts by how far it lies above its own group. Problems that are always
             # or never solved move nothing.
-            outcome = credit.group_advantages(
-                rewards(rollouts.groups_P_G), config.credit, run.device
-            )
+            outcome = _outcome(run, rollouts.groups_P_G)
             advantages_P_G, about = method.credit(rollouts, outcome, step)
             row = counts(run, rollouts, outcome) | spent | about
             # The engine sleeps while the step trains: their memory is the same memory.
             with run.updating():
                 with run.metrics.phase("prepare"):
-                    updates, row["examples"] = minibatches(
-                        run, rollouts, advantages_P_G, step, method
-                    )
+                    updates, row["examples"] = minibatches(method, rollouts, advantages_P_G, step)
                 stats = []
                 with run.metrics.phase("train"):
                     # Off-policy from the second update on; the clipped ratio to the old policy
@@ -167,6 +162,10 @@ def rewards(groups_P_G: Sequence[Sequence[Graded]]) -> list[list[float | None]]:
     return [[credit.REWARDS[graded.grade.status] for graded in group] for group in groups_P_G]
 
 
+def _outcome(run: Run, groups_P_G: Sequence[Sequence[Graded]]) -> Credit:
+    return credit.group_advantages(rewards(groups_P_G), run.config.rl.credit, run.device)
+
+
 def _has_variance(group: Sequence[Graded]) -> bool:
     # Equality and not a small deviation decides, as in the op.
     return len({reward for reward in rewards([group])[0] if reward is not None}) > 1
@@ -176,7 +175,7 @@ def counts(run: Run, rollouts: Rollouts, found: Credit) -> dict[str, Any]:
     """What a step drew, groups that were replaced included; `found` is of those it learns from."""
     groups_P_G = [group for _, group in rollouts.drawn]
     if groups_P_G != rollouts.groups_P_G:
-        found = credit.group_advantages(rewards(groups_P_G), run.config.rl.credit, run.device)
+        found = _outcome(run, groups_P_G)
     flat = [graded for group in groups_P_G for graded in group]
     lengths = [len(graded.completion.token_ids) for graded in flat]
     # Groups without any graded rollout are in none of the shares.
@@ -227,13 +226,13 @@ def _line(name: str, step: int, config: RlConfig, row: Mapping[str, Any]) -> str
 
 
 def minibatches(
-    run: Run, rollouts: Rollouts, advantages_P_G: Sequence[Any], step: int, method: Method
+    method: Method, rollouts: Rollouts, advantages_P_G: Sequence[Any], step: int
 ) -> tuple[list[tuple[Packed, float]], int]:
     """(packed, divisor) of each update of a step, and the number of rollouts that take part.
 
     Fewer rollouts than minibatches make fewer updates; those without any gradient are left out.
     """
-    config = run.config.rl
+    run, config = method.run, method.run.config.rl
     # One training sequence per rollout: prompt without loss, sampled tokens with their advantage.
     made = credit.examples(
         [run.sampler.start_prompt(start) for start in rollouts.starts_P],
@@ -275,8 +274,10 @@ def scored(
     return updates
 
 
-def _reference(run: Run, initial: str) -> Decoder:
-    """A frozen copy of the initial policy, which the KL term is measured from."""
+def _reference(run: Run, initial: str) -> Decoder | None:
+    """A frozen copy of the initial policy, where a KL term is measured from it or a method asks."""
+    if not (run.config.rl.policy.kl or by_method(run.config.rl, "frozen")):
+        return None
     # The start of the stage, for all of it: a reference that moved along would bound nothing.
     run.hold(initial)
     return copy.deepcopy(run.decoder).requires_grad_(False)

@@ -62,6 +62,11 @@ def test_every_arm_is_a_config_that_passes_its_checks():
     base = cli.load(CONFIG, WORDS)
     seen = set()
     for name, arm in arms.ARMS.items():
+        if name.startswith("bare_prefix"):
+            # In the compact style, what the arm prefix runs.
+            with pytest.raises(ValueError, match='the same as "prefix"'):
+                cli.load(CONFIG, [*WORDS, *arm.settings])
+            continue
         config = cli.load(CONFIG, [*WORDS, *arm.settings])
         key = str(cli.differences(config, base))
         assert key not in seen, f"{name} runs what another arm runs"
@@ -135,7 +140,7 @@ def test_methods_of_rl_are_arms_of_one_table(tmp_path, capsys):
 def test_all_arms_are_those_that_can_run(tmp_path, capsys):
     words = [*WORDS, f"run={tmp_path / 'run'}", "arms=all", "rl.refill=1"]
     plan = compare.read_plan([CONFIG, *words])
-    assert {"vppo_rl", "capo_rl"} <= set(plan.left_out)
+    assert {"vppo_rl", "capo_rl", "bread_rl", "bare_prefix"} <= set(plan.left_out)
     assert "rl.refill: expected 0" in plan.left_out["vppo_rl"]
     assert set(plan.names) | set(plan.left_out) == set(arms.ARMS)
     assert {"base", "int_rl", "regft", "questa_rl"} <= set(plan.names)

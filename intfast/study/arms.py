@@ -82,7 +82,9 @@ OURS = "int_rl"
 
 
 def check(names: Sequence[str]) -> list[str]:
-    """The named arms in the order of the table; raises ValueError for one that does not exist."""
+    """The named arms, or "all", in the table's order; ValueError for one that does not exist."""
+    if list(names) == ["all"]:
+        return list(ARMS)
     if unknown := [name for name in names if name not in ARMS]:
         raise ValueError(f"no arm {', '.join(unknown)}; arms are {', '.join(ARMS)}")
     if not names:

@@ -101,9 +101,7 @@ def read_plan(words: Sequence[str]) -> Plan:
             (of_arms if ":" in key else rest).append(word)
     config = cli.load(words[0], rest)
     is_all = own["arms"] == "all"
-    names = arms.check(
-        [name for name in own["arms"].split(",") if name] if not is_all else arms.ARMS
-    )
+    names = arms.check([name for name in own["arms"].split(",") if name])
     seeds = own["seeds"] or str(config.seed)
     if not all(part.strip().isdecimal() for part in seeds.split(",")):
         raise ValueError(f"seeds= expects whole numbers separated by commas, got {seeds!r}")
@@ -144,9 +142,8 @@ def read_plan(words: Sequence[str]) -> Plan:
         except ValueError as error:
             if not is_all or name in arms.DEFAULT:
                 raise
-            why = str(error).splitlines()[-1].strip()
             rows = [row for row in names if arms.run_of(row, names) == name]
-            plan.left_out.update(dict.fromkeys(rows, why))
+            plan.left_out.update(dict.fromkeys(rows, str(error).splitlines()[-1].strip()))
             continue
         if arms.needs_sft(name) and not arm.sft.epochs:
             raise ValueError(f"arm {name}: sft.epochs = 0, but the arm needs SFT")
