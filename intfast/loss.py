@@ -88,7 +88,7 @@ def policy_loss(
     raises       ValueError when a stream that the objective needs is missing
     """
     _check_rows(hidden_ND, batch)
-    if batch.advantage_N is None:
+    if batch.advantage_N is None and batch.sampler_logprob_N is None:
         # Supervised rows of the same update: in its loss, not in what is said of its policy.
         loss, stats = sft_loss(hidden_ND, weight_VD, batch)
         return loss, {"num_tokens_sum": 0 * stats["num_tokens_sum"], "loss_sum": stats["loss_sum"]}

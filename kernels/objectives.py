@@ -272,13 +272,16 @@ class Corrected(Objective):
 
 @dataclass(frozen=True)
 class Either(Objective):
-    """`inner`, and where there is a goal (logprob - goal)^2 in its place."""
+    """`inner`, and where there is a goal (logprob - goal)^2 in its place.
+
+    inner  of single tokens: a row with a goal was not sampled and is in no ratio of a sequence
+    """
 
     inner: Objective
 
-    @property
-    def whole_batch(self) -> bool:
-        return self.inner.whole_batch
+    def __post_init__(self) -> None:
+        if self.inner.whole_batch:
+            raise ValueError(f"Either.inner: expected an objective of tokens, got {self.inner}")
 
     @property
     def entropy_gradient(self) -> bool:

@@ -120,5 +120,4 @@ OBJECTIVES = [
     ScaledK3(0.3),
     TrustRegion(0.05, 0.05, 0.1),
     Either(Sum((PolicyClip(), Kl(0.1, "k3"), EntropyBonus(0.05)))),
-    Either(SequenceClip(SEQUENCES, 0.1, 0.1)),
 ]

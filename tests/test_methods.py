@@ -15,7 +15,7 @@ from intfast.config import BatchConfig, CreditConfig, PolicyConfig, PromptConfig
 from intfast.engine.protocol import Completion
 from intfast.grading.answers import Reason
 from intfast.grading.grader import Grade, Grader
-from intfast.kernels.objectives import Either, Reinforce, Streams
+from intfast.kernels.objectives import Either, Reinforce, SequenceClip, Streams
 from intfast.methods import (
     bread,
     capo,
@@ -721,6 +721,8 @@ def test_a_row_with_a_goal_is_a_squared_loss_and_not_of_the_policy():
 
 
 def test_a_goal_keeps_its_sequence_and_must_be_a_number():
+    with pytest.raises(ValueError, match="an objective of tokens"):
+        Either(SequenceClip(2))
     idle = policy_example(advantages=[0.0] * 4)
     assert credit.with_gradient([idle, aimed(-4.0)], PolicyConfig()) == [aimed(-4.0)]
     with pytest.raises(ValueError, match="goal of example 0: expected a finite"):
