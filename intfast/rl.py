@@ -60,8 +60,7 @@ def rl(
             # Not at the end of a step: what is done is saved before an evaluation is broken off.
             _evaluate_if_due(run, stage)
             step = stage.step + 1
-            starts = method.tasks(tasks, step)
-            rollouts = draw(run, name, starts, stage.state.get("cursor", 0))
+            rollouts = draw(run, name, method.tasks(tasks, step), stage.state.get("cursor", 0))
             rollouts, spent = method.after_draw(rollouts, step)
             if stage.step == start or (check_every and step % check_every == 0):
                 # The same tokens, scored by both sides: stale weights are not learned from.
