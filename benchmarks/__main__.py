@@ -23,7 +23,6 @@ from benchmarks import (
     house,
     kernels,
     occupancy,
-    process_credit,
     quickstart,
     traffic,
     training_step,
@@ -35,7 +34,7 @@ from benchmarks import (
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
     engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
-    process_credit, gates, grading, function_speed, kernels, accuracy, traffic, occupancy,
+    gates, grading, function_speed, kernels, accuracy, traffic, occupancy,
 )  # fmt: skip
 
 

@@ -40,7 +40,8 @@ CORE = {
 """The files to read, in this order, and what each is for."""
 FLOORS = [
     "adapters",
-    "config labels ranks records safe_text sources tokens words",
+    "labels ranks records safe_text sources tokens words",
+    "config",
     "checks evaluate verdict waves",
     "cli template",
     "kernels prompts state",

@@ -18,7 +18,7 @@ from torch import Tensor
 from intfast.config import BatchConfig
 from intfast.engine.protocol import derive_seed
 from intfast.model.decoder import PackedAttention
-from intfast.records import Example
+from intfast.records import Aimed, Example
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +54,8 @@ class Batch:
     """fp32, of the policy at the start of a step; None where the current policy is the old one."""
     reference_logprob_N: Tensor | None = None
     """fp32, of the reference policy; None without a KL term."""
+    goal_N: Tensor | None = None
+    """fp32, the log-prob that a row should have, NaN for an ordinary one; None where all are."""
 
     def inputs(self) -> tuple[Tensor, Tensor, PackedAttention, Tensor]:
         """The arguments of `Decoder.forward`: hidden states of the rows that carry loss."""
@@ -98,6 +100,7 @@ class _Sequence:
     weight: np.ndarray
     advantage: np.ndarray | None
     sampler_logprob: np.ndarray | None
+    goal: np.ndarray
 
 
 def pack(examples: Sequence[Example], config: BatchConfig) -> Packed:
@@ -127,6 +130,16 @@ def pack(examples: Sequence[Example], config: BatchConfig) -> Packed:
         weight_sum=math.fsum(weight for item in sequences for weight in item.weight.tolist()),
         num_sequences=len(sequences),
     )
+
+
+def pack_apart(examples: Sequence[Example], config: BatchConfig) -> Packed:
+    """As `pack`, with the supervised Examples in batches of their own behind those of a policy."""
+    kinds = ([e for e in examples if (e.advantages is None) == last] for last in (False, True))
+    first, *more = [pack(kind, config) for kind in kinds if kind]
+    for other in more:
+        counts = {f.name: getattr(first, f.name) + getattr(other, f.name) for f in fields(first)}
+        first = Packed(**counts)
+    return first
 
 
 def split(examples: Sequence[Example], num_minibatches: int, seed: int) -> list[list[Example]]:
@@ -178,6 +191,11 @@ def _sequence(index: int, example: Example) -> _Sequence | None:
             f"weights of example {index}: expected finite numbers >= 0, got "
             f"{weight[targets].min()} .. {weight[targets].max()}; put a sign into the advantage"
         )
+    goal = np.full(rows.size, math.nan)
+    if isinstance(example, Aimed):
+        goal[-1] = example.goal
+        if not math.isfinite(example.goal):
+            raise ValueError(f"goal of example {index}: expected a finite number, got {goal[-1]}")
     return _Sequence(
         example=index,
         token_ids=token_ids[: targets[-1]],
@@ -186,6 +204,7 @@ def _sequence(index: int, example: Example) -> _Sequence | None:
         weight=weight[targets],
         advantage=_used(index, example, "advantages", targets),
         sampler_logprob=_used(index, example, "sampler_logprobs", targets),
+        goal=goal,
     )
 
 
@@ -244,6 +263,7 @@ def _batch(sequences: list[_Sequence]) -> Batch:
         parts = [getattr(sequence, name) for sequence in sequences]
         return None if parts[0] is None else torch.from_numpy(np.concatenate(parts)).to(dtype)
 
+    goal_N = joined("goal", torch.float32)
     rows = [start + sequence.rows for start, sequence in zip(starts, sequences, strict=True)]
     return Batch(
         token_ids_T=joined("token_ids", torch.int64),
@@ -256,4 +276,5 @@ def _batch(sequences: list[_Sequence]) -> Batch:
         examples_S=tuple(sequence.example for sequence in sequences),
         advantage_N=joined("advantage", torch.float32),
         sampler_logprob_N=joined("sampler_logprob", torch.float32),
+        goal_N=None if goal_N.isnan().all() else goal_N,
     )

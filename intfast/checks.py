@@ -62,7 +62,7 @@ RANGES: tuple[Range, ...] = (
     ),
     ("grade.timeout_s sft.optim.lr rl.optim.lr", "a number > 0", lambda x: 0 < x < math.inf),
     (
-        "sft.optim.floor rl.optim.floor rl.policy.clip_low",
+        "sft.optim.floor rl.optim.floor rl.policy.clip_low sft.prefix_whole",
         "a number from 0 to 1",
         lambda x: 0 <= x <= 1,
     ),
@@ -71,7 +71,7 @@ RANGES: tuple[Range, ...] = (
         "a share, 0 <= share < 1",
         lambda x: 0 <= x < 1,
     ),
-    ("intervene.futility rl.credit.process_weight", "0 < number < 1", lambda x: 0 < x < 1),
+    ("intervene.futility", "0 < number < 1", lambda x: 0 < x < 1),
     ("rl.policy.entropy", "a finite number", math.isfinite),
     ("rollout.cache_gib", '"auto" or a number > 0', lambda x: x == "auto" or 0 < x < math.inf),
     (
@@ -218,7 +218,6 @@ def _ranges(config: Config) -> Rules:
 def _unused(config: Config) -> Rules:
     """A changed setting that this config never reads is a misunderstanding."""
     sft, rl, policy, stop = config.sft, config.rl, config.rl.policy, config.intervene.stop
-    process = f'rl.credit.process = "{rl.credit.process}"'
     objective = f'rl.policy.objective = "{policy.objective}"'
     function = f'grade.function = "{config.grade.function}"'
     finds = not config.grade.function or config.grade.function == "reasoning-gym"
@@ -243,8 +242,7 @@ def _unused(config: Config) -> Rules:
         ("rl.evaluate_every", config.data.test is None, "no data.test"),
         ("rl.from_base", not rl.steps, "rl.steps = 0"),
         ("rl.from_base", not sft.epochs, "sft.epochs = 0 (from the base anyway)"),
-        ("rl.credit.process_weight", rl.credit.process == "none", process),
-        ("rl.credit.baseline rl.credit.scale", rl.credit.process == "vppo", process),
+        ("rl.method rl.method_args", not rl.steps, "rl.steps = 0"),
         ("rl.policy.clip_low rl.policy.clip_high", policy.objective == "reinforce", objective),
         ("rl.policy.dual_clip", policy.objective not in ("grpo", "gspo"), objective),
         ("rl.policy.kl_estimator", policy.kl == 0, "rl.policy.kl = 0"),
@@ -263,6 +261,9 @@ def _whole(config: Config) -> Rules:
     yield "data.train", is_named, 'a problem file; name one: data.train = "my.jsonl"'
     is_trained = bool(config.sft.epochs or config.rl.steps)
     yield "rl.steps", is_trained, "> 0, as sft.epochs = 0; nothing would be trained"
+    is_asked = config.sft.data != "bare_prefix" or config.prompt.style == "chat"
+    text = 'not "bare_prefix" with prompt.style = "compact"; there it is the same as "prefix"'
+    yield "sft.data", is_asked, text
     samples = config.evaluate.samples
     are_drawn = all(1 <= k <= samples for k in config.evaluate.ks)
     yield "evaluate.ks", are_drawn, f"numbers from 1 to evaluate.samples = {samples}"
@@ -303,16 +304,6 @@ def _rl(config: Config) -> Rules:
     yield "batch.max_tokens", fits, text
     text = '"constant" with rl.until_tokens; they leave the number of steps open'
     yield "rl.optim.schedule", not rl.until_tokens or rl.optim.schedule == "constant", text
-    if rl.credit.process != "none":
-        process = f'rl.credit.process = "{rl.credit.process}"'
-        text = f"0 with {process}; it drops the groups that are all wrong, which that needs"
-        yield "rl.refill", not rl.refill, text
-        text = (
-            f'"off" with {process}; that reads whole solutions, a hint leaves their beginning out'
-        )
-        yield "rl.hint", rl.hint == "off", text
-        text = f'not "gspo" with {process}; "gspo" has one advantage a sequence, {process} many'
-        yield "rl.policy.objective", rl.policy.objective != "gspo", text
 
 
 def _greedy(config: Config) -> Rules:
@@ -322,7 +313,11 @@ def _greedy(config: Config) -> Rules:
         ("attempts.samples", "attempts.sampling", config.needs_attempts),
         ("intervene.samples", "intervene.sampling", intervenes),
         ("intervene.continuations", "intervene.continuation", intervenes),
-        ("sft.samples", "intervene.sampling", config.sft.epochs and config.sft.data == "star"),
+        (
+            "sft.samples",
+            "intervene.sampling",
+            bool(config.sft.epochs) and config.sft.data in ("star", "regft"),
+        ),
         ("rl.group_size", "rl.sampling", True),
         ("evaluate.samples", "evaluate.sampling", config.data.test is not None),
     ):

@@ -31,7 +31,7 @@ from intfast.safe_text import redact
 
 ABSENT = "absent"
 """How an optional setting without a value is shown, and unset on the command line."""
-_OPTIM, _PROCESS = "intfast/model/optim.py", "intfast/methods/process_credit.py"
+_OPTIM = "intfast/model/optim.py"
 GONE = {
     "optim.beta1": f"the constant BETAS of {_OPTIM}",
     "optim.beta2": f"the constant BETAS of {_OPTIM}",
@@ -40,9 +40,11 @@ GONE = {
     "optim.decay_vectors": "norms and biases are not decayed",
     "optim.warmup_steps": "use optim.warmup_ratio, a share of the steps",
     "credit.eps": "the constant EPS of intfast/credit.py",
-    "credit.process_rollouts": f"the constant ROLLOUTS of {_PROCESS}",
-    "credit.process_margin": f"the constant MARGIN of {_PROCESS}",
-    "credit.process_clamp": "vppo always clamps",
+    "credit.process": 'use rl.method = "vppo" or "capo"',
+    "credit.process_weight": "use rl.method_args, such as {alpha = 0.5}",
+    "credit.process_rollouts": "all wrong rollouts are verified",
+    "credit.process_margin": "use rl.method_args = {margin = 1.0}",
+    "credit.process_clamp": "use rl.method_args = {clamp = true}",
     "rl.hint_shares": "use rl.hint = 0.5, or the constant SHARES of intfast/methods/guided.py",
     "rl.hint_samples": "the constant SAMPLES of intfast/methods/guided.py",
     "policy.correction_low": "use policy.correction_bounds = [low, high]",

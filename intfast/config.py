@@ -11,6 +11,8 @@ from typing import Literal
 from msgspec import Struct, field
 from msgspec.structs import asdict, force_setattr, replace
 
+from intfast import labels
+
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all settings: immutable, strict about its fields."""
@@ -205,20 +207,18 @@ class OptimConfig(Settings):
 class SftConfig(Settings):
     """Stage 3: fine-tuning on prefix + intervention, or on the data of a rival method."""
 
-    data: Literal["intervention", "reference", "reflection", "rft", "star", "prefix"] = (
-        "intervention"
-    )
-    """"reference": reference solutions; "reflection": the model's rewrites of its wrong attempts;
-    "rft": its right attempts; "star": those, and right solutions with the reference in view;
-    "prefix": beginnings of its attempts, right or wrong (UPFT)."""
-    target: Literal["recipe", "intervention", "suffix", "one_per_problem", "no_filter"] = "recipe"
-    """"recipe": prefix + intervention of all that are kept, as in the paper; "intervention": no
-    loss on the prefix; "suffix": a right continuation behind; "one_per_problem": that with the most
-    right continuations (also for other `data`); "no_filter": all that passed the gates."""
+    data: labels.SftData = "intervention"
+    """What it learns from: study/README.md and methods/README.md."""
+    target: labels.SftTarget = "recipe"
+    """"recipe": prefix + intervention of all that are kept, as in the paper; its "intervention" or
+    "prefix" alone; "suffix": and a right continuation; "one_per_problem": the one that is right
+    most often, of other `data` the first; "no_filter": all that passed the gates."""
     samples: int = 4
-    """"star": solutions with the reference in view, per problem without a right attempt."""
+    """"star", "regft": solutions with the reference in view, per problem that is asked."""
     prefix_tokens: int = 32
-    """"prefix": tokens of each beginning; every tenth problem keeps its whole attempt."""
+    """"prefix": tokens of each beginning."""
+    prefix_whole: float = 0.1
+    """"prefix": share of the problems that keep their whole attempt."""
     epochs: int = 4
     """Passes over the examples; 0 skips the stage."""
     batch_size: int = 64
@@ -263,10 +263,6 @@ class CreditConfig(Settings):
     """What the summed loss is divided by; see credit.divisor."""
     mask_truncated: bool = False
     """Leave completions that hit the length limit out of the loss (their reward still counts)."""
-    process: Literal["none", "vppo", "capo"] = "none"
-    """In wrong rollouts "vppo" rewards tokens before the wrong step, "capo" penalises its own."""
-    process_weight: float = 0.5
-    """That reward or penalty; a right rollout earns 1."""
 
 
 class RlConfig(Settings):
@@ -283,7 +279,12 @@ class RlConfig(Settings):
     problems: Literal["selected", "unlocked"] = "unlocked"
     """"selected": all of stage 1; "unlocked": those with a kept intervention (the paper)."""
     hint: Literal["off", "shortest"] | float = "off"
-    """Problems also appear with this share of their reference; "shortest": one that is enough."""
+    """Problems also appear with the beginning of their reference, one to one: this share of it, or
+    "shortest", the first of guided.SHARES from which a sample is right."""
+    method: labels.Method = "outcome"
+    """What is changed of RL on the outcome: methods/README.md."""
+    method_args: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Settings of the method's own: {alpha = 0.3}."""
     refill: int = 0
     """Dynamic sampling: extra rounds that replace groups without variance, at most so many."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0)
@@ -340,8 +341,8 @@ class MetricsConfig(Settings):
     """SFT examples whose tokens the report colours by what SFT did to them; 0 is off."""
 
 
-SAMPLED = "attempts.sampling intervene.sampling intervene.continuation "
-SAMPLED += "rl.sampling evaluate.sampling"
+SAMPLED = "attempts.sampling intervene.sampling intervene.continuation rl.sampling "
+SAMPLED += "evaluate.sampling"
 """Where the stages say how they draw tokens."""
 
 
@@ -388,7 +389,8 @@ class Config(Settings):
     def needs_interventions(self) -> bool:
         """Whether interventions are what is trained on, or what selects the problems of RL."""
         by_rl = self.rl.steps > 0 and self.rl.problems == "unlocked"
-        return by_rl or (bool(self.sft.epochs) and self.sft.data == "intervention")
+        by_sft = bool(self.sft.epochs) and self.sft.data == "intervention"
+        return by_rl or by_sft or labels.by_method(self.rl, "interventions")
 
     @property
     def needs_attempts(self) -> bool:
@@ -399,6 +401,6 @@ class Config(Settings):
     @property
     def needs_references(self) -> bool:
         """Whether a reference solution takes part anywhere."""
-        by_sft = bool(self.sft.epochs) and self.sft.data not in ("rft", "prefix")
-        by_rl = self.rl.hint != "off" or (self.rl.steps > 0 and self.rl.credit.process != "none")
+        by_sft = bool(self.sft.epochs) and self.sft.data not in labels.WITHOUT_REFERENCES
+        by_rl = self.rl.hint != "off" or labels.by_method(self.rl, "references")
         return self.needs_interventions or by_sft or by_rl

@@ -18,7 +18,7 @@ from intfast.config import CreditConfig, PolicyConfig
 from intfast.engine.protocol import Completion
 from intfast.grading.grader import Grade
 from intfast.kernels import group_advantages as kernel
-from intfast.records import Example, Record
+from intfast.records import Aimed, Example, Record
 
 EPS = 1e-4
 """Added to a standard deviation before it divides."""
@@ -122,7 +122,7 @@ def examples(
 ) -> list[Example]:
     """One Example per completion that takes part in the loss, in order.
 
-    An advantage is a number, or one per sampled token (process_credit).
+    An advantage is a number, or one per sampled token (methods/).
     Left out: advantage None, and with `mask_truncated` finish reason "length". Weight of a sampled
     token: 1, or 1 / number of sampled tokens for "sequence-mean"; of a prompt token: 0. A
     completion without tokens gives an Example without weight: it counts in `divisor`.
@@ -199,8 +199,11 @@ def with_gradient(examples_N: Sequence[Example], policy: PolicyConfig) -> list[E
     """The Examples that can move the weights; take `divisor` before, it counts all of them.
 
     Sequences whose advantages are all 0 are dropped, but only where that is exact: with a KL or
-    entropy term they have a gradient too, and all are returned. May be empty: skip the update.
+    entropy term they have a gradient too, and all are returned; supervised ones and those with a
+    goal always teach. May be empty: skip the update.
     """
     if policy.kl != 0 or policy.entropy != 0:
         return list(examples_N)
-    return [example for example in examples_N if example.advantages and any(example.advantages)]
+    return [
+        e for e in examples_N if e.advantages is None or isinstance(e, Aimed) or any(e.advantages)
+    ]

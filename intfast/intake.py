@@ -83,7 +83,7 @@ def load(config: Config, console: Console) -> tuple[list[Problem], list[Problem]
     if config.needs_references and not any(problem.reference for problem in problems):
         raise ValueError(
             f"{settings.train}: no problem has a reference solution, which interventions, "
-            "rewrites, hints and process credit need; add a column reference_solution, or for "
+            "rewrites, hints and some methods of RL need; add a column reference_solution, or for "
             'plain RL set sft.epochs = 0 and rl.problems = "selected"'
         )
     compare_ranks(config, [*problems, *tests])

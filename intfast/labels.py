@@ -1,19 +1,54 @@
-"""What weights are called: by a key in stored files, by a label for a reader."""
+"""Names: of data and methods in a config, of weights in stored files, and labels for a reader."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
+SftData = Literal[
+    *("intervention", "reference", "reflection", "rft"),
+    *("star", "regft", "prefix", "bare_prefix"),
+]
+"""`sft.data`."""
+WITHOUT_REFERENCES = ("rft", "prefix", "bare_prefix")
+"""Those that read no reference solution."""
+SftTarget = Literal[
+    *("recipe", "intervention", "prefix", "suffix"), *("one_per_problem", "no_filter")
+]
+"""`sft.target`."""
+Method = Literal[
+    *("outcome", "vppo", "capo", "questa", "bread", "flawed"),
+    *("opsd", "sdpo", "laser", "online_int"),
+]
+"""`rl.method`."""
+NEEDED_BY = {
+    "references": ("vppo", "capo", "questa", "bread", "opsd", "online_int"),
+    "interventions": ("flawed",),
+    "frozen": ("opsd",),
+}
+"""What methods of RL need beside problems; "frozen" is a copy of the first policy."""
 LABELS = {
     "base": "base",
     "base_rl": "RL",
     "hint_rl": "hint-guided RL, shortest beginning",
-    "fixed_hint_rl": "hint-guided RL, half of the reference",
+    "fixed_hint_rl": "hint-guided RL, half of the reference or none",
+    "questa_rl": "RL on hinted problems alone (QuestA)",
+    "vppo_rl": "RL, VPPO, own critic",
+    "capo_rl": "RL, CAPO, own critic",
+    "bread_rl": "RL, failed groups behind the reference's beginning (BREAD)",
+    "flawed_rl": "RL, half from flawed beginnings",
+    "opsd_rl": "RL by a teacher with the reference (OPSD)",
+    "other_opsd_rl": "RL by a teacher with another's reference",
+    "sdpo_rl": "RL by a teacher with a right sibling (SDPO)",
+    "laser_rl": "RL with a self-reward (LaSeR)",
+    "online_int_rl": "RL with interventions of its own (online InT)",
     "reference": "SFT on references",
     "reflection": "SFT on self-reflections",
     "rft": "SFT on right attempts (RFT)",
     "star": "SFT on rationalisations (STaR)",
+    "regft": "SFT with most of the reference in view (ReGFT)",
     "prefix": "SFT on beginnings (UPFT)",
+    "bare_prefix": "SFT on beginnings, bare prompt",
+    "int_prefix": "SFT on InT's prefixes alone",
     "int": "InT",
 }
 """Key -> label, in the order of the tables; RL on top of any other is "LABEL + RL"."""
@@ -28,6 +63,7 @@ EXAMPLES = {
     "reflection": "self-reflection",
     "rft": "right attempt",
     "star": "rationalisation",
+    "regft": "solution along most of the reference",
     "prefix": "beginning of an attempt",
 }
 """Example.kind -> label."""
@@ -75,6 +111,11 @@ class Weights(NamedTuple):
         places = list(LABELS)
         place = places.index(self.arm) if self.arm in places else len(places)
         return place, self.arm, self.rl, -1 if self.step is None else self.step
+
+
+def by_method(rl: Any, need: str) -> bool:
+    """Whether there is RL by a method that needs this; rl: config.RlConfig."""
+    return rl.steps > 0 and rl.method in NEEDED_BY[need]
 
 
 def label(key: str) -> str:

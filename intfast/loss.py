@@ -26,6 +26,7 @@ from intfast.kernels.objectives import (
     Cispo,
     Corrected,
     CrossEntropy,
+    Either,
     EntropyBonus,
     Kl,
     Objective,
@@ -96,6 +97,10 @@ def policy_loss(
     raises       ValueError when a stream that the objective needs is missing
     """
     _check_rows(hidden_ND, batch)
+    if batch.advantage_N is None and batch.sampler_logprob_N is None:
+        # Supervised rows of the same update: in its loss, not in what is said of its policy.
+        loss, stats = sft_loss(hidden_ND, weight_VD, batch)
+        return loss, {"num_tokens_sum": 0 * stats["num_tokens_sum"], "loss_sum": stats["loss_sum"]}
     # Constants to autograd, all of them: only the current log-prob carries gradient.
     streams = Streams(
         weight_T=batch.weight_N,
@@ -104,12 +109,21 @@ def policy_loss(
         reference_T=batch.reference_logprob_N,
         sampler_T=batch.sampler_logprob_N,
         sequence_T=batch.sequence_N,
+        goal_T=batch.goal_N,
     )
     # What the loss is made of is decided once per batch; the kernels know tensors only.
     objective = objective_of(config, len(batch.lengths))
+    if batch.goal_N is not None:
+        objective = Either(objective)
     output = linear_objective(
         hidden_ND, weight_VD, batch.target_N, objective, streams, temperature=temperature, **dealt
     )
+    if batch.goal_N is not None:
+        # Rows with a goal were not sampled: nothing is said of their ratios.
+        ordinary = batch.goal_N.isnan().nonzero()[:, 0]
+        kept = (output.logprob_T[ordinary], output.entropy_T[ordinary])
+        output = output._replace(logprob_T=kept[0], entropy_T=kept[1])
+        streams = streams.rows(ordinary)
     measured = policy_stats(output, streams, config, len(batch.lengths))
     return output.loss, _counted(output) | measured
 
@@ -248,14 +262,20 @@ def merge_stats(total: Stats | None, stats: Stats) -> Stats:
     """Statistics of two sets of rows together; `total` None starts a new total. No device wait."""
     if total is None:
         return dict(stats)
-    if total.keys() != stats.keys():
+    if not (total.keys() <= stats.keys() or stats.keys() <= total.keys()):
         raise ValueError(
             f"stats: expected the names {sorted(total)}, got {sorted(stats)}; "
             "merge micro-batches of one update and one objective"
         )
     # `*_sum` adds, `*_min` and `*_max` keep the extreme: then it is a statistic of the update.
     merge = {"sum": torch.add, "min": torch.minimum, "max": torch.maximum}
-    return {name: merge[name.rsplit("_", 1)[1]](total[name], stats[name]) for name in total}
+    both = {
+        name: merge[name.rsplit("_", 1)[1]](total[name], stats[name])
+        for name in total
+        if name in stats
+    }
+    # Supervised batches have fewer.
+    return total | stats | both
 
 
 def read_stats(total: Stats) -> dict[str, float]:
@@ -284,9 +304,10 @@ def together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"updates": len(rows)}
     if not rows:
         return found
-    tokens = [row["num_tokens"] for row in rows]
-    for key in rows[0]:
-        values = [row.get(key) for row in rows]
+    for key in dict.fromkeys(key for row in rows for key in row):
+        # An update of supervised rows alone has no figures of a policy.
+        tokens = [row["num_tokens"] for row in rows if key in row]
+        values = [row[key] for row in rows if key in row]
         if key in ("num_tokens", "skipped"):
             found[key] = sum(values)
         elif key.endswith("_max"):
@@ -295,7 +316,7 @@ def together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             found[key] = min(values)
         elif key.endswith("_mean"):
             total = sum(value * count for value, count in zip(values, tokens, strict=True))
-            found[key] = total / sum(tokens)
+            found[key] = total / max(1, sum(tokens))
         elif key != "cause":
             found[key] = sum(values) / len(values)
     causes = [row["cause"] for row in rows if row["skipped"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from intfast import collect, ranks
 from intfast.collect import Found
-from intfast.methods import guided, sft_data
+from intfast.methods import guided, sft_data, table
 from intfast.model import weights
 from intfast.rl import rl
 from intfast.run import Run
@@ -17,7 +17,7 @@ def train(run: Run) -> Found:
 
     Raises ValueError for what the user can change, RuntimeError for the environment.
     """
-    config = run.config
+    config = table.check(run.config)
     # Before anything is trained: every table needs the base beside it.
     collect.evaluation(run, "base")
     # Attempts and interventions come from the base model alone. SFT starts from it too, so what is

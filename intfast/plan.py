@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -20,7 +19,8 @@ from intfast.engine.device import pick_device
 from intfast.engine.memory import GIB
 from intfast.engine.protocol import pick_engine
 from intfast.grading.function import grader_of
-from intfast.methods import guided
+from intfast.methods import guided, table
+from intfast.methods.method import Draws
 from intfast.model import folder as model_folder
 from intfast.model import shards, weights
 from intfast.model.folder import load_tokenizer
@@ -43,6 +43,7 @@ def show(
     Raises ValueError or RuntimeError for what would stop the run at its start.
     """
     trackers.require(config.metrics.trackers)
+    table.check(config)
     console = console or metrics.make_console()
     say = partial(metrics.say, console)
     say("Settings that differ from the defaults")
@@ -99,15 +100,6 @@ def _gradable(
     return intake.usable(problems, golds, say), intake.usable(tests, golds, say)
 
 
-class Draws(NamedTuple):
-    """The most samples that a stage draws: in words, how many, and the most tokens of each."""
-
-    stage: str
-    words: str
-    samples: int
-    tokens: int
-
-
 def draws(config: Config, num: int) -> Iterator[Draws]:
     """What the stages of a run on `num` problems generate at most, evaluation left out."""
     attempts, stage, rl = config.attempts, config.intervene, config.rl
@@ -126,9 +118,9 @@ def draws(config: Config, num: int) -> Iterator[Draws]:
         words += f", in waves of {stage.wave}, stop = {stage.stop}"
         samples = wrong * stage.continuations * starts
         yield Draws("continuations", words, samples, stage.continuation.max_new_tokens)
-    if config.sft.epochs and config.sft.data in ("star", "reflection"):
-        is_star = config.sft.data == "star"
-        samples = selected * (config.sft.samples if is_star else attempts.wrong_per_problem)
+    if config.sft.epochs and config.sft.data in ("star", "regft", "reflection"):
+        is_reflection = config.sft.data == "reflection"
+        samples = selected * (attempts.wrong_per_problem if is_reflection else config.sft.samples)
         yield Draws("guided", "solutions with the reference in view", samples, each)
     rollout = rl.sampling.max_new_tokens
     if rl.steps and rl.hint == "shortest":
@@ -138,6 +130,7 @@ def draws(config: Config, num: int) -> Iterator[Draws]:
         rollouts = rl.problems_per_step * rl.group_size * (1 + rl.refill)
         words = f"{rl.steps} steps x {rollouts} rollouts"
         yield Draws("rollouts", words, rl.steps * rollouts, rollout)
+        yield from table.METHODS[rl.method].draws(config, table.own(config), selected)
 
 
 def work(config: Config, num: int, num_tests: int) -> Iterator[str]:

@@ -110,8 +110,8 @@ class Continuation(Record):
 class Guided(Record):
     """One solution that was sampled with the reference, or part of it, in the prompt; graded.
 
-    `kind` is "reflection" (a rewrite of a wrong attempt), "star" (a solution along the reference)
-    or "hint" (a continuation of the reference's beginning, `share` of its characters).
+    `kind` is "reflection" (a rewrite of a wrong attempt), "star", "regft" (a solution along the
+    reference) or "hint" (a continuation of the reference's beginning, `share` of its characters).
     """
 
     kind: str
@@ -145,3 +145,10 @@ class Example(Record):
     problem_id: str = ""
     kind: str = ""
     """What the sequence is, for reports: "intervention", "rollout", ..."""
+
+
+# Never stored: a field of Example would be in every line of examples.jsonl.
+class Aimed(Example, kw_only=True):
+    """An Example of a policy whose last token was not sampled, and should have this log-prob."""
+
+    goal: float

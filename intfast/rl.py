@@ -13,12 +13,14 @@ from functools import partial
 from typing import Any
 
 from intfast import collect, credit, loss, parity
-from intfast.batch import Packed, pack, shuffled, split
+from intfast.batch import Packed, pack_apart, shuffled, split
 from intfast.config import RlConfig
 from intfast.credit import Credit
 from intfast.engine.protocol import derive_seed
 from intfast.grading.watch import cut_short
-from intfast.methods import cost, process_credit
+from intfast.labels import by_method
+from intfast.methods import cost, table
+from intfast.methods.method import Method
 from intfast.model.decoder import Decoder
 from intfast.records import Problem
 from intfast.run import Run
@@ -27,8 +29,6 @@ from intfast.update import Stage, is_finished, logprobs, update, with_logprobs
 
 Hints = Mapping[str, list[int]]
 """Problem id -> the prompt ids of the problem with its hint."""
-Task = tuple[Problem, list[int] | None]
-"""A problem and, for its guided version, the prompt with the hint."""
 
 
 def rl(
@@ -45,7 +45,9 @@ def rl(
     tasks = _tasks(problems, hints or {}, run)
     # For a comparison at equal tokens: what the run generated before RL counts too.
     collected = sum(cost.generated_tokens(run).values()) if config.until_tokens else 0
-    reference = _reference(run, initial) if config.policy.kl else None
+    reference = _reference(run, initial)
+    # A method changes what is started from, drawn, or credited; that of the outcome, nothing.
+    method = table.start(run, name, reference)
     temperature = config.sampling.temperature
     policy_loss = partial(loss.policy_loss, config=config.policy, temperature=temperature)
     # A step moves the schedule by all its minibatches, whether or not each makes an update.
@@ -58,23 +60,21 @@ def rl(
             # Not at the end of a step: what is done is saved before an evaluation is broken off.
             _evaluate_if_due(run, stage)
             step = stage.step + 1
-            rollouts = draw(run, name, tasks, stage.state.get("cursor", 0))
+            rollouts = draw(run, name, method.tasks(tasks, step), stage.state.get("cursor", 0))
+            rollouts, spent = method.after_draw(rollouts, step)
             if stage.step == start or (check_every and step % check_every == 0):
                 # The same tokens, scored by both sides: stale weights are not learned from.
                 where = f"{name} step {step}"
                 parity.check_rollouts(run, where, rollouts.starts_P, rollouts.groups_P_G)
             # GRPO: a reward counts by how far it lies above its own group. Problems that are always
             # or never solved move nothing.
-            outcome = credit.group_advantages(
-                rewards(rollouts.groups_P_G), config.credit, run.device
-            )
-            # Credit inside wrong rollouts, where configured; else the advantages as they are.
-            advantages_P_G, verified = process_credit.inside(run, rollouts, outcome, step)
-            row = counts(run, rollouts, outcome) | verified
+            outcome = _outcome(run, rollouts.groups_P_G)
+            advantages_P_G, about = method.credit(rollouts, outcome, step)
+            row = counts(run, rollouts, outcome) | spent | about
             # The engine sleeps while the step trains: their memory is the same memory.
             with run.updating():
                 with run.metrics.phase("prepare"):
-                    updates, row["examples"] = minibatches(run, rollouts, advantages_P_G, step)
+                    updates, row["examples"] = minibatches(method, rollouts, advantages_P_G, step)
                 stats = []
                 with run.metrics.phase("train"):
                     # Off-policy from the second update on; the clipped ratio to the old policy
@@ -96,15 +96,15 @@ def rl(
 # --- rollouts ----------------------------------------------------------------------------------
 
 
-def _tasks(problems: Sequence[Problem], hints: Hints, run: Run) -> list[Task]:
+def _tasks(problems: Sequence[Problem], hints: Hints, run: Run) -> list[Start]:
     if not problems:
         raise ValueError(
             'rl.problems = "unlocked" leaves no problem: no intervention was kept; '
             + (cut_short(run.folder, run.config) or 'use rl.problems = "selected"')
         )
     # Bare and hinted version are two tasks of one stream: a step has both kinds.
-    bare: list[Task] = [(problem, None) for problem in problems]
-    return bare + [(problem, hints[problem.id]) for problem in problems if problem.id in hints]
+    hinted = [Start(p, (), prompt_ids=hints[p.id]) for p in problems if p.id in hints]
+    return [Start(problem, ()) for problem in problems] + hinted
 
 
 def _evaluate_if_due(run: Run, stage: Stage) -> None:
@@ -116,7 +116,7 @@ def _evaluate_if_due(run: Run, stage: Stage) -> None:
         collect.evaluation(run, stage.name, step)
 
 
-def draw(run: Run, name: str, tasks: Sequence[Task], cursor: int) -> Rollouts:
+def draw(run: Run, name: str, tasks: Sequence[Start], cursor: int) -> Rollouts:
     """Rollouts of the next tasks of the stream, which repeats in a new order every epoch.
 
     Dynamic sampling (`rl.refill`): groups without variance are replaced by those of the next
@@ -141,16 +141,16 @@ def draw(run: Run, name: str, tasks: Sequence[Task], cursor: int) -> Rollouts:
     return rollouts._replace(cursor=cursor)
 
 
-def _start(run: Run, tasks: Sequence[Task], place: int) -> Start:
+def _start(run: Run, tasks: Sequence[Start], place: int) -> Start:
     """The task at a place of the endless stream, with its seeds."""
     seed = run.config.seed
     # The stream has no state but a number: any place of it can be found again from the seed.
     epoch, index = divmod(place, len(tasks))
-    problem, prompt_ids = tasks[shuffled(len(tasks), derive_seed(seed, "rl-order", epoch))[index]]
+    task = tasks[shuffled(len(tasks), derive_seed(seed, "rl-order", epoch))[index]]
     samples = range(run.config.rl.group_size)
     # The place is in the seed: the same problem in the next epoch draws other rollouts.
-    seeds = [derive_seed(seed, "rl", place, problem.id, sample) for sample in samples]
-    return Start(problem, seeds, prompt_ids=prompt_ids)
+    seeds = [derive_seed(seed, "rl", place, task.problem.id, sample) for sample in samples]
+    return task._replace(seeds=seeds)
 
 
 # --- rewards and counts ------------------------------------------------------------------------
@@ -161,6 +161,10 @@ def rewards(groups_P_G: Sequence[Sequence[Graded]]) -> list[list[float | None]]:
     return [[credit.reward(graded.grade) for graded in group] for group in groups_P_G]
 
 
+def _outcome(run: Run, groups_P_G: Sequence[Sequence[Graded]]) -> Credit:
+    return credit.group_advantages(rewards(groups_P_G), run.config.rl.credit, run.device)
+
+
 def _has_variance(group: Sequence[Graded]) -> bool:
     # Equality and not a small deviation decides, as in the op.
     return len({reward for reward in rewards([group])[0] if reward is not None}) > 1
@@ -169,8 +173,8 @@ def _has_variance(group: Sequence[Graded]) -> bool:
 def counts(run: Run, rollouts: Rollouts, found: Credit) -> dict[str, Any]:
     """What a step drew, groups that were replaced included; `found` is of those it learns from."""
     groups_P_G = [group for _, group in rollouts.drawn]
-    if len(groups_P_G) > len(rollouts.groups_P_G):
-        found = credit.group_advantages(rewards(groups_P_G), run.config.rl.credit, run.device)
+    if groups_P_G != rollouts.groups_P_G:
+        found = _outcome(run, groups_P_G)
     flat = [graded for group in groups_P_G for graded in group]
     lengths = [len(graded.completion.token_ids) for graded in flat]
     # Groups without any graded rollout are in none of the shares.
@@ -188,7 +192,7 @@ def counts(run: Run, rollouts: Rollouts, found: Credit) -> dict[str, Any]:
         # Of all rollouts; `entropy_mean` is of the tokens that carry gradient.
         "entropy_sampled": -sum(sum(g.completion.logprobs) for g in flat) / max(1, sum(lengths)),
     }
-    bare = [group for start, group in rollouts.drawn if start.prompt_ids is None]
+    bare = [g for s, g in rollouts.drawn if s.prompt_ids is None and not s.answer_ids]
     if len(bare) < len(groups_P_G):
         # What hints earn says nothing of the problems themselves.
         values["reward_bare"] = _mean_reward(bare) if bare else None
@@ -212,20 +216,22 @@ def _line(name: str, step: int, config: RlConfig, row: Mapping[str, Any]) -> str
     if not row["updates"]:
         return line + "  no update: no group has variance"
     skipped = f"  SKIPPED, not finite: {row['cause']}" if row["skipped"] else ""
-    return line + f"  entropy {row['entropy_mean']:.3f}{skipped}"
+    # Absent where no policy row was left, supervised ones alone.
+    entropy = f"  entropy {row['entropy_mean']:.3f}" if "entropy_mean" in row else ""
+    return line + entropy + skipped
 
 
 # --- updates -----------------------------------------------------------------------------------
 
 
 def minibatches(
-    run: Run, rollouts: Rollouts, advantages_P_G: Sequence[Any], step: int
+    method: Method, rollouts: Rollouts, advantages_P_G: Sequence[Any], step: int
 ) -> tuple[list[tuple[Packed, float]], int]:
     """(packed, divisor) of each update of a step, and the number of rollouts that take part.
 
     Fewer rollouts than minibatches make fewer updates; those without any gradient are left out.
     """
-    config = run.config.rl
+    run, config = method.run, method.run.config.rl
     # One training sequence per rollout: prompt without loss, sampled tokens with their advantage.
     made = credit.examples(
         [run.sampler.start_prompt(start) for start in rollouts.starts_P],
@@ -239,10 +245,11 @@ def minibatches(
     # What was drawn may leave few: unscored and masked rollouts, groups that refill did not find.
     for part in split(made, min(config.minibatches, len(made)), seed) if made else []:
         # Sequences of advantage zero cost a forward and change nothing, unless KL or entropy does.
-        if kept := credit.with_gradient(part, config.policy):
+        # Rows of a method's own are no part of the mean.
+        if kept := credit.with_gradient(method.rows(part), config.policy):
             # Of the whole part: sequences of advantage 0 are left out, but are part of the mean.
             divisor = credit.divisor(part, config.credit, config.sampling.max_new_tokens)
-            updates.append((pack(kept, run.config.batch), divisor))
+            updates.append((pack_apart(kept, run.config.batch), divisor))
     return updates, len(made)
 
 
@@ -254,7 +261,8 @@ def scored(
     The only update of a step needs no old ones: its current log-probs are the old ones.
     """
     temperature = run.config.rl.sampling.temperature
-    for stream, decoder in (("old", run.decoder), ("reference", reference)):
+    compared = reference if run.config.rl.policy.kl else None
+    for stream, decoder in (("old", run.decoder), ("reference", compared)):
         # Scored before the first update moves anything.
         if decoder is None or (stream == "old" and len(updates) == 1):
             continue
@@ -265,8 +273,10 @@ def scored(
     return updates
 
 
-def _reference(run: Run, initial: str) -> Decoder:
-    """A frozen copy of the initial policy, which the KL term is measured from."""
+def _reference(run: Run, initial: str) -> Decoder | None:
+    """A frozen copy of the initial policy, where a KL term is measured from it or a method asks."""
+    if not (run.config.rl.policy.kl or by_method(run.config.rl, "frozen")):
+        return None
     # The start of the stage, for all of it: a reference that moved along would bound nothing.
     run.hold(initial)
     return copy.deepcopy(run.decoder).requires_grad_(False)

@@ -56,6 +56,8 @@ class Draw(NamedTuple):
     starts_P: Sequence[Start]
     sampling: SamplingConfig
     is_graded: bool = True
+    ends: Sequence[int] = ()
+    """Token ids that end a sample, besides those of the style."""
 
     @property
     def num_samples(self) -> int:
@@ -123,15 +125,20 @@ class Sampler:
         return self._prompts[problem]
 
     def start_prompt(self, start: Start) -> Sequence[int]:
-        """The prompt ids of a start: its own, or the solve prompt of its problem."""
-        return self.prompt(start.problem) if start.prompt_ids is None else start.prompt_ids
+        """What a completion stands behind: a problem's or its own prompt, and the answer so far."""
+        own = self.prompt(start.problem) if start.prompt_ids is None else start.prompt_ids
+        return [*own, *start.answer_ids]
 
     def fits(self, num_tokens: int, sampling: SamplingConfig) -> bool:
         """Whether a prompt of so many tokens leaves room to answer: it is never cut."""
         return fits(self.context, num_tokens, sampling)
 
     def request(
-        self, prompt_ids: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig
+        self,
+        prompt_ids: Sequence[int],
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+        ends: Sequence[int] = (),
     ) -> Request:
         """An engine request that ends where an answer of this prompt style ends.
 
@@ -145,7 +152,7 @@ class Sampler:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
-                stop_ids=self.style.stop_ids,
+                stop_ids=(*self.style.stop_ids, *ends),
             ),
         )
 
@@ -232,7 +239,7 @@ class _Drawn:
         self.is_graded = draw.is_graded
         # A partial answer is prompt to the engine: only what is sampled now carries log-probs.
         self.requests_P = [
-            sampler.request([*sampler.start_prompt(s), *s.answer_ids], s.seeds, draw.sampling)
+            sampler.request(sampler.start_prompt(s), s.seeds, draw.sampling, draw.ends)
             for s in starts_P
         ]
         self.left = sum(len(start.seeds) for start in starts_P)

@@ -61,12 +61,13 @@ def main(arguments: Sequence[str]) -> int:
             # Here, so that a wrong setting is refused before torch is loaded.
             from intfast import pipeline
             from intfast.engine.device import pick_device
+            from intfast.methods import table
             from intfast.run import open_run
             from intfast.study import finish
 
             def device() -> Any:
                 checks.check_paths(config)  # each rank its own, and one message of all
-                return pick_device(config)
+                return pick_device(table.check(config))
 
             with (
                 ranks.joined(device, config.watchdog_s, config.ranks.tp),

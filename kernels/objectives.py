@@ -41,6 +41,8 @@ class Streams(NamedTuple):
     sampler_T: Tensor | None = None
     sequence_T: Tensor | None = None
     """int64, not decreasing: the sequence of each token, for sequence-level objectives."""
+    goal_T: Tensor | None = None
+    """The log-prob that a token should have, for `Either`; NaN for an ordinary one."""
 
     def rows(self, index: Tensor | slice) -> Streams:
         """The streams of some tokens."""
@@ -266,6 +268,31 @@ class Corrected(Objective):
             weight_T = torch.where((weight_T < self.low) | (weight_T > self.high), 0, weight_T)
         terms = self.inner(logprob_T, entropy_T, streams)
         return Terms(*(None if term is None else weight_T * term for term in terms))
+
+
+@dataclass(frozen=True)
+class Either(Objective):
+    """`inner`, and where there is a goal (logprob - goal)^2 in its place.
+
+    inner  of single tokens: a row with a goal was not sampled and is in no ratio of a sequence
+    """
+
+    inner: Objective
+
+    def __post_init__(self) -> None:
+        if self.inner.whole_batch:
+            raise ValueError(f"Either.inner: expected an objective of tokens, got {self.inner}")
+
+    @property
+    def entropy_gradient(self) -> bool:
+        return self.inner.entropy_gradient
+
+    def __call__(self, logprob_T: Tensor, entropy_T: Tensor | None, streams: Streams) -> Terms:
+        goal_T = _need(streams, "goal_T", self).to(logprob_T.dtype)
+        terms, gap_T = self.inner(logprob_T, entropy_T, streams), logprob_T - goal_T
+        own = Terms(gap_T.square(), 2 * gap_T, torch.zeros_like(gap_T))
+        pairs = zip(terms, own, strict=True)
+        return Terms(*(t if t is None else torch.where(goal_T.isnan(), t, o) for t, o in pairs))
 
 
 @dataclass(frozen=True)

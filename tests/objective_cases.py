@@ -6,6 +6,7 @@ from intfast.kernels.objectives import (
     Cispo,
     Corrected,
     CrossEntropy,
+    Either,
     EntropyBonus,
     Kl,
     PolicyClip,
@@ -30,6 +31,9 @@ def streams_for(logprob_T, seed=1):
     sequence_T = torch.arange(T, device=logprob_T.device) * SEQUENCES // T
     sampler_T = logprob_T + 0.5 * noise()
     sampler_T[2] = float("nan")
+    goal_T = torch.where(
+        torch.arange(T, device=logprob_T.device) % 3 == 1, logprob_T + 1.5, torch.nan
+    )
     return Streams(
         weight_T=noise().abs() + 0.1,
         advantage_T=noise(),
@@ -37,6 +41,7 @@ def streams_for(logprob_T, seed=1):
         reference_T=logprob_T + 0.4 * noise(),
         sampler_T=sampler_T,
         sequence_T=sequence_T,
+        goal_T=goal_T,
     )
 
 
@@ -44,6 +49,9 @@ def plain(objective, logprob, entropy, s):
     """The loss per token as its paper states it; constants are detached, autograd does the rest."""
     if isinstance(objective, Sum):
         return sum(plain(part, logprob, entropy, s) for part in objective.parts)
+    if isinstance(objective, Either):
+        gap = logprob - s.goal_T.nan_to_num()
+        return torch.where(s.goal_T.isnan(), plain(objective.inner, logprob, entropy, s), gap**2)
     if isinstance(objective, CrossEntropy):
         return -logprob
     if isinstance(objective, EntropyBonus):
@@ -111,4 +119,5 @@ OBJECTIVES = [
     SequenceClip(SEQUENCES, 0.02, 0.02, dual=1.05),
     ScaledK3(0.3),
     TrustRegion(0.05, 0.05, 0.1),
+    Either(Sum((PolicyClip(), Kl(0.1, "k3"), EntropyBonus(0.05)))),
 ]

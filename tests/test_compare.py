@@ -62,6 +62,11 @@ def test_every_arm_is_a_config_that_passes_its_checks():
     base = cli.load(CONFIG, WORDS)
     seen = set()
     for name, arm in arms.ARMS.items():
+        if name.startswith("bare_prefix"):
+            # In the compact style, what the arm prefix runs.
+            with pytest.raises(ValueError, match='the same as "prefix"'):
+                cli.load(CONFIG, [*WORDS, *arm.settings])
+            continue
         config = cli.load(CONFIG, [*WORDS, *arm.settings])
         key = str(cli.differences(config, base))
         assert key not in seen, f"{name} runs what another arm runs"
@@ -117,6 +122,30 @@ def test_a_dry_run_prints_arms_and_bounds_and_writes_nothing(tmp_path, capsys):
     # All arms read the same two files.
     assert shown.count("fingerprint") == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_methods_of_rl_are_arms_of_one_table(tmp_path, capsys):
+    names = "rl,vppo_rl,capo_rl,int_rl"
+    words = [*WORDS, f"run={tmp_path / 'run'}", f"arms={names}", "--dry-run"]
+    assert compare.main([CONFIG, *words, "capo_rl:rl.method_args.votes=2"]) == 0
+    shown = capsys.readouterr().out
+    # One critique, and two, of each of 2 x 2 rollouts; the plain arm has none.
+    assert "rollouts 440, critiques 440)" in shown and "rollouts 440, critiques 880)" in shown
+    assert "(attempts 1,320, rollouts 440)" in shown
+    assert "rl.method = 'vppo' (was 'outcome')" in shown
+    assert compare.main([CONFIG, *words, "rl:rl.method=vppo"]) == 2
+    assert "rl.method tells the arms apart" in capsys.readouterr().err
+
+
+def test_all_arms_are_those_that_can_run(tmp_path, capsys):
+    words = [*WORDS, f"run={tmp_path / 'run'}", "arms=all", "rl.refill=1"]
+    plan = compare.read_plan([CONFIG, *words])
+    assert {"vppo_rl", "capo_rl", "bread_rl", "bare_prefix"} <= set(plan.left_out)
+    assert "rl.refill: expected 0" in plan.left_out["vppo_rl"]
+    assert set(plan.names) | set(plan.left_out) == set(arms.ARMS)
+    assert {"base", "int_rl", "regft", "questa_rl"} <= set(plan.names)
+    assert compare.main([CONFIG, *words, "--dry-run"]) == 0
+    assert "vppo_rl is left out: rl.refill: expected 0" in capsys.readouterr().out
 
 
 def test_a_dry_run_looks_at_the_model(tmp_path, capsys):

@@ -16,7 +16,8 @@ CODE = sorted([*(ROOT / "intfast").rglob("*.py"), *(ROOT / "kernels").rglob("*.p
 READMES = [
     ROOT / "README.md",
     *(ROOT / name / "README.md" for name in ("benchmarks", "benchmarks/reliability", "intfast")),
-    *(ROOT / name / "README.md" for name in ("intfast/grading", "intfast/study", "kernels")),
+    *(ROOT / f"intfast/{name}/README.md" for name in ("grading", "methods", "study")),
+    ROOT / "kernels/README.md",
 ]
 OLDEST = (ROOT / "tests/oldest.txt").read_text()
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)

@@ -14,6 +14,7 @@ from intfast.model import optim
 from intfast.model.decoder import PackedAttention
 from intfast.records import Example, Intervention
 from intfast.run import open_run
+from intfast.sample import Start
 from intfast.state import checkpoint
 from intfast.study import analysis, summary
 from intfast.study.read import TokenLogprobs
@@ -152,7 +153,7 @@ def test_dynamic_sampling_replaces_idle_groups_within_its_bound(run_of, monkeypa
                 Grade(status=r.status, reason=r) for r in (reasons[next(rights)] for _ in list(s))
             ],
         )
-        rollouts = rl.draw(run, "rl", [(p, None) for p in run.problems], 0)
+        rollouts = rl.draw(run, "rl", [Start(p, ()) for p in run.problems], 0)
         found = credit.group_advantages(rl.rewards(rollouts.groups_P_G), run.config.rl.credit)
         row = rl.counts(run, rollouts, found)
     assert len(rollouts.starts_P) == len(rollouts.groups_P_G) == 4
@@ -305,7 +306,7 @@ def test_an_export_is_looked_at_before_it_is_called_one(run_of, harm):
 
 def test_every_epoch_of_the_stream_is_a_permutation(run_of):
     with run_of() as run:
-        tasks = [(problem, None) for problem in run.problems]
+        tasks = [Start(problem, ()) for problem in run.problems]
         epochs = [
             [rl._start(run, tasks, 6 * epoch + n).problem.id for n in range(6)]
             for epoch in range(4)

@@ -73,8 +73,10 @@ def test_guided_and_bare_versions_come_one_to_one(run_of, monkeypatch):
 
 def test_a_guided_rollout_carries_loss_on_its_own_tokens_alone(run_of, monkeypatch):
     kept = []
-    pack = rl.pack
-    monkeypatch.setattr(rl, "pack", lambda made, config: kept.extend(made) or pack(made, config))
+    pack = rl.pack_apart
+    monkeypatch.setattr(
+        rl, "pack_apart", lambda made, config: kept.extend(made) or pack(made, config)
+    )
     with run_of("rl.problems_per_step=12", "rl.steps=1") as run:
         hints = hints_of(run)
         prompts = {p.id: run.sampler.prompt(p) for p in run.problems}

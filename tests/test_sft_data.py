@@ -11,7 +11,7 @@ from intfast.config import Config, PromptConfig
 from intfast.grading.grader import Grader
 from intfast.methods import guided, prompts, sft_data
 from intfast.prompts import ChatStyle, CompactStyle
-from intfast.records import Attempt, Example, Guided, Problem
+from intfast.records import Attempt, Example, Guided, Intervention, Problem
 from intfast.sample import Sampler
 from intfast.state.journal import Journal
 from intfast.state.metrics import Metrics
@@ -151,11 +151,68 @@ def test_star_rationalises_only_what_no_attempt_solved(run_of):
     assert decode(TOKENIZER, asked.prompt_ids) == f"<rewrite> {BODY} <sol> <ref> {REFERENCE} <out>"
 
 
-def test_beginnings_are_short_but_for_every_tenth(run_of):
+def test_beginnings_are_short_but_for_a_share_of_the_problems(run_of):
+    """UPFT by hand: of 20 problems with a share of 0.1, 2 whole ones with the end token."""
+    many = [msgspec.structs.replace(PROBLEMS[0], id=f"n{n}") for n in range(20)]
     run = run_of(sft={"data": "prefix", "prefix_tokens": 5})
-    built = build(run, *(attempt(name, 0, WRONG) for name in "pq"))
+    built = build(run, *(attempt(p.id, 0, WRONG) for p in many), selected=many)
     whole = encode(TOKENIZER, WRONG)
-    assert targets(built) == [[*whole, END], whole[:5]]
+    found = targets(built)
+    assert found.count([*whole, END]) == 2 and found.count(whole[:5]) == 18
+    assert [n for n, target in enumerate(found) if len(target) > 5] == [0, 10]
+
+
+def test_beginnings_are_asked_for_and_whole_attempts_are_not(run_of, bpe):
+    style = ChatStyle(PromptConfig(), bpe)
+    for data, prompt in (("prefix", prompts.first_step), ("bare_prefix", ChatStyle.solve)):
+        run = run_of(sft={"data": data, "prefix_tokens": 5})
+        run.sampler.style = style
+        drawn = [attempt(name, 0, WRONG) for name in "pq"]
+        built = list(sft_data._beginnings(run, Found(selected=PROBLEMS, attempts=drawn)))
+        asked = [prompts.first_step, ChatStyle.solve].index(prompt)
+        first, second = (example.token_ids for example in built)
+        assert first[: len(style.solve(PROBLEMS[0]))] == style.solve(PROBLEMS[0])
+        ids = prompt(style, PROBLEMS[1])
+        assert second[: len(ids)] == ids and len(second) == len(ids) + 5
+        assert ("only the first step" in decode(bpe, ids)) == (asked == 0)
+
+
+def test_regft_asks_where_less_than_a_quarter_is_right(run_of):
+    """By hand: 4 right of 16 are a quarter and not asked, 3 are."""
+    run = run_of(RIGHT, WRONG, sft={"data": "regft", "samples": 2})
+    drawn = [attempt("p", n, RIGHT if n < 4 else WRONG) for n in range(16)]
+    drawn += [attempt("q", n, RIGHT if n < 3 else WRONG) for n in range(16)]
+    built = build(run, *drawn)
+    assert [(e.problem_id, e.kind) for e in built] == [("p", "rft"), ("q", "rft"), ("q", "regft")]
+    assert targets(built) == [[*encode(TOKENIZER, RIGHT), END]] * 3
+    (asked,) = run.sampler.engine.requests
+    # Whole words, 80 % of the characters.
+    part = guided.beginning(REFERENCE, 0.8)
+    assert 0.7 * len(REFERENCE) < len(part) <= 0.8 * len(REFERENCE)
+    assert decode(TOKENIZER, asked.prompt_ids) == f"<rewrite> {BODY} <sol> <ref> {part} <out>"
+
+
+def test_the_exact_control_learns_the_prefixes_without_their_interventions(run_of):
+    def record(problem_id, prefix):
+        return Intervention(
+            id=f"{problem_id}/0/0",
+            problem_id=problem_id,
+            attempt=0,
+            sample=0,
+            guided="",
+            reply="",
+            gate="kept",
+            prefix_ids=prefix,
+            intervention_ids=[7, 8],
+        )
+
+    kept = [record("p", [5, 6]), record("q", [])]
+    problems = {problem.id: problem for problem in PROBLEMS}
+    built = list(sft_data.build_examples(run_of().sampler, problems, kept, [], "prefix"))
+    # Where the first step is wrong there is no prefix to learn from.
+    assert targets(built) == [[5, 6]] and [e.problem_id for e in built] == ["p"]
+    recipe = list(sft_data.build_examples(run_of().sampler, problems, kept, [], "recipe"))
+    assert targets(recipe) == [[5, 6, 7, 8], [7, 8]]
 
 
 def test_what_was_drawn_is_not_drawn_again(run_of):

@@ -26,6 +26,7 @@ from intfast.engine.cache import bytes_per_slot, round_up
 from intfast.engine.generation import PREFILL_TOKENS
 from intfast.engine.protocol import CHUNK_SAMPLES
 from intfast.kernels.head.plan import DEFAULT_CHUNK_BYTES
+from intfast.labels import by_method
 from intfast.model.decoder import Architecture, Decoder
 from intfast.model.fixed import BLOCK
 from intfast.model.shards import Shards
@@ -184,7 +185,7 @@ class Plan:
         ]
         if target.engine == "vllm" and config.rollout.engine == "vllm_copy":
             items.append(Item("vLLM's copy of the weights", num * width, num * width))
-        if config.rl.steps and config.rl.policy.kl:
+        if config.rl.steps and (config.rl.policy.kl or by_method(config.rl, "frozen")):
             items.append(Item("reference model", num * width, num * width))
         return items
 

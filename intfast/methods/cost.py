@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from intfast.records import Attempt, Continuation, Guided, Intervention
 from intfast.run import Run
 
@@ -30,6 +33,10 @@ def generated_tokens(run: Run) -> dict[str, int]:
 
 
 def rl_tokens(run: Run, name: str) -> int:
-    """Tokens that an RL stage has generated so far: rollouts, and verifications of `credit`."""
-    rows = run.metrics.rows(name)
-    return sum(row.get("sampled_tokens", 0) + row.get("verify_tokens", 0) for row in rows)
+    """Tokens that an RL stage has generated so far: rollouts, and what its method drew beside."""
+    return sum(map(of_step, run.metrics.rows(name)))
+
+
+def of_step(row: Mapping[str, Any]) -> int:
+    """Tokens that the step of a row generated; those before `rl.method` were of verifications."""
+    return sum(row.get(key, 0) for key in ("sampled_tokens", "method_tokens", "verify_tokens"))

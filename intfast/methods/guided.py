@@ -11,6 +11,8 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from intfast.collect import run_flows
 from intfast.config import SamplingConfig
 from intfast.engine.protocol import derive_seed
@@ -27,6 +29,8 @@ SAMPLES = 8
 """Samples from each share, until one is right."""
 ASKS = 512
 """Prompts that are asked together, at most."""
+MOST = 0.8
+"""Share of a reference's characters that ReGFT shows."""
 
 
 class Ask(NamedTuple):
@@ -49,14 +53,15 @@ def reflections(run: Run, wrong: Sequence[tuple[Problem, Attempt]]) -> Sequence[
     return _draw(run, "reflections", asks, run.config.intervene.sampling)
 
 
-def rationales(run: Run, problems: Sequence[Problem]) -> Sequence[Guided]:
-    """`sft.samples` solutions along the reference of each problem that has one."""
-    samples = list(range(run.config.sft.samples))
-    asks = [
-        Ask("star", problem, prompts.rationalise(run.sampler.style, problem), samples)
-        for problem in problems
-        if problem.reference
-    ]
+def rationales(run: Run, problems: Sequence[Problem], kind: str, share: float) -> Sequence[Guided]:
+    """`sft.samples` solutions along so much of the reference of each problem that has one."""
+    samples, style, asks = list(range(run.config.sft.samples)), run.sampler.style, []
+    for problem in problems:
+        if problem.reference:
+            # The whole of it to the last blank, as it stands in the data.
+            part = problem.reference if share == 1 else beginning(problem.reference, share)
+            seen = replace(problem, reference=part)
+            asks.append(Ask(kind, problem, prompts.rationalise(style, seen), samples))
     return _draw(run, "rationales", asks, run.config.intervene.sampling)
 
 

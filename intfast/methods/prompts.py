@@ -40,6 +40,19 @@ Read it closely, then go on from exactly where it ends, without repeating it, up
 answer."""
 
 
+_FIRST_STEP = """\
+{problem}
+
+Write only the first step of a solution. It need not reach the answer."""
+
+
+def first_step(style: Style, problem: Problem) -> list[int]:
+    """The request for the initial step alone (UPFT); in the compact style the bare problem."""
+    if not isinstance(style, ChatStyle):
+        return style.solve(problem)
+    return style.ask(_FIRST_STEP.format(problem=style.question(problem)))
+
+
 def reflect(style: Style, problem: Problem, attempt: str) -> list[int]:
     """The request to rewrite a whole wrong attempt, given the reference."""
     assert problem.reference is not None
@@ -70,3 +83,11 @@ def hint(style: Style, problem: Problem, beginning: str) -> list[int]:
         return style.ask(f"<solve> {problem.problem} {beginning}")
     question, beginning = style.question(problem), style.quote(beginning)
     return style.ask(_HINT.format(problem=question, beginning=beginning))
+
+
+def append_hint(style: Style, problem: Problem, beginning: str) -> list[int]:
+    """The problem with the beginning of its solution as a part of it, not to be continued."""
+    if not isinstance(style, ChatStyle):
+        return hint(style, problem, beginning)
+    text = style.quote(beginning)
+    return style.ask(f"{style.question(problem)}\n\n## Hint: partial solution\n\n{text}")

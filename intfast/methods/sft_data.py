@@ -2,11 +2,13 @@
 
 Interventions are the method; the others are its rivals, on the same problems and prompts. Their
 targets are whole solutions, so they end with the end token; beginnings do not. Every prompt is the
-bare problem, whatever the solution was sampled from.
+bare problem, whatever the solution was sampled from, but for beginnings that are asked for.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import chain, zip_longest
@@ -17,7 +19,7 @@ from intfast import intake
 from intfast.collect import Found
 from intfast.engine.protocol import derive_seed
 from intfast.intervene import REACHED_CONTINUATION, correct_counts
-from intfast.methods import guided
+from intfast.methods import guided, prompts
 from intfast.records import Attempt, Continuation, Example, Guided, Intervention, Problem
 from intfast.run import Run
 from intfast.sample import Sampler
@@ -26,8 +28,8 @@ from intfast.tokens import encode
 
 STAGES = {"intervention": "int"}
 """`sft.data` -> the name of the weights, where it is not the same."""
-FULL_EVERY = 10
-"""One in so many beginnings stays a whole attempt, as UPFT does to keep the structure."""
+RARE = 0.25
+"""ReGFT asks for solutions along the reference where a smaller share of the attempts is right."""
 
 
 def examples(run: Run, found: Found) -> Sequence[Example]:
@@ -109,11 +111,15 @@ def build_examples(
     for place in chosen:
         record = judged[place]
         prompt = sampler.prompt(problems[record.problem_id])
+        # The exact control: what the same prefixes teach without their interventions.
+        step = [] if target == "prefix" else record.intervention_ids
         suffix = continuations[suffixes[record.id]].token_ids if record.id in suffixes else []
         weights = [0.0] * len(prompt) + [on_prefix] * len(record.prefix_ids)
-        weights += [1.0] * (len(record.intervention_ids) + len(suffix))
+        weights += [1.0] * (len(step) + len(suffix))
+        if not any(weights):
+            continue
         yield Example(
-            token_ids=[*prompt, *record.prefix_ids, *record.intervention_ids, *suffix],
+            token_ids=[*prompt, *record.prefix_ids, *step, *suffix],
             weights=weights,
             problem_id=record.problem_id,
             kind="intervention",
@@ -156,23 +162,44 @@ def _right_attempts(run: Run, found: Found) -> Iterator[Example]:
 def _rationales(run: Run, found: Found) -> Iterator[Example]:
     """STaR: right attempts, and right solutions along the reference where there is none."""
     solved = {record.problem_id for record in found.attempts if record.grade == "correct"}
-    failed = {problem.id: problem for problem in found.selected if problem.id not in solved}
+    return _along(run, found, [p for p in found.selected if p.id not in solved], "star", 1.0)
+
+
+def _hard_rationales(run: Run, found: Found) -> Iterator[Example]:
+    """ReGFT: right attempts, and right solutions with most of the reference where they are rare."""
+    right, drawn = Counter(), Counter()
+    for record in found.attempts:
+        drawn[record.problem_id] += 1
+        right[record.problem_id] += record.grade == "correct"
+    hard = [p for p in found.selected if right[p.id] < RARE * drawn[p.id]]
+    return _along(run, found, hard, "regft", guided.MOST)
+
+
+def _along(
+    run: Run, found: Found, asked: Sequence[Problem], kind: str, share: float
+) -> Iterator[Example]:
+    problems = {problem.id: problem for problem in asked}
+    drawn = guided.rationales(run, asked, kind, share)
     along = (
-        _example(run, failed[record.problem_id], record.token_ids, "star")
-        for record in _distinct(guided.rationales(run, list(failed.values())))
+        _example(run, problems[record.problem_id], record.token_ids, kind)
+        for record in _distinct(drawn)
     )
     return chain(_right_attempts(run, found), along)
 
 
 def _beginnings(run: Run, found: Found) -> Iterator[Example]:
     """UPFT: the beginning of the first attempt at each selected problem, right or wrong."""
+    config, style = run.config.sft, run.sampler.style
     first = {r.problem_id: place for place, r in enumerate(found.attempts) if r.sample == 0}
-    end = run.sampler.style.stop_ids[0]
+    due = [math.ceil(round(n * config.prefix_whole, 9)) for n in range(len(found.selected) + 1)]
     for place, problem in enumerate(found.selected):
         record = found.attempts[first[problem.id]]
-        whole = [*record.token_ids, *[end][: record.finish_reason == "stop"]]
-        length = len(whole) if place % FULL_EVERY == 0 else run.config.sft.prefix_tokens
-        yield _example(run, problem, whole[:length], "prefix")
+        whole = [*record.token_ids, *style.stop_ids[: record.finish_reason == "stop"]]
+        if due[place + 1] > due[place]:
+            yield _example(run, problem, whole, "prefix")
+        else:
+            prompt = prompts.first_step(style, problem) if config.data == "prefix" else None
+            yield _example(run, problem, whole[: config.prefix_tokens], "prefix", prompt)
 
 
 def _distinct(records: Iterable[Attempt | Guided]) -> Iterator[Attempt | Guided]:
@@ -187,8 +214,14 @@ def _distinct(records: Iterable[Attempt | Guided]) -> Iterator[Attempt | Guided]
                 yield record
 
 
-def _example(run: Run, problem: Problem, target_ids: Sequence[int], kind: str) -> Example:
-    prompt = run.sampler.prompt(problem)
+def _example(
+    run: Run,
+    problem: Problem,
+    target_ids: Sequence[int],
+    kind: str,
+    prompt_ids: Sequence[int] | None = None,
+) -> Example:
+    prompt = run.sampler.prompt(problem) if prompt_ids is None else prompt_ids
     return Example(
         token_ids=[*prompt, *target_ids],
         weights=[0.0] * len(prompt) + [1.0] * len(target_ids),
@@ -203,6 +236,8 @@ BUILDERS = {
     "reflection": _reflections,
     "rft": _right_attempts,
     "star": _rationales,
+    "regft": _hard_rationales,
     "prefix": _beginnings,
+    "bare_prefix": _beginnings,
 }
 """`sft.data` -> (run, found) -> Examples; the call draws what they are made of."""

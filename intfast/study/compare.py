@@ -29,7 +29,8 @@ Runs arms over the same trainer, problems and base model and writes one table: c
 compare.json and the page report.html in the folder `run`, where every arm and seed has an ordinary
 run folder. Attempts and interventions are drawn once per seed. The same command continues.
 
-  arms=          which rows; default: all but rft_rl, star_rl and prefix_rl
+  arms=          which rows; all: every one that can run here; default: those of the paper's table
+                 and the usual sanity checks
   seeds=         one repetition each; default: the seed of the config
   equal_tokens=  true: RL of the other arms goes on until they have generated as many tokens as
                  int_rl, data collection included; false: equal steps only; default: true where
@@ -41,7 +42,14 @@ run folder. Attempts and interventions are drawn once per seed. The same command
 Arms:
 """
 
-FIXED = ("sft.data", "rl.steps", "rl.until_tokens", "rl.from_base", "rl.evaluate_every")
+FIXED = (
+    "sft.data",
+    "rl.method",
+    "rl.steps",
+    "rl.until_tokens",
+    "rl.from_base",
+    "rl.evaluate_every",
+)
 """Settings, and those that begin with rl.hint or rl.problems, that make the arms and the table."""
 
 
@@ -57,6 +65,8 @@ class Plan(NamedTuple):
     equal_tokens: bool
     own: dict[str, list[str]]
     """Arm, without "_rl" -> its own settings."""
+    left_out: dict[str, str]
+    """Of `arms=all`: the arms that cannot run here, and why."""
 
     def config(self, name: str, seed: int, until_tokens: int | None = None) -> Config:
         """The config of the run of an arm; its folder lies in that of the comparison."""
@@ -65,7 +75,12 @@ class Plan(NamedTuple):
         if until_tokens:
             words.append(f"rl.until_tokens={until_tokens}")
         try:
-            return cli.load(self.path, [*words, f"run={self.root}/seed-{seed}/{name}"])
+            config = cli.load(self.path, [*words, f"run={self.root}/seed-{seed}/{name}"])
+            if config.rl.method != "outcome":
+                from intfast.methods import table
+
+                table.check(config)
+            return config
         except ValueError as error:
             raise ValueError(f"arm {name}: {error}") from error
 
@@ -85,6 +100,7 @@ def read_plan(words: Sequence[str]) -> Plan:
         else:
             (of_arms if ":" in key else rest).append(word)
     config = cli.load(words[0], rest)
+    is_all = own["arms"] == "all"
     names = arms.check([name for name in own["arms"].split(",") if name])
     seeds = own["seeds"] or str(config.seed)
     if not all(part.strip().isdecimal() for part in seeds.split(",")):
@@ -118,12 +134,20 @@ def read_plan(words: Sequence[str]) -> Plan:
         seeds=list(dict.fromkeys(int(part) for part in seeds.split(","))),
         equal_tokens=own["equal_tokens"] != "false" and can_extend,
         own=_own_settings(of_arms, names),
+        left_out={},
     )
     for name in arms.runs(names):
-        arm = plan.config(name, plan.seeds[0], 1 if plan.goes_on(name) else None)
+        try:
+            arm = plan.config(name, plan.seeds[0], 1 if plan.goes_on(name) else None)
+        except ValueError as error:
+            if not is_all or name in arms.DEFAULT:
+                raise
+            rows = [row for row in names if arms.run_of(row, names) == name]
+            plan.left_out.update(dict.fromkeys(rows, str(error).splitlines()[-1].strip()))
+            continue
         if arms.needs_sft(name) and not arm.sft.epochs:
             raise ValueError(f"arm {name}: sft.epochs = 0, but the arm needs SFT")
-    return plan
+    return plan._replace(names=[name for name in names if name not in plan.left_out])
 
 
 def _own_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
@@ -175,6 +199,7 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
                 summary = read_json(Path(config.run) / "summary.json") or {}
                 until[seed] = sum(summary.get("generated_tokens", {}).values())
     found = compare_table.build(plan.root, plan.names, plan.seeds, plan.own, plan.equal_tokens)
+    found["left_out"] = plan.left_out
     found["seconds_last_process"] = time.perf_counter() - start
     write_json(plan.root / "compare.json", found)
     text = compare_table.markdown(found)
@@ -271,6 +296,8 @@ def show(plan: Plan, console: Console) -> None:
         _say(console, f"  generates at most {sum(tokens.values()):,} tokens ({parts})")
         if plan.goes_on(name):
             _say(console, f"  RL goes on until it has generated as many tokens as {arms.OURS}")
+    for name, why in plan.left_out.items():
+        _say(console, f"\n{name} is left out: {why}")
     once = "attempts, interventions once per seed"
     _say(console, f"\n{len(configs)} runs x {len(plan.seeds)} seeds; {once}")
     _say(console, "Nothing was generated, trained or written.")

@@ -15,6 +15,7 @@ import msgspec
 
 from intfast import cli
 from intfast.evaluate import Estimate, Evaluation, ProblemCounts, pass_at_k
+from intfast.methods import cost
 from intfast.state.files import read_json
 from intfast.state.journal import Rows
 from intfast.study import arms
@@ -55,7 +56,7 @@ def measure(root: Path, name: str, names: Sequence[str], seed: int) -> Cells | N
         return cells | {"evaluation": ended, "tokens": collected, "longer": None}
     rows = [row for row in read_rows(folder / "metrics.jsonl") if row["stage"] == weights.key]
     steps = cli.load(folder / "config.toml").rl.steps
-    spent = [row["sampled_tokens"] + row.get("verify_tokens", 0) for row in rows]
+    spent = [cost.of_step(row) for row in rows]
     longer = {"evaluation": ended, "steps": len(rows), "tokens": collected + sum(spent)}
     return cells | {
         "evaluation": evaluations.get(weights._replace(step=steps).key, ended),
@@ -234,6 +235,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     if found["own_settings"]:
         own = [f"{name}: {' '.join(words)}" for name, words in found["own_settings"].items()]
         lines += ["", f"Settings of single arms: {'; '.join(own)}."]
+    left_out = [f"{name} ({why})" for name, why in found.get("left_out", {}).items()]
+    lines += ["", f"Left out: {'; '.join(left_out)}."] if left_out else []
     return "\n".join(lines) + "\n"
 
 

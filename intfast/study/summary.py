@@ -245,7 +245,8 @@ def _rl_figures(run: Run, key: str) -> dict[str, Any]:
     return {
         "steps": len(rows),
         "sampled_tokens": sum(row["sampled_tokens"] for row in rows),
-        "verify_tokens": sum(row.get("verify_tokens", 0) for row in rows),
+        "method_tokens": sum(map(cost.of_step, rows)) - sum(row["sampled_tokens"] for row in rows),
+        "scored_tokens": sum(row.get("scored_tokens", 0) for row in rows),
         "first_quarter": {k: sum(r[k] for r in rows[:quarter]) / quarter for k in keys},
         "last_quarter": {k: sum(r[k] for r in rows[-quarter:]) / quarter for k in keys},
     }
