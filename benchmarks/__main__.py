@@ -23,6 +23,7 @@ from benchmarks import (
     kernels,
     process_credit,
     quickstart,
+    scale,
     traffic,
     training_step,
     tuned_compare,
@@ -33,7 +34,7 @@ from benchmarks import (
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
     engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
-    process_credit, gates, grading, kernels, accuracy, traffic,
+    process_credit, gates, grading, kernels, accuracy, traffic, scale,
 )  # fmt: skip
 
 
