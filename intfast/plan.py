@@ -166,9 +166,11 @@ def layout(plan: memory.Plan, words: Sequence[str]) -> Iterator[str]:
     if num > 1:
         parameters, own = memory.num_parameters(plan.architecture), (num - 1) / num
         yield f"Layout: {num} ranks, data parallel; weights whole on each, optimizer in {num} parts"
+        each = "micro-batch" if plan.config.ranks.gradients == "dealt" else "update"
         yield (
-            f"  an update moves {4 * parameters * own / 1e9:.3g} GB of gradients (fp32) and "
-            f"{plan.width * parameters * own / 1e9:.3g} GB of weights out of each, and as much in"
+            f"  out of each, and as much in: {4 * parameters * own / 1e9:.3g} GB of gradients "
+            f"(fp32) in every {each}, {plan.width * parameters * own / 1e9:.3g} GB of weights in "
+            "every update"
         )
         line = f"torchrun --standalone --nproc-per-node {num} -m intfast.train {shlex.join(words)}"
         yield f"  {line}\n"
