@@ -77,7 +77,7 @@ class Gradients:
         if ranks.now().world == 1:
             return self.whole()
         if self.dealt:
-            return self._parts
+            return {name: self._parts[name] for name in self._parameters if name in self._parts}
         whole, found = self.whole(), {}
         # A rank without a micro-batch takes part with zeros, in the order of all.
         names = set().union(*ranks.now().gather([*whole]))
