@@ -24,6 +24,7 @@ from benchmarks import (
     kernels,
     occupancy,
     quickstart,
+    scale,
     traffic,
     training_step,
     tuned_compare,
@@ -34,7 +35,7 @@ from benchmarks import (
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
     engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
-    gates, grading, function_speed, kernels, accuracy, traffic, occupancy,
+    gates, grading, function_speed, kernels, accuracy, traffic, occupancy, scale,
 )  # fmt: skip
 
 

@@ -172,9 +172,10 @@ def layout(plan: memory.Plan, words: Sequence[str], family: str = "") -> Iterato
     kind = f"{dp} data parallel x {tp} tensor parallel" if tp > 1 else "data parallel"
     held = f"in {tp} shards" if tp > 1 else "whole on each"
     yield f"Layout: {num} ranks, {kind}; weights {held}, optimizer in {dp} parts"
+    each = "micro-batch" if plan.config.ranks.gradients == "dealt" else "update"
     yield (
-        f"  an update moves {4 * parameters * own / 1e9:.3g} GB of gradients (fp32) and "
-        f"{plan.width * parameters * own / 1e9:.3g} GB of weights out of each, and as much in"
+        f"  out of each, and as much in: {4 * parameters * own / 1e9:.3g} GB of gradients (fp32) in "
+        f"every {each}, {plan.width * parameters * own / 1e9:.3g} GB of weights in every update"
     )
     if tp > 1:
         # Forward and backward, and forward again where activations are not kept.

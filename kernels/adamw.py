@@ -127,6 +127,22 @@ def adamw(
     raises         ValueError on a shape, dtype, device, stride or name that does not fit
     source         Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019
     """
+    _check(step, masters, grads, means, squares, narrow)
+    if not masters:
+        return
+    how = {"step": step, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    columns = (masters, grads, means, squares, narrow)
+    if takes_triton(path, masters[0], (torch.float32, torch.int16)):
+        _triton(columns, grad_scale=grad_scale, part=part, **how)
+    elif all(x.dtype == g.dtype for x, g in zip([*masters, *means], [*grads] * 2, strict=True)):
+        _plain(columns, grad_scale=grad_scale, **how)
+    else:
+        # One by one: what is wide is there for one tensor at a time.
+        for tensors in zip(*columns, strict=True):
+            _short(tensors, grad_scale=grad_scale, part=part, **how)
+
+
+def _check(step, masters, grads, means, squares, narrow) -> None:
     if step < 1:
         raise ValueError(f"step: expected the number of this step, 1 or more, got {step}")
     lists = {"grads": grads, "means": means, "squares": squares, "narrow": narrow}
@@ -146,18 +162,6 @@ def adamw(
                 raise ValueError("narrow: expected the bf16 weight of a split master, got None")
     for mean, square in zip(means, squares, strict=True):
         expect("squares", square, mean.shape, mean.dtype, mean.device)
-    if not masters:
-        return
-    how = {"step": step, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-    columns = (masters, grads, means, squares, narrow)
-    if takes_triton(path, masters[0], (torch.float32, torch.int16)):
-        _triton(columns, grad_scale=grad_scale, part=part, **how)
-    elif all(x.dtype == g.dtype for x, g in zip([*masters, *means], [*grads] * 2, strict=True)):
-        _plain(columns, grad_scale=grad_scale, **how)
-    else:
-        # One by one: what is wide is there for one tensor at a time.
-        for tensors in zip(*columns, strict=True):
-            _short(tensors, grad_scale=grad_scale, part=part, **how)
 
 
 def joined(narrow: Tensor, low: Tensor) -> Tensor:

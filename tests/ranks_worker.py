@@ -4,7 +4,8 @@ ranks_worker.py train NAME [key=value ...]     the command, with the fault that 
 ranks_worker.py runs FOLDER NAME...            whole runs, of the settings in RUNS
 ranks_worker.py world FOLDER                   checks of a world of several, into world.json
 FAULT=KIND:RANK:STEP                           at an RL step a rank raises, hangs, is killed, stops
-                                               (raise, hang, kill, stop), or orphan: torchrun is
+                                               (raise, hang, kill, stop), or orphan: torchrun is;
+                                               path: a file is missing before any work
 """
 
 import inspect
@@ -22,7 +23,7 @@ from test_memory import measured_peak
 from tiny import config_dict
 
 from benchmarks.quickstart_task import base
-from intfast import cli, intake, loss, parity, pipeline, ranks, rl, train, update
+from intfast import checks, cli, intake, loss, parity, pipeline, ranks, rl, train, update
 from intfast.batch import pack
 from intfast.config import BatchConfig, OptimConfig
 from intfast.engine import memory
@@ -77,6 +78,12 @@ def plant(fault: str) -> None:
     if rank != "all" and int(rank) != ranks.launched().rank:
         return
     sound = rl.minibatches
+    if kind == "path":
+
+        def missing(config):
+            raise ValueError("data.train: there is no such file")
+
+        checks.check_paths = missing
 
     def faulty(opened, rollouts, advantages, step):
         if step == int(at):

@@ -72,8 +72,21 @@ def step(run, optimizer, number, poison=None):
     return update.update(stage, packed, packed.weight_sum, loss_of)
 
 
+def whole(part):
+    """A tensor of a checkpoint, made of the parts of all ranks."""
+    if isinstance(part, torch.Tensor):
+        return part.detach().clone()
+    flat = ranks.now().gather(part.detach().clone())
+
+    def shard(rank):
+        parts = [x.reshape(-1) for x in flat[rank :: ranks.now().tp]]
+        return torch.cat(parts).view(part.shard_shape(rank))
+
+    return part.joined(shard)
+
+
 def tensors(run, optimizer):
-    """Everything that a checkpoint takes, whole on rank 0."""
+    """Everything that a checkpoint takes of this rank."""
     state, counters = optimizer.state_tensors()
     found = {f"optim.{name}": tensor for name, tensor in state.items()}
     found |= {f"model.{name}": tensor for name, tensor in shards.state(run.decoder).items()}
@@ -84,7 +97,7 @@ def updated(dtype):
     """(tensors, rows) after all updates."""
     run, optimizer = opened(dtype)
     rows = [step(run, optimizer, number) for number in range(STEPS)]
-    found = {name: t.detach().clone() for name, t in tensors(run, optimizer)[0].items()}
+    found = {name: whole(part) for name, part in tensors(run, optimizer)[0].items()}
     optimizer.close()
     return found, rows
 
@@ -108,7 +121,7 @@ def distance(found, truth):
 
 
 def resumed(folder, dtype):
-    """Whether what was saved after a step goes on to the same bits, from the file of all ranks."""
+    """Whether what was saved after a step goes on to the same bits, from the files of all ranks."""
     run, optimizer = opened(dtype)
     step(run, optimizer, 0)
     found, counters = tensors(run, optimizer)
@@ -119,7 +132,8 @@ def resumed(folder, dtype):
     _, stored, state = checkpoint.latest(folder, print)
     with torch.no_grad():
         for name, parameter in run.decoder.named_parameters():
-            parameter.copy_(shards.own(run.decoder.shards, name, stored[f"model.{name}"]))
+            mine = stored[f"model.{name}"].detach()
+            parameter.copy_(shards.own(run.decoder.shards, name, mine))
     moments = {k.removeprefix("optim."): x for k, x in stored.items() if k.startswith("optim.")}
     optimizer.load_state_tensors(moments, state["optim"])
     again = [step(run, optimizer, number) for number in (1, 2)]

@@ -244,6 +244,9 @@ def test_a_plan_that_fits_is_settled_with_a_number():
         (["rollout.max_rows=8192"], "0.6B", 60, "fits with rollout.max_rows = "),
         (["model.dtype=float32", "batch.max_tokens=18000"], "8B", 60, "a larger device"),
         ([], "8B", 80, "a smaller model"),
+        (["batch.max_tokens=16384"], "4B", 80, 'fits with model.optimizer_state = "short"'),
+        (["batch.max_tokens=16384"], "8B", 141, 'fits with model.optimizer_state = "short"'),
+        (["model.activation_checkpointing=false"], "4B", 70, "true, model.optimizer_state"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(overrides, name, gib, remedy):
@@ -257,10 +260,42 @@ def test_what_does_not_fit_is_refused_with_what_would(overrides, name, gib, reme
             Plan(paper(*overrides, word), qwen3(name), target).settled()
 
 
+def test_4b_fits_80_gb_beside_vllm_with_split_masters():
+    target = Target("cuda", "vllm", 80 * GIB, 80 * GIB)
+    made = Plan(paper("batch.max_tokens=16384"), qwen3("4B"), target)
+    assert made.remedies() == ['fits with model.optimizer_state = "split"']
+
+
 def test_free_memory_decides_not_the_size_of_the_card():
     crowded = H200._replace(free=60 * GIB)
     with pytest.raises(ValueError, match=r"of 139.0 GiB \(cuda\) 60.0 GiB are free"):
         Plan(paper(), qwen3("4B"), crowded).settled()
+
+
+def test_automatic_checkpointing_recomputes_as_little_as_there_is_room_for():
+    for gib, how in ((700, False), (200, "selective"), (90, True)):
+        target = Target("cuda", "native", gib * GIB, 5 * GIB)
+        made = Plan(paper("model.activation_checkpointing=auto"), qwen3("4B"), target)
+        assert made.config.model.activation_checkpointing == how
+        # Half of the keys and values that there would be, or more.
+        most = made.changed("model.activation_checkpointing", True).cache_bytes()
+        assert made.cache_bytes() >= most / 2
+
+
+def test_state_per_parameter_of_what_keeps_less():
+    def state(num, *words):
+        made = Plan(paper(*words), qwen3("4B"), H200._replace(ranks=num))
+        found = sum(bytes_of(made, w).training for w in ("masters", "moments", "gradients"))
+        return round(found / QWEN3["4B"][-1], 6)
+
+    assert state(1, "model.optimizer_state=split") == 14
+    assert state(1, "model.optimizer_state=short") == 10
+    assert state(1, "ranks.gradients=dealt") == 16
+    table = 151_936 * 2560 / QWEN3["4B"][-1]
+    dealt = pytest.approx(16 / 4 + 4 * table, abs=1e-5)
+    assert state(4, "ranks.gradients=dealt") == dealt
+    words = ["ranks.gradients=dealt", "model.optimizer_state=short"]
+    assert state(4, *words) == pytest.approx(10 / 4 + 4 * table, abs=1e-5)
 
 
 def test_the_largest_batch_fits_and_the_next_does_not():

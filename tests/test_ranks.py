@@ -24,6 +24,7 @@ from intfast.engine import device, memory
 from intfast.model.decoder import Architecture
 from intfast.ranks import Ranks
 from intfast.state import checkpoint
+from intfast.study import __main__ as study
 
 ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).with_name("ranks_worker.py")
@@ -409,6 +410,28 @@ def test_one_rank_that_fails_or_stops_ends_all(runs):
     code, said = hung.end()
     assert code == -9 and "step 3 is saved" in said, said
     assert equal(tensors(runs / "stopped", "base_rl", 3), tensors(runs / "two/rl", "base_rl", 3))
+
+
+@pytest.mark.parametrize("who,whose", [("1", "rank 1: "), ("all", "")])
+def test_what_ranks_miss_is_said_once_before_any_work(tmp_path, who, whose):
+    run = tmp_path / "none"
+    code, said = World(2, "train", "rl", f"run={run}", fault=f"path:{who}:0").end()
+    assert code != 0 and not run.exists()
+    assert re.findall("error: (.*)", said)[0] == f"{whose}data.train: there is no such file", said
+    assert said.count("no such file") == 1, said
+
+
+@pytest.mark.parametrize("command", ["report", "compare", "ablate", "regrade"])
+def test_commands_of_one_process_are_refused_under_torchrun(monkeypatch, capsys, tmp_path, command):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("MASTER_ADDR", "here")
+    monkeypatch.setenv("RANK", "0")
+    file = tmp_path / "c.toml"
+    file.write_text("")
+    assert study.main([command, str(file)]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: this command is of one process, got 2 ranks; start it without torchrun\n"
 
 
 def test_a_rank_that_hangs_ends_itself_and_all(runs):

@@ -31,6 +31,8 @@ from intfast.state import checkpoint, files
 TRIALS = 50
 LIMIT_S = 600
 STAGE, PHASES = "int_rl", tuple(SEAMS)
+SEVERAL = ("rollouts", "rl update", "checkpoint write", "journal write")
+"""Phases that a run enters more than once, also where it goes on."""
 
 
 def run(trials: int, seed: int, world: int) -> dict[str, Any]:
@@ -46,7 +48,8 @@ def run(trials: int, seed: int, world: int) -> dict[str, Any]:
             run_name = f"killed-{runs}"
             for phase in PHASES:
                 rank = sum(kills.values()) % world
-                kill = f"{rank}:{phase}:{rng.randrange(2)}:{rng.random():.3f}"
+                entry = rng.randrange(2) if phase in SEVERAL else 0
+                kill = f"{rank}:{phase}:{entry}:{rng.random():.3f}"
                 if not _launch(folder, run_name, world, kill):
                     continue
                 kills[phase] += 1

@@ -84,7 +84,7 @@ class Gradients:
         if self.dealt:
             # They were of what this rank alone added up.
             self.squares = {}
-            return self._parts
+            return {name: self._parts[name] for name in self._parameters if name in self._parts}
         whole, found = self.whole(), {}
         # A rank without a micro-batch takes part with zeros, in the order of all.
         names = set().union(*ranks.now().gather([*whole]))
