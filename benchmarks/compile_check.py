@@ -114,12 +114,21 @@ def cases(arch: int) -> list[Case]:
     step |= {"HALF": adamw.HALF, "MIX1": adamw.MIX[1], "MIX2": adamw.MIX[2]}
     short = {**step, "SPLIT": True, "SHORT": True}
     halves = dict.fromkeys(("master_ptr", "narrow_ptr", "mean_ptr", "square_ptr"), "*i16")
+    dealt = {True: " of a dealt head", False: ""}
+    top = {"BLOCK_V": 64, "BLOCK_D": 64, "SOFTCAP": True}
     return [
         *found,
+        Case("row_top", odds._row_top, top, num_warps=8),
         Case("target_logit", odds._target_logit, {"BLOCK_D": 1024, "SOFTCAP": True}),
         Case("finish_rows", odds._finish_rows, finish),
-        Case("rereference", odds._rereference, redo, num_warps=8),
-        Case("row_statistics", rows._row_statistics, row, num_warps=8),
+        *(
+            Case(f"{name}{said}", kernel, {**constants, "DEALT": is_dealt}, num_warps=8)
+            for name, kernel, constants in (
+                ("rereference", odds._rereference, redo),
+                ("row_statistics", rows._row_statistics, row),
+            )
+            for is_dealt, said in dealt.items()
+        ),
         Case("row_gradient", rows._row_gradient, {**row, "ENTROPY": True}, num_warps=8),
         Case("group_advantages", group_advantages._advantages_of_a_group, groups, 8),
         *_layer(),

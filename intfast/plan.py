@@ -174,8 +174,8 @@ def layout(plan: memory.Plan, words: Sequence[str], family: str = "") -> Iterato
     yield f"Layout: {num} ranks, {kind}; weights {held}, optimizer in {dp} parts"
     each = "micro-batch" if plan.config.ranks.gradients == "dealt" else "update"
     yield (
-        f"  out of each, and as much in: {4 * parameters * own / 1e9:.3g} GB of gradients (fp32) in "
-        f"every {each}, {plan.width * parameters * own / 1e9:.3g} GB of weights in every update"
+        f"  out of each, and as much in: {4 * parameters * own / 1e9:.3g} GB of gradients (fp32) "
+        f"in every {each}, {plan.width * parameters * own / 1e9:.3g} GB of weights in every update"
     )
     if tp > 1:
         # Forward and backward, and forward again where activations are not kept.
