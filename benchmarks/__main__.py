@@ -15,6 +15,7 @@ from benchmarks import (
     collection,
     compare,
     engine,
+    evidence,
     fidelity,
     gates,
     grading,
@@ -25,14 +26,13 @@ from benchmarks import (
     quickstart,
     traffic,
     training_step,
-    tuned_compare,
     vllm,
 )
 
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
-    engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
+    engine, vllm, training_step, fidelity, quickstart, compare, evidence, collection, ablation,
     process_credit, gates, grading, kernels, accuracy, traffic,
 )  # fmt: skip
 

@@ -20,7 +20,7 @@ NAME = "quickstart"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which run."""
-    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="%(default)s")
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart_int"), help="%(default)s")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:

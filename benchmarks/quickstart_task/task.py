@@ -81,8 +81,8 @@ TERSE_SHARE = 0.06
 
 SIZES = (7, 9)
 """Least and most definitions of a problem of the files."""
-SPLITS = {"train": 104, "test": 64, "easy": 24}
-"""Problems of each kind in the files; train and test are hard, easy ones are tested too."""
+SPLITS = {"train": 104, "test": 64}
+"""The problem files and their sizes; both hold hard problems."""
 
 PAD, EOS = "<pad>", "<eos>"
 SOLVE, TUTOR, CHECK, REWRITE = "<solve>", "<tutor>", "<check>", "<rewrite>"
@@ -387,26 +387,22 @@ def problem_rows(seed: int, split: str, count: int, q: float = 1.0) -> list[dict
     return rows
 
 
-def write_problems(out: Path, seed: int, counts: Mapping[str, int] = SPLITS) -> None:
-    """Write train.jsonl (q = 1), train_q0.jsonl (the same problems, q = 0) and test.jsonl (hard
-    and easy problems) of a problem seed into the folder `out`."""
-    test = problem_rows(seed, "test", counts["test"]) + problem_rows(seed, "easy", counts["easy"])
-    files = {"test": test}
-    for name, q in (("train", 1.0), ("train_q0", 0.0)):
-        files[name] = problem_rows(seed, "train", counts["train"], q)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (out / f"{name}.jsonl").write_text(lines, encoding="ascii")
+def write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Write a problem file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
 
 
 def main() -> None:
-    """Write the problem files."""
+    """Write the problem files: train_q0 holds the problems of train with complete references."""
     parser = argparse.ArgumentParser(description="write the quickstart's problems")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    write_problems(args.out, args.seed)
+    for split, count in SPLITS.items():
+        write_rows(args.out / f"{split}.jsonl", problem_rows(args.seed, split, count))
+    complete = problem_rows(args.seed, "train", SPLITS["train"], q=0.0)
+    write_rows(args.out / "train_q0.jsonl", complete)
 
 
 if __name__ == "__main__":

@@ -234,6 +234,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     if found["own_settings"]:
         own = [f"{name}: {' '.join(words)}" for name, words in found["own_settings"].items()]
         lines += ["", f"Settings of single arms: {'; '.join(own)}."]
+    if found.get("about"):
+        lines += ["", found["about"]]
     return "\n".join(lines) + "\n"
 
 
