@@ -18,6 +18,7 @@ import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import quickstart
 from benchmarks.quickstart_task import task
 from intfast.engine.protocol import derive_seed
 from intfast.state.files import read_json
@@ -116,10 +117,14 @@ def table(args: argparse.Namespace, base: Path, q: float) -> dict[str, Any]:
         known = {name.removesuffix("_rl") for name in args.arms.split(",")}
         words.append(f"arms={args.arms}")
         own = [word for word in own if word.partition(":")[0] in known]
-    data = _problems(folder, FRESH, q, TABLE)
-    found = _compare(args, base, folder / f"q{q:g}", [*data, *words, *own])
+    data, ours = _problems(folder, FRESH, q, TABLE), folder / f"q{q:g}"
+    _share(folder, ours, args.seeds)
+    found = _compare(args, base, ours, [*data, *words, *own])
+    commits = {read_json(path)["commit"] for path in ours.glob("seed-*/*/manifest.json")}
     setting = {"base": base.name, "q": q, "problem_seed": FRESH, "problems": TABLE}
-    return {"setting": setting, "figures": {"table": found}}
+    setting["commits_of_the_runs"] = sorted(commits)
+    verified = {path.parent.name: quickstart.oracle(path) for path in ours.glob("seed-*/int_rl")}
+    return {"setting": setting, "figures": {"table": found, "verified": verified}}
 
 
 def cells(args: argparse.Namespace, base: Path) -> dict[str, Any]:
@@ -133,16 +138,23 @@ def cells(args: argparse.Namespace, base: Path) -> dict[str, Any]:
         if args.cells and cell.name not in args.cells:
             continue
         ours = folder / cell.name
-        for seed in args.cell_seeds.split(","):
-            # The same problems, and so the same attempts, whatever their references say.
-            for other in folder.glob(f"*/seed-{seed}/collection"):
-                derive.give(other, ours / f"seed-{seed}" / "collection", SHARED)
+        _share(folder, ours, args.cell_seeds)
         data = _problems(folder, 0, cell.q, task.SPLITS, cell.rewrite)
         words = [*data, *cell.words(), f"seeds={args.cell_seeds}"]
         _compare(args, base, ours, words)
     done = {cell: read_json(folder / cell.name / "compare.json") for cell in CELLS}
     found = [cell._asdict() | {"found": found} for cell, found in done.items() if found]
     return {"setting": {"base": base.name, "strengths": STRENGTHS}, "figures": {"cells": found}}
+
+
+def _share(root: Path, ours: Path, seeds: str) -> None:
+    """Give a comparison what another one in `root` has drawn, whatever its references say: the same
+    problems have the same attempts."""
+    for seed in seeds.split(","):
+        for other in root.glob(f"*/seed-{seed}/collection"):
+            # Both are there once the attempts are whole.
+            if (other / "interventions.jsonl").exists():
+                derive.give(other, ours / f"seed-{seed}/collection", SHARED)
 
 
 def _compare(
