@@ -4,10 +4,11 @@
 
 The table compares the arms at equal steps and at equal tokens, with terse (q = 1) and with complete
 references (q = 0), on problems of a seed that nothing else uses, with the quickstart's settings:
-its SFT strength, hard, is the best that was tried for each arm. A cell changes one thing on the quickstart's own problems, on which the knobs were set:
-how terse the references are, how hard SFT is, how many problems there are, and how complete whole
-solutions in the model's own dialect are that a program wrote, right in every step. One row for each
-table and one for all cells that are done. Interrupted, the command continues.
+its SFT strength, hard, is the best that was tried for each arm. A cell changes one thing on the
+quickstart's own problems, on which the knobs were set: how terse the references are, how hard SFT
+is, how many problems there are, and how complete whole solutions in the model's own dialect are
+that a program wrote, right in every step. One row for each table and one for all cells that are
+done. Interrupted, the command continues.
 """
 
 from __future__ import annotations
