@@ -31,10 +31,7 @@ def test_a_programs_rewrites_are_right_and_lack_only_what_the_reference_lacks():
 
 def test_what_is_drawn_is_shared_once_it_is_whole(tmp_path):
     whole, begun = (tmp_path / name / "seed-3/collection" for name in ("a", "b"))
-    for folder, names in (
-        (whole, (*evidence.SHARED, "interventions.jsonl")),
-        (begun, evidence.SHARED),
-    ):
+    for folder, more in ((whole, ["interventions.jsonl"]), (begun, [])):
         folder.mkdir(parents=True)
         for name in (*evidence.SHARED, *more):
             (folder / name).write_text(json.dumps(str(folder)))

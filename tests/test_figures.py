@@ -112,7 +112,9 @@ def test_the_last_row_of_the_default_run_and_base_is_drawn(tmp_path):
 
 def test_the_stored_figures_are_those_of_the_stored_rows():
     found = figures.files(figures.last_rows(RESULTS / "cpu.jsonl"))
-    stored = {path.name: path.read_text() for path in (RESULTS / "figures").glob("*.svg")}
+    texts = {path.name: path.read_text() for path in (RESULTS / "figures").glob("*.svg")}
+    # The others are drawn by hand.
+    stored = {name: text for name, text in texts.items() if "Matplotlib v" in text}
     if any(f"Matplotlib v{matplotlib.__version__}," not in text for text in stored.values()):
         pytest.skip("drawn by another Matplotlib, which need not give the same bytes")
     assert stored == found, "python -m benchmarks.figures draws them again"
