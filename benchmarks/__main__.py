@@ -15,6 +15,7 @@ from benchmarks import (
     collection,
     compare,
     engine,
+    evidence,
     fidelity,
     function_speed,
     gates,
@@ -27,14 +28,13 @@ from benchmarks import (
     scale,
     traffic,
     training_step,
-    tuned_compare,
     vllm,
 )
 
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
-    engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
+    engine, vllm, training_step, fidelity, quickstart, compare, evidence, collection, ablation,
     gates, grading, function_speed, kernels, accuracy, traffic, occupancy, scale,
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The figures of a finished comparison, kept as a row: every arm, at equal steps and equal tokens.
 
-Run `python -m intfast.compare configs/compare_quickstart.toml seeds=0,1,2` first; this only reads
-its folder. The row carries the commit and versions of the runs beside those of this command.
+Run `python -m intfast.compare configs/quickstart.toml` first; this only reads its folder. The row
+carries the commit and versions of the runs beside those of this command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAME = "compare"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which comparison."""
-    default = Path("runs/compare_quickstart")
+    default = Path("runs/quickstart")
     parser.add_argument("--run", type=Path, default=default, help="%(default)s")
 
 

@@ -3,8 +3,8 @@
 python -m benchmarks.figures [--results FOLDER]
 
 Reads cpu.jsonl there and writes figures/*.svg beside it; the same rows and the same Matplotlib give
-the same bytes. The last row of `compare`, `tuned_compare` and `quickstart` counts, as their default
-run folder made it.
+the same bytes. The last row of `quickstart` and of each part of `evidence` counts, as the default
+run folder and the shipped base made it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from intfast.study.read import read_rows
 
 COLORS = {"base": "#6b6862", "base_rl": "#b85c00", "int": "#1d5ba8", "int_rl": "#0a7a68"}
 """Weights of a run -> colour."""
-BUDGETS = {"accuracy": "at equal RL steps", "accuracy_tokens": "at equal generated tokens"}
+PHASE = {"reference_rl": "#b85c00", "reflection_rl": "#7a3d9c", "int_rl": "#0a7a68"}
+"""Arm of a cell -> colour."""
 CURVES = {
     "reward": ("Reward on training problems", "mean of a step's rollouts"),
     "zero_advantage": ("Groups without an advantage", "share of a step's groups"),
@@ -61,39 +62,83 @@ STYLE = {
 }
 
 
-def arms(row: Mapping[str, Any], found: Mapping[str, Any], title: str) -> Figure:
-    """Held-out accuracy of every arm with its interval, at equal steps and at equal tokens."""
-    listed = [arm for arm in found["arms"].values() if arm["accuracy"]]
+def arms(tables: Mapping[str, Mapping[str, Any]], note: str) -> Figure:
+    """Held-out accuracy of every arm at equal RL steps with its interval, one colour a table."""
+    first = next(iter(tables.values()))
+    names = [name for name, arm in first["arms"].items() if arm["accuracy"]]
+    problems = first["arms"][names[0]]["accuracy"]["num_problems"]
     note = (
-        f"Accuracy on {listed[0]['accuracy']['num_problems']} held-out problems, mean over seeds "
-        f"{', '.join(map(str, found['seeds']))}. Bars: 95 % intervals, bootstrap over seeds and "
-        f"problems. {source(row)}"
+        f"Accuracy on {problems} held-out problems, mean over seeds "
+        f"{', '.join(map(str, first['seeds']))}, equal RL steps. Bars: 95 % intervals, bootstrap "
+        f"over seeds and problems. {note}"
     )
-    figure, (axes,) = _figure(title, note, 1, 1.1 + 0.36 * len(listed))
-    for (key, budget), color, shift in zip(
-        BUDGETS.items(), (COLORS["int"], COLORS["base_rl"]), (-0.16, 0.16), strict=True
+    title = "Held-out accuracy of the arms"
+    figure, (axes,) = _figure(title, note, 1, 1.1 + 0.36 * len(names))
+    for (text, found), color, shift in zip(
+        tables.items(), (COLORS["int"], COLORS["base_rl"]), (-0.16, 0.16), strict=False
     ):
-        drawn = [(place + shift, arm[key]) for place, arm in enumerate(listed) if arm[key]]
-        for number, (y, e) in enumerate(drawn):
-            value, low, high = (100 * e[part] for part in ("value", "low", "high"))
-            name = None if number else budget
-            axes.plot([low, high], [y, y], color=color, lw=2.5, solid_capstyle="round", label=name)
-            axes.plot([value], [y], "o", color=color, ms=5)
-            axes.annotate(
-                f"{value:.1f}", (high, y), (6, 0), textcoords="offset points", va="center",
-                size=8, color=MUTED,
-            )  # fmt: skip
-    axes.set_yticks(range(len(listed)), [arm["label"] for arm in listed])
+        rows = [found["arms"].get(name, {}) for name in names]
+        _bars(axes, [row.get("accuracy") for row in rows], shift, color, text)
+    labels = [first["arms"][name]["label"] for name in names]
+    axes.set_yticks(range(len(names)), labels)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
-    for tick, arm in zip(axes.get_yticklabels(), listed, strict=True):
-        tick.set_fontweight("bold" if arm["label"].startswith("InT") else "normal")
+    for tick, text in zip(axes.get_yticklabels(), labels, strict=True):
+        tick.set_fontweight("bold" if text.startswith("InT") else "normal")
+    _scale(axes, len(tables))
+    return figure
+
+
+def _bars(
+    axes: Axes, estimates: Sequence[Mapping[str, float] | None], shift: float, color: str, name: str
+) -> None:
+    """The estimates of one colour, row by row from above, with their intervals and values."""
+    for place, estimate in enumerate(estimates):
+        if not estimate:
+            continue
+        value, low, high = (100 * estimate[part] for part in ("value", "low", "high"))
+        y, named = place + shift, {"label": name} if name else {}
+        axes.plot([low, high], [y, y], color=color, lw=2.5, solid_capstyle="round", **named)
+        axes.plot([value], [y], "o", color=color, ms=5)
+        axes.annotate(
+            f"{value:.1f}", (high, y), (6, 0), textcoords="offset points", va="center",
+            size=8, color=MUTED,
+        )  # fmt: skip
+        name = ""
+
+
+def _scale(axes: Axes, columns: int) -> None:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlim(left=0)
     axes.margins(x=0.08)
     axes.xaxis.set_major_formatter("{x:g} %")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, borderpad=0)
+
+
+def phase(row: Mapping[str, Any]) -> Figure:
+    """Accuracy after RL of InT and its rivals in every cell: where the order flips."""
+    found = row["figures"]["cells"]
+    cells = sorted(found, key=lambda cell: (cell["rewrite"] is not None, -cell["problems"]))
+    seeds = ", ".join(sorted({str(seed) for cell in cells for seed in cell["found"]["seeds"]}))
+    note = (
+        "q: share of the routine steps that references leave out; SFT light, middle, hard: lr "
+        "2.5e-4 x 8, 1e-3 x 8, 2e-3 x 16 epochs; own dialect: whole right solutions by a program "
+        "in the place of the references, r left out. Accuracy after RL, 95 % intervals; seeds "
+        f"{seeds}. {source(row)}"
+    )
+    figure, (axes,) = _figure("Where the order flips", note, 1, 0.8 + 0.42 * len(cells))
+    for (name, color), shift in zip(PHASE.items(), (-0.24, 0.0, 0.24), strict=True):
+        rows = [cell["found"]["arms"].get(name, {}).get("accuracy") for cell in cells]
+        _bars(axes, rows, shift, color, label(name))
+    axes.set_yticks(range(len(cells)), [_cell_label(cell) for cell in cells])
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    _scale(axes, len(PHASE))
     return figure
+
+
+def _cell_label(cell: Mapping[str, Any]) -> str:
+    whole = "" if cell["rewrite"] is None else f", own dialect, r = {cell['rewrite']:g}"
+    return f"q = {cell['q']:g}, SFT {cell['strength']}, {cell['problems']} problems{whole}"
 
 
 def pass_at_k(row: Mapping[str, Any]) -> Figure:
@@ -194,34 +239,37 @@ def source(row: Mapping[str, Any]) -> str:
 
 
 def last_rows(file: Path) -> dict[str, dict[str, Any]]:
-    """Benchmark -> its last row whose run folder is the default one.
+    """What a row shows -> the last such row whose run folder is the default one: `quickstart`,
+    `evidence q=1`, `evidence q=0`, `evidence cells`.
 
     Raises ValueError where the file does not exist.
     """
     found = {}
     for row in read_rows(file, finished=True):
-        given = row.get("arguments", {})
-        if RUNS.get(row["benchmark"]) in (given.get("run"), given.get("runs")):
-            found[row["benchmark"]] = row
+        name, given, setting = row["benchmark"], row.get("arguments", {}), row.get("setting", {})
+        if name not in RUNS or RUNS[name] not in (given.get("run"), given.get("runs")):
+            continue
+        if name == "evidence":
+            if setting["base"] != "base":
+                continue
+            name += f" q={setting['q']:g}" if "q" in setting else " cells"
+        found[name] = row
     return found
 
 
-RUNS = {
-    "compare": "runs/compare_quickstart",
-    "tuned_compare": "runs/tuned_compare",
-    "quickstart": "runs/quickstart",
-}
+RUNS = {"quickstart": "runs/quickstart_int", "evidence": "runs/evidence"}
 """Benchmark -> the run folder of the rows that are drawn."""
 
 
 def draw(rows: Mapping[str, dict[str, Any]]) -> dict[str, Figure]:
     """File name -> figure, for the rows that hold what a figure needs."""
     found = {}
-    if row := rows.get("compare"):
-        found["arms.svg"] = arms(row, row["figures"], "Held-out accuracy of the arms")
-    if row := rows.get("tuned_compare"):
-        title = "Held-out accuracy, each arm at its own best"
-        found["tuned_arms.svg"] = arms(row, row["figures"]["table"], title)
+    titles = {"evidence q=1": "terse references", "evidence q=0": "complete references"}
+    if tables := {text: rows[name] for name, text in titles.items() if name in rows}:
+        shown = {text: row["figures"]["table"] for text, row in tables.items()}
+        found["arms.svg"] = arms(shown, source(next(iter(tables.values()))))
+    if row := rows.get("evidence cells"):
+        found["phase.svg"] = phase(row)
     if (row := rows.get("quickstart")) and "analysis" in row["figures"]:
         found["pass_at_k.svg"] = pass_at_k(row)
         found["rl_curves.svg"] = rl_curves(row)

@@ -1,7 +1,7 @@
 """The figures of a finished quickstart run, kept as a row: accuracy, coverage, where time went.
 
-Run `python -m intfast.train configs/quickstart.toml` first; this only reads its folder. The row
-carries the commit and versions of that run beside those of this command.
+Run `python -m intfast.train configs/quickstart.toml run=runs/quickstart_int` first; this only reads
+its folder. The row carries the commit and versions of that run beside those of this command.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ NAME = "quickstart"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which run."""
-    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="%(default)s")
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart_int"), help="%(default)s")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row, and the tables of the README on the console."""
     if not (args.run / "summary.json").is_file():
         raise SystemExit(
-            f"{args.run} has no summary.json; run python -m intfast.train configs/quickstart.toml"
+            f"{args.run} has no summary.json; run python -m intfast.train configs/quickstart.toml "
+            f"run={args.run}"
         )
     summary = json.loads((args.run / "summary.json").read_text())
     manifest = json.loads((args.run / "manifest.json").read_text())
@@ -68,15 +69,21 @@ def oracle(folder: Path) -> dict[str, Any]:
 
     problems = {row["id"]: row["problem"] for row in records("problems")}
     texts = {(row["problem_id"], row["sample"]): row["text"] for row in records("attempts")}
-    located = [row for row in records("interventions") if row["location"]]
-    found = Counter(candidates=len(located))
+    interventions = records("interventions")
+    located = [row for row in interventions if row["location"]]
+    found = Counter(verified=len(interventions), candidates=len(located))
     for row in located:
-        problem = problems[row["problem_id"]]
+        problem, content = problems[row["problem_id"]], row["content"].strip()
         # Intervention.location counts from 1, the oracle from 0.
         wrong = task.first_wrong_step(problem, texts[row["problem_id"], row["attempt"]])
         found["location_right"] += wrong == row["location"] - 1
-        name, *_, value, _ = row["content"].split()
-        found["value_right"] += task.true_values(problem).get(name) == int(value)
+        name, *_, value, _ = content.split()
+        values = task.true_values(problem)
+        found["value_right"] += values.get(name) == int(value)
+        # Reading and value.
+        steps = {d.target: d for d in task.parse_body(problem).definitions}
+        is_step = name in steps and content == task.step_text(steps[name], values, task.RIGHT)
+        found["step_right"] += is_step and wrong == row["location"] - 1
     return dict(found)
 
 

@@ -115,8 +115,8 @@ def test_a_dry_run_prints_arms_and_bounds_and_writes_nothing(tmp_path, capsys):
     words = [*WORDS, f"run={tmp_path / 'run'}", "arms=rl,int_rl", "seeds=0,1", "--dry-run"]
     assert compare.main([CONFIG, *words]) == 0
     shown = capsys.readouterr().out
-    # 6 problems x 2 attempts x 110 tokens, and 1 step of 2 x 2 rollouts.
-    assert "rl (rows: rl)" in shown and "(attempts 1,320, rollouts 440)" in shown
+    # 6 problems x 2 attempts x 150 tokens, and 1 step of 2 x 2 rollouts.
+    assert "rl (rows: rl)" in shown and "(attempts 1,800, rollouts 600)" in shown
     assert "sft.epochs = 0 (was 2)" not in shown and "sft.epochs = 0 (was 1)" in shown
     assert "2 runs x 2 seeds" in shown
     # All arms read the same two files.

@@ -77,19 +77,20 @@ def test_hard_problems_have_the_stated_shape():
         assert all(used[name] == 1 for name in derived) and used[root] == 0  # a tree
         assert all(d.left != d.right for d in definitions)
         assert instance.query[-1] == root and len({*instance.query} - {*instance.inputs}) == 3
-    assert set(sizes) == {(n, m) for n in (5, 6, 7) for m in (2, 3)}
+    assert set(sizes) == {(n, 2) for n in (7, 8, 9)}
     assert set(uses) == {0, 1}
 
 
 def test_only_the_right_readings_give_the_answer():
     for instance in hard_instances(60):
-        row = task.problem_row(instance, "x")
+        body, values = task.body_text(instance), task.evaluate(instance, task.RIGHT)
+        answer = task.answer_text(instance, values)
         symbols = task.contested_symbols(instance)
         right = []
         for code in range(2 ** len(symbols)):
             held = {s: task.READINGS[s][code >> i & 1] for i, s in enumerate(symbols)}
             expression = task.PLAIN | held
-            right.append(brute_force(row["problem"], expression.get) == row["answer"])
+            right.append(brute_force(body, expression.get) == answer)
         assert right == [False] * (len(right) - 1) + [True]
 
 
@@ -100,6 +101,52 @@ def test_splits_are_disjoint_and_repeatable():
     assert len({row["id"] for row in every}) == len({row["problem"] for row in every}) == 180
     for row in rows["easy"]:
         assert not set(row["problem"]) & set(task.READINGS)
+
+
+def test_terseness_leaves_out_routine_lines_of_the_same_problems_and_nothing_else():
+    kept = Counter()
+    for q in (0.0, 0.5, 1.0):
+        for row in task.problem_rows(3, "train", 40, q):
+            instance = task.parse_body(row["problem"])
+            *lines, answer = row["reference_solution"].split(" , ")
+            assert answer == f"ans {row['answer']}"
+            values = task.evaluate(instance, task.RIGHT)
+            stated = [line.split(" -> ")[1] for line in lines]
+            assert all(
+                f"{d.target} {values[d.target]}" in stated
+                for d in instance.definitions
+                if d.operator in task.READINGS
+            )
+            routine = [d.target for d in instance.definitions if d.operator not in task.READINGS]
+            kept[q, "of"] += len(routine)
+            kept[q] += sum(f"{name} {values[name]}" in stated for name in routine)
+    assert kept[0.0] == kept[0.0, "of"] and kept[1.0] == 0
+    assert kept[0.5] / kept[0.5, "of"] == pytest.approx(0.5, abs=0.1)
+    without = [
+        [{k: v for k, v in row.items() if k != "reference_solution"} for row in rows]
+        for rows in (task.problem_rows(3, "train", 40, q) for q in (0.0, 1.0))
+    ]
+    assert without[0] == without[1]
+
+
+def test_rewrites_leave_out_a_share_of_what_the_reference_leaves_out():
+    rng, lines, spelled = random.Random(0), Counter(), Counter()
+    for instance in hard_instances(200):
+        values = task.evaluate(instance, task.RIGHT)
+        omit = task.omitted(rng, instance, 1.0)
+        text = task.solution_text(rng, instance, values, task.RIGHT, omit, 0.25)
+        steps = text.rpartition(" ans ")[0].split(" ;")[:-1]
+        assert text.endswith(f" ans {task.answer_text(instance, values)}")
+        for step in steps:
+            assert step.split()[-1] == str(values[step.split()[-2]])
+        for d in instance.definitions:
+            (found,) = [step for step in steps if step.split()[0] == d.target] or [None]
+            if d.operator in task.READINGS:
+                spelled[" > " in found] += 1
+            else:
+                lines[found is not None] += 1
+    for kept in (lines, spelled):
+        assert kept[False] / kept.total() == pytest.approx(0.25, abs=0.05)
 
 
 def test_first_wrong_step_is_where_the_states_part():
@@ -167,15 +214,17 @@ def test_attempts_keep_the_order_of_dependence():
 def test_every_text_survives_the_tokenizer(tokenizer):
     assert len(tokenizer) == len(task.VOCABULARY) == 62
     tags = Counter()
-    for seed in range(300):
-        document = base.random_document(random.Random(seed), 1, 8)
+    for seed in range(400):
+        document = base.random_document(random.Random(seed), 1, 9, late=seed % 2 == 0)
         tags[document.tag] += 1
         spans = [text for text, _ in document.spans]
         ids = [i for span in spans for i in tokenizer.encode(span)]
         text = " ".join(spans)
         assert tokenizer.encode(text) == ids == [base.WORD_ID[word] for word in text.split()]
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
-    assert set(tags) == set(base.MIXTURE)
+    assert set(tags) == set(base.MIXTURE) == set(base.LATE_MIXTURE)
+    for mixture in (base.MIXTURE, base.LATE_MIXTURE):
+        assert sum(mixture.values()) == pytest.approx(1)
     assert (tokenizer.pad_token, tokenizer.eos_token) == (task.PAD, task.EOS)
     with pytest.raises(Exception, match="UNK"):
         tokenizer.encode("a 17")
@@ -196,13 +245,36 @@ def test_solvers_hold_misconceptions_and_references_tell_nothing():
     solvers = [base.solver_readings(rng) for _ in range(3000)]
     held = Counter(readings[s] == task.RIGHT[s] for readings in solvers for s in task.READINGS)
     assert held[True] / held.total() == pytest.approx(base.RIGHT_SHARE, abs=0.004)
-    references = [base.random_readings(rng) for _ in range(3000)]
-    for symbol in task.READINGS:
-        shares = Counter(readings[symbol] for readings in references)
-        assert all(shares[p] == pytest.approx(1000, abs=120) for p in task.PRIMITIVES)
+    authors = [base.author_readings(rng) for _ in range(3000)]
+    for symbol, pair in task.READINGS.items():
+        shares = Counter(readings[symbol] for readings in authors)
+        assert set(shares) == set(pair)
+        assert shares[pair[0]] == pytest.approx(1500, abs=150)
 
 
-def test_training_is_repeatable_and_learns(monkeypatch):
+def test_a_hint_gives_the_readings_of_its_whole_lines_alone():
+    seen = Counter()
+    for seed in range(600):
+        document = base.random_document(random.Random(seed), 4, 9)
+        if document.tag != base.HINT:
+            continue
+        (prompt, _), (solution, _) = document.spans
+        shown = prompt.partition(" : ")[2]
+        steps = {step.split()[0]: step.split() for step in solution.split(" ; ")[:-1]}
+        for line in shown.split(" , ")[:-1]:
+            _, x, symbol, _, y, _, target, value = line.split()
+            if symbol not in task.READINGS:
+                continue
+            # v x op y : X op Y > FIRST primitive SECOND = v VALUE
+            *_, left, _, right, _, first, primitive, second, _, _, _ = steps[target]
+            assert sorted((left, right)) == sorted((first, second))
+            if left != right:
+                reading = f"x{primitive}y" if first == left else f"y{primitive}x"
+                seen[task.apply(reading, int(x), int(y)) == int(value)] += 1
+    assert seen[True] > 20 and not seen[False]
+
+
+def test_training_is_repeatable_learns_and_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr(base, "DOCUMENTS_PER_STEP", 4)
     monkeypatch.setattr(base, "WARM_STEPS", 1)
     monkeypatch.setattr(base, "greedy_shares", lambda model, seed: {})
@@ -212,15 +284,26 @@ def test_training_is_repeatable_and_learns(monkeypatch):
     def loss(model):
         return F.cross_entropy(base.row_logits(model, batch), batch.target_N).item()
 
-    def trained(seed):
+    def trained(seed, name):
         model = Decoder(Architecture.from_hf(base.MODEL_CONFIG))
         base.initialise(model, seed)
         before = loss(model)
-        base.train(model, seed, 6)
+        base.train(model, seed, 6, tmp_path / name)
         return before, loss(model)
 
-    (before, after), again, other = trained(1), trained(1), trained(2)
+    (before, after), again, other = trained(1, "a"), trained(1, "b"), trained(2, "c")
     assert (before, after) == again != other
+
+    # Stopped behind its third step, whose state is the last one written.
+    monkeypatch.setattr(base, "CHECK_EVERY", 3)
+    model = Decoder(Architecture.from_hf(base.MODEL_CONFIG))
+    base.initialise(model, 1)
+    shares = iter([{}])
+    monkeypatch.setattr(base, "greedy_shares", lambda model, seed: next(shares))
+    with pytest.raises(StopIteration):
+        base.train(model, 1, 6, tmp_path / "d")
+    monkeypatch.setattr(base, "greedy_shares", lambda model, seed: {})
+    assert trained(1, "d") == (before, after)
     assert after < 0.97 * before
 
 
@@ -231,7 +314,10 @@ def test_shipped_problems_are_the_generated_ones():
     for split, count in task.SPLITS.items():
         lines = (SHIPPED / f"{split}.jsonl").read_text(encoding="ascii").splitlines()
         assert [json.loads(line) for line in lines] == task.problem_rows(0, split, count)
-    assert sum(file.stat().st_size for file in SHIPPED.rglob("*")) < 3_000_000
+    lines = (SHIPPED / "train_q0.jsonl").read_text(encoding="ascii").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert rows == task.problem_rows(0, "train", task.SPLITS["train"], q=0.0)
+    assert all(file.stat().st_size < 2_000_000 for file in SHIPPED.rglob("*"))
 
 
 def test_shipped_model_solves_easy_problems(tokenizer):
@@ -244,7 +330,7 @@ def test_shipped_model_solves_easy_problems(tokenizer):
     rows = task.problem_rows(1, "easy", 40)
     prompts = shipped([f"{task.SOLVE} {row['problem']}" for row in rows], padding=True)
     ids = model.generate(
-        **prompts.convert_to_tensors("pt"), max_new_tokens=110, do_sample=False, use_cache=True
+        **prompts.convert_to_tensors("pt"), max_new_tokens=150, do_sample=False, use_cache=True
     )
     texts = shipped.batch_decode(ids[:, len(prompts.input_ids[0]) :])
     answers = [text.partition(f" {task.EOS}")[0].rpartition("ans ")[2] for text in texts]

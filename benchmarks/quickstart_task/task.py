@@ -1,5 +1,16 @@
 """Contested operators: arithmetic modulo 17 in which a sampler may hold wrong readings of symbols.
 
+What the task assumes, and what therefore decides who wins on it:
+
+    q    a reference leaves out each routine (+ or -) line with probability q, never a contested
+         line nor the answer: q = 1 states only what is disputed, q = 0 every step
+    r    who rewrites an attempt beside a reference leaves out each thing that the reference left
+         out (routine lines, spelled readings) with probability r = `REWRITE_SHARE`
+    authors of references that the base model checks, rewrites and takes hints from hold either of
+         the two known readings of a symbol, by a fair coin, so nothing there says which is right
+    6 %  (`TERSE_SHARE`) of the base model's answers are written in the reference's style, so that
+         references are in its language
+
 A problem gives three inputs, n definitions `v = x op y` that form a binary tree, and a query of
 three variables. Beside + and - there are six contested symbols; each has a common misconception
 and a right reading (`READINGS`). Grading uses the right readings.
@@ -18,17 +29,19 @@ stand in any valid order in an attempt and in listing order in a reference. What
     tutor      <tutor> BODY                                     -> REFERENCE <eos>
     check      <check> BODY <sol> ATTEMPT <ref> REFERENCE <out> -> d 4 13 bad <fix> STEP <eos>
     rewrite    <rewrite> BODY <sol> ATTEMPT <ref> REFERENCE <out> -> ATTEMPT <eos>
+    hint       <solve> BODY beginning of a REFERENCE            -> ATTEMPT <eos>
 
 A check reply walks the definition steps of the attempt in the attempt's own order, four words each:
-variable, the attempt's value, the reference's value, `ok`. The first difference ends the walk with
-`bad <fix>` and the corrected step, in the attempt's dialect, with its ` ;`:
+variable, the attempt's value, the value by the reference's author (also of a step that the
+reference leaves out), `ok`. The first difference ends the walk with `bad <fix>` and the corrected
+step, in the attempt's dialect, with its ` ;`:
 
     d 4 13 bad <fix> d a # b : 7 # 3 > 3 - 7 = d 13 ; <eos>
 
 With no difference, `<none>` follows the last `ok`: `d 4 4 ok e 9 9 ok <none> <eos>`. The `ans`
 line only copies, so a reply never speaks of it.
 
-    python -m benchmarks.quickstart_task.task --out DIR    # train.jsonl and test.jsonl
+    python -m benchmarks.quickstart_task.task --out DIR    # train.jsonl, train_q0.jsonl, test.jsonl
 """
 
 from __future__ import annotations
@@ -58,11 +71,17 @@ READINGS = {
     "^": ("x-y", "x+y"),
 }
 """Contested symbol -> (misconception, right reading)."""
-PRIMITIVES = ("x+y", "x-y", "y-x")
 PLAIN = {"+": "x+y", "-": "x-y"}
 RIGHT = PLAIN | {symbol: right for symbol, (_, right) in READINGS.items()}
 
-SPLITS = {"train": 200, "test": 200}
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""The terseness q of references in the base model's training data."""
+REWRITE_SHARE = 0.25
+TERSE_SHARE = 0.06
+
+SIZES = (7, 9)
+"""Least and most definitions of a problem of the files."""
+SPLITS = {"train": 104, "test": 64}
 """The problem files and their sizes; both hold hard problems."""
 
 PAD, EOS = "<pad>", "<eos>"
@@ -133,10 +152,10 @@ def random_instance(rng: random.Random, n: int, m: int, first: int = 0) -> Insta
 def hard_instance(rng: random.Random, n: int | None = None, m: int | None = None) -> Instance:
     """A hard problem: only the right readings of all its symbols together give the right answer.
 
-    Defaults: n in 5..7 and m in 2..3. No contested symbol is in the first two definitions.
+    Defaults: n in `SIZES`, m = 2. No contested symbol is in the first two definitions.
     """
     while True:
-        instance = random_instance(rng, n or rng.randint(5, 7), m or rng.randint(2, 3), first=2)
+        instance = random_instance(rng, n or rng.randint(*SIZES), m or 2, first=2)
         right = answer_text(instance, evaluate(instance, RIGHT))
         hits = [answer_text(instance, evaluate(instance, r)) for r in all_readings(instance)]
         if hits.count(right) == 1:
@@ -221,11 +240,38 @@ def attempt_text(steps: Sequence[str], instance: Instance, values: Values) -> st
     return f"{' '.join(steps)} ans {answer_text(instance, values)}"
 
 
-def reference_text(instance: Instance, values: Values) -> str:
-    """A whole solution in the reference dialect, without the end token."""
+def solution_text(
+    rng: random.Random,
+    instance: Instance,
+    values: Values,
+    readings: Readings,
+    omit: Iterable[str] = (),
+    share: float = 0.0,
+) -> str:
+    """A whole solution in the model's dialect, without the end token.
+
+    `share` is r: the part of the spelled readings, and of the lines of `omit`, that is left out.
+    """
+    steps = [
+        step_text(definition, values, readings, rng.random() >= share)
+        for definition in attempt_order(rng, instance)
+        if definition.target not in omit or rng.random() >= share
+    ]
+    return attempt_text(steps, instance, values)
+
+
+def omitted(rng: random.Random, instance: Instance, q: float) -> set[str]:
+    """The variables whose routine lines a reference of terseness q leaves out."""
+    definitions = instance.definitions
+    return {d.target for d in definitions if d.operator not in READINGS and rng.random() < q}
+
+
+def reference_text(instance: Instance, values: Values, omit: Iterable[str] = ()) -> str:
+    """A solution in the reference dialect without the lines of `omit` and the end token."""
     lines = "".join(
         f"{left} {values[left]} {operator} {right} {values[right]} -> {target} {values[target]} , "
         for target, left, operator, right in instance.definitions
+        if target not in omit
     )
     return f"{lines}ans {answer_text(instance, values)}"
 
@@ -318,39 +364,45 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def problem_row(instance: Instance, row_id: str) -> dict[str, str]:
-    """One line of a problem file."""
-    values = evaluate(instance, RIGHT)
-    return {
-        "id": row_id,
-        "problem": body_text(instance),
-        "answer": answer_text(instance, values),
-        "reference_solution": reference_text(instance, values),
-    }
+def problem_rows(seed: int, split: str, count: int, q: float = 1.0) -> list[dict[str, str]]:
+    """`count` distinct problems of a split: train, test (hard) or easy.
 
-
-def problem_rows(seed: int, split: str, count: int) -> list[dict[str, str]]:
-    """`count` distinct problems of a split: train, test (hard) or easy."""
-    draw = {
-        "train": hard_instance,
-        "test": hard_instance,
-        "easy": lambda rng: random_instance(rng, rng.randint(4, 7), 0),
-    }[split]
+    q changes the references only.
+    """
     rng = random.Random(derive_seed(seed, "problems", split))
-    return [problem_row(draw(rng), f"{split}-{i:03d}") for i in range(count)]
+    rows = []
+    for i in range(count):
+        easy = split == "easy"
+        instance = random_instance(rng, rng.randint(*SIZES), 0) if easy else hard_instance(rng)
+        values = evaluate(instance, RIGHT)
+        omit = omitted(random.Random(derive_seed(seed, "omitted", split, i)), instance, q)
+        rows.append(
+            {
+                "id": f"{split}-{i:03d}",
+                "problem": body_text(instance),
+                "answer": answer_text(instance, values),
+                "reference_solution": reference_text(instance, values, omit),
+            }
+        )
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Write a problem file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
 
 
 def main() -> None:
-    """Write the problem files."""
+    """Write the problem files: train_q0 holds the problems of train with complete references."""
     parser = argparse.ArgumentParser(description="write the quickstart's problems")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     for split, count in SPLITS.items():
-        rows = problem_rows(args.seed, split, count)
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (args.out / f"{split}.jsonl").write_text(lines, encoding="ascii")
+        write_rows(args.out / f"{split}.jsonl", problem_rows(args.seed, split, count))
+    complete = problem_rows(args.seed, "train", SPLITS["train"], q=0.0)
+    write_rows(args.out / "train_q0.jsonl", complete)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python -m intfast.compare CONFIG.toml [arms=rl,int_rl] [seeds=0,1,2] [key.sub=va
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -200,6 +201,7 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
                 until[seed] = sum(summary.get("generated_tokens", {}).values())
     found = compare_table.build(plan.root, plan.names, plan.seeds, plan.own, plan.equal_tokens)
     found["left_out"] = plan.left_out
+    found["about"] = _about(Path(plan.path))
     found["seconds_last_process"] = time.perf_counter() - start
     write_json(plan.root / "compare.json", found)
     text = compare_table.markdown(found)
@@ -207,6 +209,12 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
     _say(console, text)
     _say(console, f"to look at it: {report.write([plan.root], plan.root / 'report.html')}")
     return found
+
+
+def _about(config: Path) -> str:
+    """The comment that a config begins with: what its author says of the task and its limits."""
+    first = itertools.takewhile(lambda line: line.startswith("#"), config.read_text().splitlines())
+    return " ".join(line.lstrip("# ") for line in first)
 
 
 def _say(console: Console, text: str) -> None:

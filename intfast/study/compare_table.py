@@ -237,6 +237,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         lines += ["", f"Settings of single arms: {'; '.join(own)}."]
     left_out = [f"{name} ({why})" for name, why in found.get("left_out", {}).items()]
     lines += ["", f"Left out: {'; '.join(left_out)}."] if left_out else []
+    if found.get("about"):
+        lines += ["", found["about"]]
     return "\n".join(lines) + "\n"
 
 
