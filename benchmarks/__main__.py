@@ -23,6 +23,7 @@ from benchmarks import (
     kernels,
     process_credit,
     quickstart,
+    scored,
     traffic,
     training_step,
     tuned_compare,
@@ -32,7 +33,7 @@ from benchmarks import (
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
-    engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, ablation,
+    engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, scored, ablation,
     process_credit, gates, grading, kernels, accuracy, traffic,
 )  # fmt: skip
 
