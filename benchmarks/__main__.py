@@ -21,6 +21,7 @@ from benchmarks import (
     harness,
     house,
     kernels,
+    likelihood,
     process_credit,
     quickstart,
     scored,
@@ -33,8 +34,8 @@ from benchmarks import (
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
-    engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, scored, ablation,
-    process_credit, gates, grading, kernels, accuracy, traffic,
+    engine, vllm, training_step, fidelity, quickstart, compare, tuned_compare, collection, scored,
+    likelihood, ablation, process_credit, gates, grading, kernels, accuracy, traffic,
 )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ SCORES = {
     "all": ("answer", "reference", "step", "left", "log left", "steps left"),
 }
 KINDS = {"posterior mean": False, "Thompson": True}
-PRICES = [0.02 * 0.9**i for i in range(60)]
+PRICES = [0.02 * 0.8**i for i in range(30)]
 TODAY = ("paper", "one per problem, waves of 4")
 TODAY += tuple(f"futility {chance}, waves of 4, one per problem" for chance in (0.05, 0.1))
 
