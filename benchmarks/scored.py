@@ -10,7 +10,7 @@ the calibration runs. Then, in turns, every problem without a success continues 
 intervention, by Thompson sampling or by the posterior mean, per expected token; it ends where the
 promise falls below a price, the highest that kept 95 % of the unlocked problems in calibration. The
 replay is that of `collection`, on other seeds. With --sft, SFT on those of the best score, without
-a single continuation, beside the outcome filter and no filter.
+a single continuation, beside the outcome filter and no filter, of the first reported run.
 """
 
 from __future__ import annotations
@@ -70,7 +70,6 @@ class Drawn(NamedTuple):
 
     tokens: int
     unlocked: int
-    waves: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibrate", type=Path, nargs="+", required=True, help="run folders")
     parser.add_argument("--report", type=Path, nargs="+", required=True, help="others")
     parser.add_argument("--task", required=True, help="its name in the row")
-    parser.add_argument("--sft", type=Path, help="folder of the trainings; none without it")
+    parser.add_argument(
+        "--sft", type=Path, help="folder of the trainings on the first reported run"
+    )
     parser.add_argument("--set", nargs="*", default=[], help="settings of the trainings")
 
 
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         beta = {name: posterior(found, fitted[name], SCORES[name]) for name in SCORES}
         for label, (name, floor, thompson) in prices.items():
             rules[label].append(_row(found, beta[name], floor, thompson, name))
-        if args.sft:
+        if args.sft and path == args.report[0]:
             _train(args, path, found, beta["all"], trained)
     figures = {
         "rules": rules,
@@ -258,7 +259,7 @@ def draw(found: Scored, beta: Sequence[tuple[float, float]], floor: float, thomp
     failed: dict[str, int] = defaultdict(int)
     unlocked: set[str] = set()
     left = found.scores["left"]
-    usual, tokens, turns = sum(left) / len(left), 0, 0
+    usual, tokens = sum(left) / len(left), 0
     while True:
         best: dict[str, tuple[float, int]] = {}
         for i, (problem, (a, b)) in enumerate(zip(found.problems, beta, strict=True)):
@@ -271,8 +272,7 @@ def draw(found: Scored, beta: Sequence[tuple[float, float]], floor: float, thomp
                 rank = numbers.betavariate(a, b) / left[i] if thompson else promise
                 best[problem] = max(best.get(problem, (-1.0, 0)), (rank, i))
         if not best:
-            return Drawn(tokens, len(unlocked), turns)
-        turns += 1
+            return Drawn(tokens, len(unlocked))
         for problem, (_, i) in best.items():
             wave = slice(drawn[i], drawn[i] + WAVE)
             tokens += sum(found.lengths[i][wave])
@@ -308,7 +308,6 @@ def _row(
         "tokens": drawn.tokens / paper,
         "scored": found.scored_tokens[name] / paper,
         "unlocked": drawn.unlocked / total,
-        "turns": drawn.waves,
         "hindsight": hindsight / paper,
     }
 

@@ -37,8 +37,7 @@ usage: python -m intfast.report RUN [RUN ...] [--out FILE]
 
 Writes one HTML page about a run folder, the folder of a comparison, or a folder of comparisons (who
 wins in each of them), to report.html in it; or about several runs, side by side, to report.html
-here. Runs that differ in their seed alone are also pooled. A run that has not finished gives a page
-of what is there.
+here. A run that has not finished gives a page of what is there.
 """
 
 
