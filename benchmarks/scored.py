@@ -332,7 +332,6 @@ def _train(
         chosen = {
             "no filter": by_score,
             "outcome": unlocking,
-            "score, best half": by_score[: len(by_score) // 2],
             "score, as many as outcome": by_score[: len(unlocking)],
             "any, as many as outcome": at_random,
         }
