@@ -23,9 +23,11 @@ from benchmarks import (
     harness,
     house,
     kernels,
+    likelihood,
     occupancy,
     quickstart,
     scale,
+    scored,
     traffic,
     training_step,
     vllm,
@@ -34,8 +36,8 @@ from benchmarks import (
 # Each has a docstring, NAME, `add_arguments(parser)` and `run(args) -> list of rows`, a row being
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
-    engine, vllm, training_step, fidelity, quickstart, compare, evidence, collection, ablation,
-    gates, grading, function_speed, kernels, accuracy, traffic, occupancy, scale,
+    engine, vllm, training_step, fidelity, quickstart, compare, evidence, collection, scored,
+    likelihood, ablation, gates, grading, function_speed, kernels, accuracy, traffic, occupancy, scale,
 )  # fmt: skip
 
 

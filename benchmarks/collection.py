@@ -21,7 +21,7 @@ from intfast.config import Config, InterveneConfig
 from intfast.evaluate import Estimate, bootstrap
 from intfast.methods import sft_data
 from intfast.records import Continuation, Intervention
-from intfast.run import Run, manifest, open_run
+from intfast.run import Run, open_run
 from intfast.state.metrics import make_console
 from intfast.waves import Tried, waves
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     for seed in range(args.seed, args.seed + args.num_seeds):
         path = Path(args.runs) / f"seed-{seed}"
         with open_run(load(args, seed, path), make_console()) as run:
-            setting |= manifest(run)
+            setting |= run.folder.read_json("manifest.json") or {}
             figures["seeds"].append(seed)
             _run_seed(run, figures, () if args.no_sft else TRAINED)
     figures["pooled"] = {name: pool(rows) for name, rows in figures["rules"].items()}

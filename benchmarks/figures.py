@@ -28,6 +28,9 @@ COLORS = {"base": "#6b6862", "base_rl": "#b85c00", "int": "#1d5ba8", "int_rl": "
 """Weights of a run -> colour."""
 PHASE = {"reference_rl": "#b85c00", "reflection_rl": "#7a3d9c", "int_rl": "#0a7a68"}
 """Arm of a cell -> colour."""
+POINTS = ("#1d5ba8", "#b85c00", "#0a7a68", "#8a2f6b", "#6b6862", "#a08000")
+"""Colours of arms, by name."""
+BUDGETS = {"accuracy": "at equal RL steps", "accuracy_tokens": "at equal generated tokens"}
 CURVES = {
     "reward": ("Reward on training problems", "mean of a step's rollouts"),
     "zero_advantage": ("Groups without an advantage", "share of a step's groups"),
@@ -171,6 +174,31 @@ def pass_at_k(row: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def likelihood(row: Mapping[str, Any]) -> Figure:
+    """Accuracy after SFT against the NLL of its data under the base, a point for arm and seed."""
+    points, stored = row["figures"]["points"], row["figures"]["correlations"]["all"]
+    rho = "" if stored["spearman"] is None else f"Spearman {stored['spearman']:.2f}"
+    if rho and stored["interval"]:
+        rho += " [{:.2f}, {:.2f}]".format(*stored["interval"])
+    note = (
+        f"{len(points)} trainings. NLL: per token of the training data under the base. {rho}, all "
+        f"SFT settings together; bootstrap over points. {source(row)}"
+    )
+    figure, (axes,) = _figure("Likely data teach more?", note, 1, 3.9)
+    shapes = dict(zip(sorted({p["sft"] for p in points}), "os^Dv", strict=False))
+    for name, color in zip(sorted({p["arm"] for p in points}), POINTS, strict=False):
+        for sft, shape in shapes.items():
+            own = [p for p in points if (p["arm"], p["sft"]) == (name, sft)]
+            values = [100 * p["accuracy"] for p in own]
+            text = f"{label(name)}, {sft}" if own else None
+            axes.plot([p["nll"] for p in own], values, shape, color=color, ms=5, label=text)
+    axes.set_xscale("log")
+    axes.set_xlabel("NLL of the training data, nats per token")
+    axes.yaxis.set_major_formatter("{x:g} %")
+    axes.legend(fontsize=8)
+    return figure
+
+
 def _names(axes: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> None:
     """Names at the ends of lines (y, colour, text), moved apart where they would overlap."""
     step = 0.07 * axes.get_ylim()[1]
@@ -257,7 +285,11 @@ def last_rows(file: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-RUNS = {"quickstart": "runs/quickstart_int", "evidence": "runs/evidence"}
+RUNS = {
+    "quickstart": "runs/quickstart_int",
+    "evidence": "runs/evidence",
+    "likelihood": "runs/evidence",
+}
 """Benchmark -> the run folder of the rows that are drawn."""
 
 
@@ -270,6 +302,8 @@ def draw(rows: Mapping[str, dict[str, Any]]) -> dict[str, Figure]:
         found["arms.svg"] = arms(shown, source(next(iter(tables.values()))))
     if row := rows.get("evidence cells"):
         found["phase.svg"] = phase(row)
+    if row := rows.get("likelihood"):
+        found["likelihood.svg"] = likelihood(row)
     if (row := rows.get("quickstart")) and "analysis" in row["figures"]:
         found["pass_at_k.svg"] = pass_at_k(row)
         found["rl_curves.svg"] = rl_curves(row)

@@ -1,4 +1,4 @@
-"""The page of a comparison, and of runs that differ in their seed alone."""
+"""The page of a comparison."""
 
 import json
 import shutil
@@ -11,8 +11,7 @@ from test_report import Seen
 from test_report_page import assert_harmless
 
 from intfast.safe_text import printable
-from intfast.study import compare_page, compare_table, report, results
-from intfast.study.page_data import load_all
+from intfast.study import compare_page, compare_table, report
 from intfast.study.tables import interval
 
 
@@ -135,30 +134,3 @@ def test_hostile_labels_and_settings_are_data(tmp_path):
     assert page.tables["results"][0][1][0] == " ".join(printable(f"base{HOSTILE}").split())
     for attrs, block in page.of("script"):
         assert not attrs or not set("<>&") & set(block)
-
-
-# --- several seeds -----------------------------------------------------------------------------
-
-
-def test_runs_that_differ_in_the_seed_alone_are_pooled(tmp_path):
-    folders = [make_run(tmp_path / f"s{seed}", *FEW, f"seed={seed}") for seed in (3, 4)]
-    other = make_run(tmp_path / "other", *FEW, "seed=5", "sft.epochs=2")
-    runs = load_all([*folders, other])
-    (group,) = results.groups(runs)
-    assert (group.names, group.seeds) == (["s3", "s4"], [3, 4])
-    assert list(group.tables) == ["base", "int", "int_rl"]
-    ours, base = ({run.config.seed: run.evaluations[n] for run in runs[:2]} for n in RIGHT_ENDS)
-    pooled = compare_table.pooled(ours, compare_table.accuracy)
-    head, *rows = Seen(report.page([*folders, other])).tables["results"][0]
-    last = dict(zip(head, rows[-1], strict=True))
-    assert last["accuracy %"] == interval(pooled) and last["by seed %"] == "75.0 75.0"
-    expected = ("InT + RL", "base", compare_table.difference(ours, base))
-    assert expected in group.differences()
-
-
-RIGHT_ENDS = ("int_rl", "base")
-
-
-def test_the_same_seed_twice_is_no_repetition(tmp_path):
-    runs = load_all([make_run(tmp_path / name, *FEW) for name in "ab"])
-    assert results.groups(runs) == []

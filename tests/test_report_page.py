@@ -41,7 +41,7 @@ def assert_harmless(page):
     assert not [tag for tag, _ in page.elements if not OWN.fullmatch(tag)]
     for _, attrs in page.elements:
         assert not {name for name in attrs if name.startswith("on")} and "src" not in attrs
-        assert re.fullmatch(r"#\w+|seed-\d+/\w+/report\.html", attrs.get("href", "#x"))
+        assert re.fullmatch(r"#\w+|(seed-\d+/)?[\w.%-]+/report\.html", attrs.get("href", "#x"))
         # The policy of the page forbids them.
         assert "style" not in attrs
 

@@ -18,7 +18,6 @@ import torch
 from intfast import evaluate
 from intfast.batch import pack
 from intfast.collect import Found
-from intfast.evaluate import Estimate
 from intfast.kernels.linear_logprob import linear_logprob
 from intfast.labels import label
 from intfast.methods import sft_data
@@ -63,10 +62,8 @@ def write(run: Run, found: Found, supervised: str) -> dict[str, Any]:
         },
     }
     run.folder.write_json("analysis.json", result)
-    tables = ((result["texts"], text_table), (result["pass_at_k"], _pass_table))
-    for found, table in tables:
-        if found:
-            run.metrics.console.print(table(found).rich())
+    if result["texts"]:
+        run.metrics.console.print(text_table(result["texts"]).rich())
     return result
 
 
@@ -270,13 +267,3 @@ def text_table(texts: dict[str, Any]) -> Table:
         rows.append(cells)
     title = "Texts under the weights: per-token means in nats, mean over texts; p = exp(-NLL)"
     return Table(title, heads(*columns), rows)
-
-
-def _pass_table(curves: dict[str, dict[int, Estimate]]) -> Table:
-    ks = sorted({k for curve in curves.values() for k in curve})
-    rows = [
-        [label(key), *(f"{100 * curve[k].value:.1f}" if k in curve else "" for k in ks)]
-        for key, curve in curves.items()
-    ]
-    columns = heads("weights", *(f">k = {k}" for k in ks))
-    return Table("pass@k % on the held-out problems (unbiased)", columns, rows)

@@ -113,19 +113,25 @@ def dotted(text: str, place: int) -> Cell:
 
 
 def whisker(
-    estimate: Estimate | None, top: float, place: int, by_seed: Sequence[tuple[int, float]] = ()
+    estimate: Estimate | None,
+    top: float,
+    place: int,
+    by_seed: Sequence[tuple[int, float]] = (),
+    low: float = 0.0,
 ) -> str:
-    """A value with its interval on a scale from 0 to `top`, for a table cell.
+    """A value with its interval on a scale from `low` to `top`, for a table cell.
 
     by_seed: (seed, value) of single seeds, as dots below it
     """
     if estimate is None:
         return ""
-    at, paint = _scale(0, top or 1, 4, 156), color(place)
-    low, high, value = (_px(at(v)) for v in (estimate.low, estimate.high, estimate.value))
+    at, paint = _scale(low, top or 1, 4, 156), color(place)
+    left, right, value = (_px(at(v)) for v in (estimate.low, estimate.high, estimate.value))
     drawn = [
         element("line", class_="grid", x1=4, x2=156, y1=8, y2=8),
-        element("line", class_=f"range {paint}", x1=low, x2=high, y1=8, y2=8),
+        # Of differences: where there is none.
+        element("line", class_="grid", x1=_px(at(0)), x2=_px(at(0)), y1=0, y2=16) if low else None,
+        element("line", class_=f"range {paint}", x1=left, x2=right, y1=8, y2=8),
         element("circle", class_=f"spot {paint}", cx=value, cy=8, r=4.5),
     ]
     for seed, v in by_seed:

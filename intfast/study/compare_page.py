@@ -116,7 +116,14 @@ def header(about: About) -> list[Any]:
             f"{about.config.evaluate.samples:,} samples of each and seed, {sampling(about.config)}"
         )
         found.append(element("p", text))
+    if said := about.found.get("about"):
+        found.append(assumed(said))
     return found
+
+
+def assumed(text: str) -> Markup:
+    """What the author of a config says of its task, as compare.json keeps it."""
+    return element("p", element("b", "What the config says of its task. "), text)
 
 
 def sections(about: About) -> tuple[list[Section], list[Section]]:

@@ -2,6 +2,7 @@
 
 python -m intfast.report RUN [RUN ...] [--out FILE]
 python -m intfast.report COMPARISON [--out FILE]
+python -m intfast.report FOLDER_OF_COMPARISONS [--out FILE]
 
 The page holds its style, script and data and loads nothing; long texts are packed. What a model
 wrote is data in it: `<` never occurs inside a data block, the script puts texts into text nodes
@@ -26,7 +27,7 @@ from intfast.labels import STARTS
 from intfast.safe_text import shown
 from intfast.state.command import outcome, say
 from intfast.state.files import write_atomic
-from intfast.study import compare_page, results, sections
+from intfast.study import compare_page, phase, results, sections
 from intfast.study.browser import browse
 from intfast.study.page_data import RunData, Section, load_all
 from intfast.study.tables import PAGE, render
@@ -34,9 +35,9 @@ from intfast.study.tables import PAGE, render
 USAGE = """\
 usage: python -m intfast.report RUN [RUN ...] [--out FILE]
 
-Writes one HTML page about a run folder, or the folder of a comparison, to report.html in it; or
-about several runs, side by side, to report.html here. Runs that differ in their seed alone are also
-pooled. A run that has not finished gives a page of what is there.
+Writes one HTML page about a run folder, the folder of a comparison, or a folder of comparisons (who
+wins in each of them), to report.html in it; or about several runs, side by side, to report.html
+here. A run that has not finished gives a page of what is there.
 """
 
 
@@ -88,6 +89,9 @@ def gather(folders: Sequence[Path]) -> tuple[str, list[Any], list[Section], list
         runs = load_all(list(ours.values()), list(ours))
         title, header = about.folder.resolve().name, compare_page.header(about)
         before, after = compare_page.sections(about)
+    elif len(folders) == 1 and phase.folders(folders[0]):
+        title, header, before = phase.gather(folders[0])
+        after, runs = [], []
     else:
         runs = load_all(folders)
         title, header = ", ".join(run.name for run in runs), sections.header(runs)

@@ -1,25 +1,22 @@
-"""The page's results: held-out accuracy, differences, pass@k, ablations; repeats are pooled."""
+"""The page's results: held-out accuracy, differences, pass@k, ablations."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from markupsafe import Markup
 
-from intfast import cli
 from intfast.config import Config
 from intfast.evaluate import Estimate, Evaluation, Summary
 from intfast.labels import in_order, label
-from intfast.study import compare_table
-from intfast.study.charts import Line, chart, dotted, legend, percent, whisker
+from intfast.study.charts import Line, chart, legend, percent
 from intfast.study.page_data import RunData, Section
 from intfast.study.paired import compare
 from intfast.study.summary import HeldOut, ablation_table, held_out, summarised
-from intfast.study.tables import Table, element, fold, heads, interval, note, reading, short
+from intfast.study.tables import Table, element, fold, heads, interval, note, reading
 
 EVER_SOLVED = (
     "\u201cEver solved\u201d counts problems with a right sample among all of theirs (Wilson "
@@ -54,9 +51,7 @@ def results(runs: Sequence[RunData]) -> Section:
     if not rows:
         empty = "No evaluation: the run has no test problems, or has not come to them yet."
         return Section("results", "Results", title, [note(empty)])
-    repeats = _over_seeds(runs)
-    parts = [*(_measured(run) for run in runs if run.finals), *repeats]
-    parts += [element("h3", "Each run")] if repeats else []
+    parts = [_measured(run) for run in runs if run.finals]
     parts += [held_out(rows, ks), counted("problems", EVER_SOLVED), *_differences(runs)]
     about = PASS.format("over held-out problems")
     if figure := chart("pass@k", about, lines, unit=" %", log_k=True, wide=True):
@@ -151,81 +146,7 @@ def _differences(runs: Sequence[RunData]) -> list[Any]:
     return [*parts, note(PAIRED)]
 
 
-# --- runs that differ in their seed alone ------------------------------------------------------
-
-
-class Group(NamedTuple):
-    """Two or more runs with the same settings, test problems and model, and no seed twice."""
-
-    names: list[str]
-    seeds: list[int]
-    tables: dict[str, dict[int, Evaluation]]
-    """Weights -> seed -> evaluation."""
-
-    def differences(self) -> list[Difference]:
-        """Of every pair of weights, paired by seed and problem."""
-        return [
-            (label(more), label(less), found)
-            for less, more in combinations(self.tables, 2)
-            if (found := compare_table.difference(self.tables[more], self.tables[less]))
-        ]
-
-
-def groups(runs: Sequence[RunData]) -> list[Group]:
-    """The runs that repeat each other."""
-    alike: dict[str, list[RunData]] = defaultdict(list)
-    for run in runs:
-        same = cli.to_toml(msgspec.structs.replace(run.config, seed=0, run="run"))
-        about = f"{run.manifest.get('test')}\n{run.manifest.get('model_files')}"
-        alike[f"{same}\n{about}"].append(run)
-    found = []
-    for members in alike.values():
-        by_seed = {run.config.seed: run for run in members}
-        if 1 < len(members) == len(by_seed):
-            shared = in_order(list(set.intersection(*(set(run.finals) for run in members))))
-            tables = {key: {s: run.finals[key] for s, run in by_seed.items()} for key in shared}
-            # Without a problem that every seed has scored there is nothing to pool.
-            tables = {
-                k: t
-                for k, t in tables.items()
-                if set.intersection(*(set(e.accuracies()) for e in t.values()))
-            }
-            found.append(Group([run.name for run in members], list(by_seed), tables))
-    return [group for group in found if group.tables]
-
-
-def _over_seeds(runs: Sequence[RunData]) -> list[Any]:
-    """Accuracy and differences of the groups, with intervals over seeds and problems."""
-    parts: list[Any] = []
-    for group in groups(runs):
-        text = (
-            f"{', '.join(group.names)} differ in their seed alone. Means over seeds and problems; "
-            "95 % intervals by drawing both again with replacement (bootstrap, 2,000 times); of "
-            "few seeds they tell little more than their spread. Differences are paired by seed "
-            "and problem."
-        )
-        seeds = ", ".join(map(str, group.seeds))
-        parts += [element("h3", f"Over seeds {seeds}"), note(text), _group_table(group)]
-        if differences := group.differences():
-            parts.append(_difference_table(differences))
-    return parts
-
-
-def _group_table(group: Group) -> Table:
-    tables, accuracy = group.tables, compare_table.accuracy
-    means = {key: compare_table.pooled(table, accuracy) for key, table in tables.items()}
-    curves = {key: dict(compare_table.pass_curve(table)) for key, table in tables.items()}
-    ks = sorted({k for curve in curves.values() for k in curve if k > 1})
-    top = max(estimate.high for estimate in means.values()) or 1
-    scale = f"0 to {short(100 * top)} %, dots: seeds"
-    columns = heads("*weights", ">accuracy %", scale, *(f">pass@{k} %" for k in ks), ">by seed %")
-    rows = []
-    for place, (key, mean) in enumerate(means.items()):
-        seeds = compare_table.by_seed(tables[key])
-        figures = [interval(curves[key].get(k)) for k in ks]
-        shown = [dotted(label(key), place), interval(mean), whisker(mean, top, place, seeds)]
-        rows.append([*shown, *figures, compare_table.in_percent(seeds)])
-    return Table("", columns, rows, style="arms")
+# --- ablations ---------------------------------------------------------------------------------
 
 
 def _ablations(run: RunData) -> list[Any]:
