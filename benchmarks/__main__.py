@@ -37,7 +37,8 @@ from benchmarks import (
 # {"setting": {...}, "figures": {...}}.
 BENCHMARKS = (
     engine, vllm, training_step, fidelity, quickstart, compare, evidence, collection, scored,
-    likelihood, ablation, gates, grading, function_speed, kernels, accuracy, traffic, occupancy, scale,
+    likelihood, ablation, gates, grading, function_speed, kernels, accuracy, traffic, occupancy,
+    scale,
 )  # fmt: skip
 
 

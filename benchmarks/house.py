@@ -35,7 +35,7 @@ CORE = {
     "batch.py": "Examples -> packed batches; where tokens are shifted by one",
     "loss.py": "SFT and policy losses on the ops of kernels/",
     "evaluate.py": "accuracy, pass@k, coverage, intervals",
-    "model/decoder.py": "Llama, Mistral, Qwen2, Qwen3: packed or cached",
+    "model/decoder.py": "the dense families of model/families.py: packed or cached",
 }
 """The files to read, in this order, and what each is for."""
 FLOORS = [

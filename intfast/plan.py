@@ -24,6 +24,7 @@ from intfast.methods.method import Draws
 from intfast.model import folder as model_folder
 from intfast.model import shards, weights
 from intfast.model.folder import load_tokenizer
+from intfast.model.layer_ops import plain_ops
 from intfast.prompts import style_of
 from intfast.records import Problem
 from intfast.state import metrics, trackers
@@ -59,6 +60,8 @@ def show(
     problems, tests = _gradable(config, problems, tests, say)
     problems, tests = intake.fitting(problems, tests, style.solve, context, config, say)
     say(f"\nModel: {model_folder.said(path, tokenizer, style.stop_ids)}")
+    if plain := plain_ops(architecture):
+        say(f"Whatever model.kernels: {plain}")
     say("\nFirst prompt, exactly as the model sees it")
     say(decode(tokenizer, style.solve(problems[0])))
     say("\nWork")

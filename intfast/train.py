@@ -30,6 +30,7 @@ message says what); 124 no progress for watchdog_s; 129 SIGHUP, 130 Ctrl-C, 143 
 
   --dry-run   check everything, print the plan, generate and train nothing
   --ranks N   with --dry-run: the plan for N GPUs, and the command that starts them
+  --models    the families of models, and what was verified of each
   --help      this text; --help rl: a section or setting alone
 
 Settings (in the file under [section], or as key.sub=value; key.sub=absent unsets an optional one):
@@ -38,6 +39,10 @@ Settings (in the file under [section], or as key.sub=value; key.sub=absent unset
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code that USAGE lists."""
+    if [*arguments] == ["--models"]:
+        from intfast.model import families
+
+        return say(families.listed(), 0)
     dry_run = "--dry-run" in arguments
     world, arguments = _world(arguments) if dry_run else (1, arguments)
     if not world:

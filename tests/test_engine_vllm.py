@@ -28,8 +28,11 @@ SHAPE = {"max_position_embeddings": 512, "head_dim": 32}
 
 
 def make(folder, family="qwen3", **changes):
-    # Qwen2 has no head_dim of its own: its heads are hidden_size / heads.
-    shape = {"hidden_size": 128} if family == "qwen2" else {"head_dim": 32}
+    # These have no head_dim of their own: their heads are hidden_size / heads.
+    shape = {"hidden_size": 128} if family in ("qwen2", "olmo2") else {"head_dim": 32}
+    if family == "gemma3_text":
+        # vLLM shares no model with windows in some layers only.
+        shape["layer_types"] = ["full_attention"] * 4
     return make_model(folder, family, **{"max_position_embeddings": 512, **shape, **changes})
 
 
@@ -85,6 +88,11 @@ def engine(folder):
         ("llama", False, "float32"),
         ("qwen2", True, "float32"),
         ("mistral", False, "float32"),
+        ("glm4", False, "float32"),
+        ("granite", False, "float32"),
+        ("gemma3_text", True, "float32"),
+        ("olmo2", False, "float32"),
+        ("smollm3", False, "float32"),
         ("qwen3", True, "bfloat16"),
         ("llama", False, "bfloat16"),
     ],

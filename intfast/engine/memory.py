@@ -92,24 +92,28 @@ def own_sizes(architecture: Architecture, tp: int, rank: int = 0) -> Architectur
 def layer_numbers(architecture: Architecture) -> int:
     """Numbers that one layer keeps for its backward pass, per token.
 
-    Each norm: its normalised input and its output; qkv as one piece, because values are a view of
-    it; norms and rotation of query and key; the attention output; gate and up, silu(gate), product.
+    Each norm: its normalised input, and of those before a branch the output, or without a norm the
+    stream; qkv as one piece, because values are a view of it; norms and rotation of query and key;
+    the attention output; gate and up, silu(gate), product.
     """
     a = architecture
     query, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     normed = query + kv if a.qk_norm else 0
     attention = (query + 2 * kv) + normed + (query + kv) + query
-    return 4 * a.hidden_size + attention + 4 * a.intermediate_size
+    norms = sum(name is not None for name in a.norms)
+    return (2 + norms) * a.hidden_size + attention + 4 * a.intermediate_size
 
 
 def selective_numbers(architecture: Architecture) -> int:
     """Numbers that selective checkpointing keeps of one layer, per token, beside its input.
 
-    The results of all products but the last, and of attention: see model/checkpointing.py.
+    The results of all products, but of the last where no norm takes it, and of attention: see
+    model/checkpointing.py.
     """
     a = architecture
     query, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    return (query + 2 * kv) + query + a.hidden_size + 2 * a.intermediate_size
+    products = 1 + (a.norms[3] is not None)
+    return (query + 2 * kv) + query + products * a.hidden_size + 2 * a.intermediate_size
 
 
 class Plan:

@@ -16,6 +16,7 @@ from intfast.engine.native import NativeEngine
 from intfast.engine.protocol import Choice, Engine, pick_engine
 from intfast.model import shards, weights
 from intfast.model.decoder import Decoder
+from intfast.model.layer_ops import plain_ops
 
 
 def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, Engine, Choice]:
@@ -28,9 +29,10 @@ def start(config: Config, folder: Path, device: torch.device) -> tuple[Decoder, 
     kernels = pick_kernels(config.model.kernels, device.type)
     config = replace(config, model=replace(config.model, kernels=kernels.name))
     choice = pick_engine(rollout.engine, device.type)
-    reasons = filter(None, (kernels.reason, use_flash_attention(device.type)))
-    choice = choice._replace(kernels=kernels.name, kernels_reason="; ".join(reasons))
     architecture = weights.check(folder)
+    plain = "" if kernels.name == "torch" else plain_ops(architecture)
+    reasons = filter(None, (kernels.reason, use_flash_attention(device.type), plain))
+    choice = choice._replace(kernels=kernels.name, kernels_reason="; ".join(reasons))
     longest = architecture.max_positions
     if (rollout.context or 0) > longest:
         raise ValueError(

@@ -44,6 +44,11 @@ def start(folder: Path, config: Config, device: torch.device) -> VllmEngine:
             "the model has sliding windows in some layers only, which is not supported with "
             'rollout.engine = "vllm"; use rollout.engine = "native"'
         )
+    if any(rope.llama_4_scaling_beta for rope in architecture.ropes):
+        raise ValueError(
+            "rope_parameters.llama_4_scaling_beta of the model is not read by vLLM, which would "
+            'compute another model; use rollout.engine = "native"'
+        )
     needed_gib = (context + CPU_BLOCK) * bytes_per_slot(architecture, dtype) / GIB
     needed_gib /= ranks.now().tp
     if needed_gib > config.rollout.cache_gib:

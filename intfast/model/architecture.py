@@ -21,7 +21,6 @@ ARCHITECTURES = {name: family.architecture for name, family in FAMILIES.items()}
 _LARGEST = {"num_hidden_layers": 1024, "num_attention_heads": 4096}
 RopeType = Literal["default", "linear", "llama3", "yarn"]
 ROPE_TYPES = get_args(RopeType)
-EMPTY = torch.empty(0)
 
 
 class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,9 +74,9 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def frequencies(self, head_dim: int, max_positions: int) -> tuple[Tensor, float]:
         """Inverse frequencies (K/2,) fp32 on the CPU, and the factor on cosine and sine."""
-        # What is not rotated comes last in each half: layer_ops.py puts it there.
         rotated = self.rotated(head_dim)
-        inverse, scale = self._frequencies(rotated, max_positions) if rotated else (EMPTY, 1.0)
+        inverse, scale = self._frequencies(rotated, max_positions)
+        # What is not rotated comes last in each half: layer_ops.py puts it there.
         return F.pad(inverse, (0, (head_dim - rotated) // 2)), scale
 
     def rotated(self, head_dim: int) -> int:
@@ -304,23 +303,16 @@ def _ropes(
             )
         both = [Rope.from_hf({**hf, "rope_scaling": part}) for part in parts]
     for rope in both:
-        partial = rope.partial_rotary_factor
+        partial, beta = rope.partial_rotary_factor, rope.llama_4_scaling_beta
+        is_other, rotated = rope.rope_type != "default", rope.rotated(head_dim)
         faults = {
-            f"partial_rotary_factor = {partial}": (
-                partial != 1.0 and family.partial_rotary is None
-            ),
-            f"rope_type = {rope.rope_type!r}": (
-                rope.rope_type != "default" and family.partial_rotary is not None
-            ),
-            f"llama_4_scaling_beta = {rope.llama_4_scaling_beta}": (
-                rope.llama_4_scaling_beta and not family.grows
-            ),
-            f"an odd number of rotated places ({rope.rotated(head_dim)})": (
-                rope.rotated(head_dim) % 2
-            ),
+            f"partial_rotary_factor = {partial}": partial != 1.0 and not family.partial_rotary,
+            f"rope_type = {rope.rope_type!r}": is_other and family.partial_rotary,
+            f"llama_4_scaling_beta = {beta}": beta and not family.grows,
+            f"an odd number of rotated places ({rotated})": rotated % 2,
         }
         for fault in (said for said, is_so in faults.items() if is_so):
             raise ValueError(f"config.json, rope_parameters: {fault} is not supported for {name}")
-    still = msgspec.structs.replace(both[0], partial_rotary_factor=0.0)
+    still = Rope(rope_theta=1.0, rope_type="default", partial_rotary_factor=0.0)
     turns = [family.rotates(hf, i) for i in range(len(sliding))]
     return tuple(both[s] if turned else still for s, turned in zip(sliding, turns, strict=True))

@@ -28,14 +28,16 @@ def wrapped(layer: nn.Module, checkpointing: Checkpointing) -> Callable[..., Ten
         return layer
     contexts = noop_context_fn
     if checkpointing == "selective":
-        policy = partial(_policy, layer.mlp.down_proj.in_features)
+        # Without a norm the last product joins the stream: no gradient needs it, and nothing
+        # computes it again.
+        is_normed = isinstance(getattr(layer.norms[3], "weight", None), nn.Parameter)
+        policy = partial(_policy, 0 if is_normed else layer.mlp.down_proj.in_features)
         contexts = partial(create_selective_checkpoint_contexts, policy)
     return partial(checkpoint, layer, use_reentrant=False, context_fn=contexts)
 
 
 def _policy(last_width: int, context: Any, operator: Any, *args: Any, **_: Any) -> CheckpointPolicy:
     name = operator._schema.name
-    # The last product joins the stream: no gradient needs it, and nothing computes it again.
     product = name in PRODUCTS and args[-2].shape[-1] != last_width
     if product or name.startswith(ATTENTION):
         return CheckpointPolicy.MUST_SAVE

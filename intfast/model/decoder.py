@@ -48,10 +48,9 @@ class Layer(nn.Module):
         self.rotation = c.rotations.index(c.ropes[layer])
 
         def norm(place: int) -> nn.Module | None:
-            if (name := c.norms[place]) is None:
-                return in_place_of_norm(place, c.residual_scale)
-            self.add_module(name, RMSNorm(size, c.norm_eps, ops, **factory))
-            return getattr(self, name)
+            name, own = c.norms[place], RMSNorm(size, c.norm_eps, ops, **factory)
+            self.add_module(name or f"place_{place}", own if name else in_place_of_norm(c, place))
+            return getattr(self, name or f"place_{place}")
 
         before_attn = norm(0)
         # Modules for the sake of the parameters' names, which are vLLM's.
@@ -130,8 +129,8 @@ class Decoder(nn.Module):
         if shards is not None:
             linear.divide(self.model, shards)
         # Not a parameter and not in the checkpoint: it follows from the config.
-        inverse, self._rope_scales = config.frequencies()
-        self._rotations = config.rotations
+        inverse, scales = config.frequencies()
+        self._rotations = [*zip(config.rotations, scales, strict=True)]
         self.register_buffer("_inverse_frequency", inverse.to(device), persistent=False)
 
     @property
@@ -169,5 +168,6 @@ class Decoder(nn.Module):
 
     def _ropes(self, position_T: Tensor, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
         """Cosines and sines, of each of the config's rotations."""
-        parts = zip(self._rotations, self._inverse_frequency, self._rope_scales, strict=True)
-        return [tuple(x.to(dtype) for x in rope.angles(position_T, *own)) for rope, *own in parts]
+        pairs = zip(self._rotations, self._inverse_frequency, strict=True)
+        found = (rope.angles(position_T, inverse, scale) for (rope, scale), inverse in pairs)
+        return [(cos.to(dtype), sin.to(dtype)) for cos, sin in found]

@@ -64,10 +64,11 @@ class Scaled(nn.Module):
         return stream_TD, stream_TD if self.scale == 1 else stream_TD * self.scale
 
 
-def in_place_of_norm(place: int, residual_scale: float) -> nn.Module | None:
+def in_place_of_norm(config: Architecture, place: int) -> nn.Module | None:
     """What a layer has at a place of `Architecture.norms` without a name; None: nothing to do."""
-    scale = residual_scale if place in (1, 3) else 1.0
-    return None if place in (1, 3) and scale == 1 else Scaled(scale)
+    if place in (0, 2):
+        return Scaled(1.0)
+    return Scaled(config.residual_scale) if config.residual_scale != 1 else None
 
 
 def plain_ops(config: Architecture) -> str:
@@ -89,7 +90,7 @@ def _unknown(config: Architecture) -> dict[str, tuple[str, Callable]]:
     if config.norm_offset:
         found["add_rms_norm"] = "norms of 1 + weight", _add_offset_norm
     if why := [said for said, is_so in heads.items() if is_so]:
-        found["norm_rope"] = " and ".join(why), partial(_norm_rope, config, max(rotated))
+        found["norm_rope"] = " and ".join(why), partial(_norm_rope, config)
     if config.activation != "silu":
         found["swiglu"] = f"{config.activation} gate", _geglu
     return found
@@ -105,35 +106,20 @@ def _add_offset_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float
     return stream, normed.to(x.dtype)
 
 
-def _norm_rope(
-    config: Architecture,
-    rotated: int,
-    qkv: Tensor,
-    num_kv: int,
-    cos: Tensor,
-    sin: Tensor,
-    norms: HeadNorms | None,
-):
+def _norm_rope(config: Architecture, qkv, num_kv, cos, sin, norms: HeadNorms | None):
     """`norm_rope` of any family; angles may be (T, 2, K), for queries and for keys."""
     query, key, value = qkv.split((qkv.shape[1] - 2 * num_kv, num_kv, num_kv), 1)
-    if norms is not None:
-        query, key = (
-            _normalised(x, w, config, norms.eps)
-            for x, w in ((query, norms.query_K), (key, norms.key_K))
-        )
-    if config.interleaved or rotated < config.head_dim:
-        query, key = (_halves(x, rotated, config.interleaved) for x in (query, key))
-    query, key = (
-        layer_plain.rotate(x, cos[:, i], sin[:, i])
-        for x, i in ((query, slice(0, 1)), (key, slice(-1, None)))
-    )
-    return query, key, value
-
-
-def _normalised(x: Tensor, weight: Tensor, config: Architecture, eps: float) -> Tensor:
     norm = _add_offset_norm if config.norm_offset else TORCH.add_rms_norm
-    rows = x.flatten(1) if config.qk_norm == "whole" else x
-    return norm(rows, None, weight, eps)[1].view_as(x)
+    rotated = max(rope.rotated(config.head_dim) for rope in config.rotations)
+    turned = []
+    for i, (x, place) in enumerate(((query, slice(0, 1)), (key, slice(-1, None)))):
+        if norms is not None:
+            rows = x.flatten(1) if config.qk_norm == "whole" else x
+            x = norm(rows, None, norms[i], norms.eps)[1].view_as(x)
+        if config.interleaved or rotated < config.head_dim:
+            x = _halves(x, rotated, config.interleaved)
+        turned.append(layer_plain.rotate(x, cos[:, place], sin[:, place]))
+    return *turned, value
 
 
 def _halves(x: Tensor, rotated: int, interleaved: bool) -> Tensor:
