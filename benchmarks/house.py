@@ -138,12 +138,12 @@ def main() -> None:
     lines, comments, raising = (sum(column) for column in zip(*core.values(), strict=True))
     largest = max(files, key=lambda path: files[path].lines)
     print(*core_table(), sep="\n")
-    print(f"{lines:7}  lines of the core in {len(core)} files (aim: 4,000 in 19)")
+    print(f"{lines:7}  lines of the core in {len(core)} files (aim: 4,130 in 19)")
     print(f"{comments / lines:7.1%}  of them with a comment (6 %); inside raise: {raising}")
     print(f"{sum(found.lines for found in files.values()):7}  lines of intfast/ (13,000)")
     print(f"{page:7}  lines of the page (750)")
     print(f"{files[largest].lines:7}  lines of the largest file, {largest.relative_to(ROOT)} (400)")
-    print(f"{len(list(cli.settings())):7}  settings (107)")
+    print(f"{len(list(cli.settings())):7}  settings (115)")
     print(f"{len(list(crossings())):7}  imports between rooms, {len(upward())} upward (0)")
 
 

@@ -1,7 +1,4 @@
-"""Every setting of a run: one tree of frozen Structs; the text after a field is its help text.
-
-Defaults are the InT paper's, but for `intervene.stop`. The rules are in checks.py.
-"""
+"""Every setting with its help text: the InT paper's defaults, but for `intervene.stop`."""
 
 from __future__ import annotations
 
@@ -43,11 +40,9 @@ class ModelConfig(Settings):
     kernels: Literal["auto", "torch", "liger", "fused"] = "auto"
     """Of norms, rotation, SwiGLU; "auto" is Liger's on CUDA where it is installed, and printed."""
     activation_checkpointing: bool | Literal["selective", "auto"] = "auto"
-    """Recompute activations in backward; "selective" keeps matrix products and attention; "auto":
-    as little as the plan has room for, and printed."""
+    """Recompute activations; "selective": but products and attention; "auto": what must be."""
     optimizer_state: Literal["fp32", "split", "short"] = "fp32"
-    """Masters and moments, for bfloat16: 12 bytes a parameter; "split" keeps of a master what its
-    weight does not hold, exactly, 10; "short" also rounds moments to bfloat16, 6."""
+    """Of bfloat16: 12 bytes a parameter; "split": 10, masters exact; "short": 6, less exact."""
     threads: int | None = None
     """CPU threads of torch; absent: torch's own choice."""
     memory_gib: float | None = None
@@ -164,8 +159,8 @@ class InterveneConfig(Settings):
     wave: int = 4
     """Continuations per wave; the stop rule looks between waves."""
     stop: Literal["never", "first_success", "futility"] = "first_success"
-    """"never": all continuations, as in the paper; "first_success": until `min_correct` are right,
-    which keeps the same interventions; "futility": or until that has become unlikely."""
+    """"never": all, as in the paper; "first_success": until `min_correct` are right, which keeps
+    the same ones; "futility": or until that has become unlikely."""
     futility: float = 0.05
     """Stop "futility": the chance of a right one, under a Beta prior fitted to the run so far."""
     one_per_problem: bool = False
@@ -210,9 +205,8 @@ class SftConfig(Settings):
     data: labels.SftData = "intervention"
     """What it learns from: study/README.md and methods/README.md."""
     target: labels.SftTarget = "recipe"
-    """"recipe": prefix + intervention of all that are kept, as in the paper; its "intervention" or
-    "prefix" alone; "suffix": and a right continuation; "one_per_problem": the one that is right
-    most often, of other `data` the first; "no_filter": all that passed the gates."""
+    """"recipe": prefix + intervention of all that are kept; its "intervention" or "prefix" alone;
+    "suffix": and a right continuation; "one_per_problem"; "no_filter": all that pass the gates."""
     samples: int = 4
     """"star", "regft": solutions with the reference in view, per problem that is asked."""
     prefix_tokens: int = 32
@@ -279,8 +273,7 @@ class RlConfig(Settings):
     problems: Literal["selected", "unlocked"] = "unlocked"
     """"selected": all of stage 1; "unlocked": those with a kept intervention (the paper)."""
     hint: Literal["off", "shortest"] | float = "off"
-    """Problems also appear with the beginning of their reference, one to one: this share of it, or
-    "shortest", the first of guided.SHARES from which a sample is right."""
+    """Problems also appear with this share of their reference; "shortest": one that is enough."""
     method: labels.Method = "outcome"
     """What is changed of RL on the outcome: methods/README.md."""
     method_args: dict[str, bool | int | float | str] = field(default_factory=dict)
@@ -373,7 +366,6 @@ class Config(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     analysis: AnalysisConfig = AnalysisConfig()
     metrics: MetricsConfig = MetricsConfig()
-    ranks: RanksConfig = RanksConfig()
 
     def __post_init__(self) -> None:
         data, model = self.data, self.model
