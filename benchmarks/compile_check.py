@@ -30,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from intfast.kernels import adamw, add_gradient, add_rms_norm, group_advantages, norm_rope, swiglu
-from intfast.kernels.head import odds, rows
+from intfast.kernels.head import odds, rescue, rows
 from intfast.kernels.head.autotune import candidates
 from intfast.kernels.head.tiles import FALLBACK_TILES, ODDS_TILES, SHARED_LIMIT_BYTES, Tile
 
@@ -118,13 +118,13 @@ def cases(arch: int) -> list[Case]:
     top = {"BLOCK_V": 64, "BLOCK_D": 64, "SOFTCAP": True}
     return [
         *found,
-        Case("row_top", odds._row_top, top, num_warps=8),
+        Case("row_top", rescue.row_top, top, num_warps=8),
         Case("target_logit", odds._target_logit, {"BLOCK_D": 1024, "SOFTCAP": True}),
         Case("finish_rows", odds._finish_rows, finish),
         *(
             Case(f"{name}{said}", kernel, {**constants, "DEALT": is_dealt}, num_warps=8)
             for name, kernel, constants in (
-                ("rereference", odds._rereference, redo),
+                ("rereference", rescue.rereference, redo),
                 ("row_statistics", rows._row_statistics, row),
             )
             for is_dealt, said in dealt.items()

@@ -164,9 +164,9 @@ MUTANTS = [
      "for start in range(0, tiles_v, BLOCK_P)", "for start in range(0, BLOCK_P, BLOCK_P)"),
     ("head/odds", "target logit of the first columns only", LOGPROB,
      "for start in range(0, D, BLOCK_D)", "for start in range(0, BLOCK_D, BLOCK_D)"),
-    ("head/odds", "maximum of the first columns only", LOGPROB,
+    ("head/rescue", "maximum of the first columns only", LOGPROB,
      "for start in range(0, V, BLOCK_V)", "for start in range(0, BLOCK_V, BLOCK_V)"),
-    ("head/odds", "overflowing rows redone on the first columns only", LOGPROB,
+    ("head/rescue", "overflowing rows redone on the first columns only", LOGPROB,
      "        k = 0.0\n        for start in range(0, V, BLOCK_V)",
      "        k = 0.0\n        for start in range(0, BLOCK_V, BLOCK_V)"),
     ("objectives", "scaled k3 by the slope of k3 alone", OBJECTIVES,
@@ -223,6 +223,7 @@ MUTANTS = [
 # Which tests meet a file's code soonest, as pytest's -k; the whole suite runs if they see nothing.
 SOONEST = {
     "head/odds": "odds",
+    "head/rescue": "odds",
     "head/rowmath": "odds",
     "head/rows": "rows",
     "group_advantages": "triton",

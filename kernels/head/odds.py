@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .plan import HeadPlan, interpreted, padded_columns
+from .rescue import rereference, row_top
 from .rowmath import IGNORED, MAX_EXPONENT, cap, cap_slope, finish
 
 # A sum that holds one clamped exponential, exp(64) = 6.2e27, is at least this.
@@ -171,7 +172,7 @@ def _finish_rows(
             k += tl.sum(tl.load(at + num_rows, mask=mask, other=0.0), 0)
     target = tl.load(target_ptr + rows, mask=in_rows, other=IGNORED)
     live = target != IGNORED
-    # A negative shift asks _rereference for this row.
+    # A negative shift asks `rereference` for this row.
     shift = tl.where(live & (r >= CLAMPED_SUM), -1.0, 0.0)
     logit = tl.load(stats_ptr + rows, mask=in_rows, other=0.0)
     tl.store(stats_ptr + num_rows + rows, shift, mask=in_rows)
@@ -184,133 +185,6 @@ def _finish_rows(
         own = -r * cap_slope(logit, scale, softcap, SOFTCAP)
         e_at = e_ptr + rows.to(tl.int64) * stride_ec + tl.maximum(target, 0)
         tl.store(e_at, own.to(e_ptr.dtype.element_ty), mask=in_rows & live)
-
-
-@triton.jit
-def _raw_logits(x_ptr, w_ptr, row, cols, V, D, stride_xc, stride_wv, BLOCK_D: tl.constexpr):
-    """One row's raw logits of some columns, by a matrix-vector product."""
-    z = tl.zeros(cols.shape, tl.float32)
-    for start in range(0, D, BLOCK_D):
-        inner = start + tl.arange(0, BLOCK_D)
-        x = tl.load(x_ptr + row * stride_xc + inner, mask=inner < D, other=0.0)
-        w_at = w_ptr + cols.to(tl.int64)[:, None] * stride_wv + inner[None, :]
-        w = tl.load(w_at, mask=(cols < V)[:, None] & (inner < D)[None, :], other=0.0)
-        z += tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
-    return z
-
-
-@triton.jit
-def _largest(
-    x_ptr,
-    w_ptr,
-    row,
-    V,
-    D,
-    stride_xc,
-    stride_wv,
-    scale,
-    softcap,
-    BLOCK_V: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-):
-    """One row's largest logit."""
-    top = float("-inf")
-    for start in range(0, V, BLOCK_V):
-        cols = start + tl.arange(0, BLOCK_V)
-        raw = _raw_logits(x_ptr, w_ptr, row, cols, V, D, stride_xc, stride_wv, BLOCK_D)
-        z = tl.where(cols < V, cap(raw, scale, softcap, SOFTCAP), float("-inf"))
-        top = tl.maximum(top, tl.max(z, 0))
-    return top
-
-
-@triton.jit
-def _row_top(
-    x_ptr,
-    w_ptr,
-    stats_ptr,
-    top_ptr,
-    num_rows,
-    V,
-    D,
-    stride_xc,
-    stride_wv,
-    scale,
-    softcap,
-    BLOCK_V: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-):
-    """Of a dealt head, the own largest logit of the rows that _rereference is asked for."""
-    row = tl.program_id(0).to(tl.int64)
-    if tl.load(stats_ptr + num_rows + row) < 0:
-        top = _largest(
-            x_ptr, w_ptr, row, V, D, stride_xc, stride_wv, scale, softcap, BLOCK_V, BLOCK_D, SOFTCAP
-        )
-        tl.store(top_ptr + row, top)
-
-
-@triton.jit
-def _rereference(
-    x_ptr,
-    w_ptr,
-    e_ptr,
-    target_ptr,
-    stats_ptr,
-    top_ptr,
-    logprob_ptr,
-    entropy_ptr,
-    num_rows,
-    V,
-    D,
-    stride_xc,
-    stride_wv,
-    stride_ec,
-    scale,
-    softcap,
-    BLOCK_V: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    STORE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    DEALT: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    if tl.load(stats_ptr + num_rows + row) < 0:
-        target = tl.load(target_ptr + row)
-        logit = tl.load(stats_ptr + row)
-        if DEALT:
-            top = tl.load(top_ptr + row)
-        else:
-            top = _largest(
-                x_ptr, w_ptr, row, V, D, stride_xc, stride_wv, scale, softcap, BLOCK_V, BLOCK_D,
-                SOFTCAP,
-            )  # fmt: skip
-        r = 0.0
-        k = 0.0
-        for start in range(0, V, BLOCK_V):
-            cols = start + tl.arange(0, BLOCK_V)
-            raw = _raw_logits(x_ptr, w_ptr, row, cols, V, D, stride_xc, stride_wv, BLOCK_D)
-            z = cap(raw, scale, softcap, SOFTCAP)
-            u = z - top
-            e = tl.where((cols < V) & (cols != target), tl.exp(u), 0.0)
-            r += tl.sum(e, 0)
-            k += tl.sum(e * u, 0)
-            if STORE:
-                out = (e * cap_slope(z, scale, softcap, SOFTCAP)).to(e_ptr.dtype.element_ty)
-                tl.store(e_ptr + row * stride_ec + cols, out, mask=cols < V)
-        shift = top - logit
-        tl.store(stats_ptr + num_rows + row, shift)
-        tl.store(stats_ptr + 2 * num_rows + row, r)
-        tl.store(stats_ptr + 3 * num_rows + row, k)
-        logprob, entropy = finish(shift, r, k, True)
-        tl.store(logprob_ptr + row, logprob)
-        tl.store(entropy_ptr + row, entropy)
-        # Of a dealt head the sums are shares, and what follows from them comes later.
-        if STORE and not DEALT:
-            # Threads of the loop above wrote a 0 into this column.
-            tl.debug_barrier()
-            own = -r * cap_slope(logit, scale, softcap, SOFTCAP)
-            tl.store(e_ptr + row * stride_ec + target, own.to(e_ptr.dtype.element_ty))
 
 
 def chunk(
@@ -389,7 +263,7 @@ class Launch:
         """(C,) the own largest logit of rows with a negative shift; -inf of others."""
         hidden_CD, weight_VD, _ = self.inputs
         top_C = torch.full_like(self.logprob_C, float("-inf"))
-        _row_top[(self.num_rows,)](
+        row_top[(self.num_rows,)](
             hidden_CD, weight_VD, self.stats_4C, top_C, self.num_rows, self.vocabulary,
             hidden_CD.shape[1], *self.strides, 1 / self.plan.temperature, self.plan.softcap,
             BLOCK_V=64, BLOCK_D=64, SOFTCAP=self.capped, num_warps=8,
@@ -399,7 +273,7 @@ class Launch:
     def rereference(self, top_C: Tensor | None = None) -> None:
         """Rows with a negative shift again, by their largest logits, or those of a dealt head."""
         hidden_CD, weight_VD, target_C = self.inputs
-        _rereference[(self.num_rows,)](
+        rereference[(self.num_rows,)](
             hidden_CD, weight_VD, self.kept, target_C, self.stats_4C,
             self.stats_4C if top_C is None else top_C, self.logprob_C, self.entropy_C,
             self.num_rows, self.vocabulary, hidden_CD.shape[1], *self.strides,
