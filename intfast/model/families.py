@@ -188,7 +188,8 @@ def check_keys(hf: HF, name: str) -> None:
     for key, default in (DEFAULTS | family.defaults).items():
         value = hf.get(key)
         is_number = type(value) in (int, float) and (value > 0 or key == "max_window_layers")
-        if type(default) in (int, float) and value is not None and not is_number:
+        is_wanted = type(default) in (int, float) or key == "sliding_window"
+        if is_wanted and value is not None and not is_number:
             raise ValueError(f"config.json: {key}: expected a number above 0, got {value!r}")
 
 
