@@ -408,7 +408,7 @@ def test_missing_and_broken_files_name_the_remedy(tmp_path):
 
 def test_help_explains_every_setting():
     explained = {path: text for path, _, _, text in cli.settings()}
-    assert 60 < len(explained) <= 108
+    assert 60 < len(explained) <= 115
     assert [path for path, text in explained.items() if not text] == []
     text = cli.explain()
     assert all(f"  {path} = " in text for path in explained)

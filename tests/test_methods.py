@@ -67,7 +67,8 @@ def rollouts_of(*groups: list[Graded], problem: Problem = PROBLEM) -> Rollouts:
 
 
 def sampler_of(*texts: str, style=COMPACT, tokenizer=TOKENIZER) -> Sampler:
-    return Sampler(Script(texts, tokenizer), tokenizer, style, None, 4000)
+    grader = SimpleNamespace(grade_many=list)  # nothing is graded
+    return Sampler(Script(texts, tokenizer), tokenizer, style, grader, 4000)
 
 
 @pytest.fixture
@@ -758,7 +759,9 @@ def test_supervised_rows_join_an_update_in_batches_of_their_own():
 
 @pytest.mark.parametrize("method", ["laser", "online_int", "bread", "flawed"])
 def test_methods_in_a_run(run_of, monkeypatch, method):
-    with run_of(f"rl.method={method}", "rl.minibatches=2", "attempts.max_problems=4") as run:
+    # The least likely of 62 words is likelier than a real vocabulary's.
+    own = ["rl.method_args.beta=0.2"] if method == "laser" else []
+    with run_of(f"rl.method={method}", "rl.minibatches=2", "attempts.max_problems=4", *own) as run:
         found = collect.gather(run, [run.config])
         if method == "online_int":
             # This base hardly solves a problem: every continuation counts.
@@ -778,4 +781,4 @@ def test_methods_in_a_run(run_of, monkeypatch, method):
         assert moved and all(row["updates"] == 2 for row in rows)
         assert all(row["skipped"] == 0 for row in rows)
     if method == "laser":
-        assert rows[0]["self_constant"] == rows[1]["self_constant"] < -12
+        assert rows[0]["self_constant"] == rows[1]["self_constant"] < -7
