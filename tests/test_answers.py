@@ -140,7 +140,8 @@ def test_a_number_is_read_beside_what_it_counts(gold, answer, reason):
 
 def test_reason_decides_the_status():
     unscored = {reason.value for reason in Reason if reason.status is Status.UNSCORED}
-    assert unscored == {"timeout", "crash", "gold_unparseable"}
+    function = {"raised", "wrong_type", "not_finite", "out_of_range", "no_reward", "forbidden"}
+    assert unscored == {"timeout", "crash", "gold_unparseable", *function}
     assert [reason for reason in Reason if reason.status is Status.CORRECT] == ["correct"]
 
 

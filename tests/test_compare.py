@@ -13,7 +13,7 @@ from small_run import Quiet
 
 from intfast import cli, collect
 from intfast.evaluate import Evaluation, count_samples
-from intfast.sample import Sampler
+from intfast.sample import _Drawn
 from intfast.study import arms, compare, compare_table, finish, report
 from intfast.study.paired import bootstrap_seeds
 
@@ -247,19 +247,19 @@ def test_a_comparison_that_was_moved_is_read_and_not_repeated(finished, tmp_path
     assert compare.run(moved, Quiet())["arms"] == found["arms"]
 
 
-@pytest.mark.parametrize("call", [1, 2, 4])
+@pytest.mark.parametrize("call", [1, 9, 17])
 def test_a_stopped_comparison_says_so_and_continues(finished, tmp_path, monkeypatch, capfd, call):
     words = [CONFIG, *WORDS, f"run={tmp_path / 'run'}", "arms=int", "seeds=1"]
-    complete, calls = Sampler.complete, []
+    end, calls = _Drawn.end, []
 
-    def stopping(*arguments, **keywords):
+    def stopping(*arguments):
         calls.append(1)
         if len(calls) == call:
             os.kill(os.getpid(), signal.SIGTERM)
-        return complete(*arguments, **keywords)
+        return end(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Sampler, "complete", stopping)
+        patched.setattr(_Drawn, "end", stopping)
         assert compare.main(words) == 143
     said = capfd.readouterr().err
     assert "stopped by SIGTERM; the same command continues this comparison" in said

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.reliability import bed
 from intfast import cli, collect, pipeline, rl, sft
-from intfast.sample import Sampler
+from intfast.sample import _Drawn
 from intfast.state import checkpoint, files, identity, interrupt
 from intfast.state.runfolder import RunFolder
 from intfast.train import main
@@ -58,7 +58,7 @@ def send_at(monkeypatch, owner, name, call, number):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "number", "code"),
     [
-        (Sampler, "complete", 3, signal.SIGINT, 130),
+        (_Drawn, "end", 9, signal.SIGINT, 130),
         (sft, "update", 2, signal.SIGHUP, 129),
         (rl, "draw", 2, signal.SIGTERM, 143),
     ],

@@ -32,8 +32,8 @@ def optimizers(monkeypatch):
     made = []
 
     class Kept(optim.Optimizer):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
+        def __init__(self, *arguments, **keywords):
+            super().__init__(*arguments, **keywords)
             made.append(self)
 
         def close(self):

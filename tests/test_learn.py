@@ -31,7 +31,7 @@ def run_of(folder, tmp_path, monkeypatch):
     """Builds the parts of a run; a right answer is one whose first word is a letter a..h."""
 
     def grade(self, submissions):
-        right = [text.split()[:1] and text.split()[0] in "abcdefgh" for _, text, _ in submissions]
+        right = [text.split()[:1] and text.split()[0] in "abcdefgh" for _, text, *_ in submissions]
         reasons = [Reason.CORRECT if r else Reason.WRONG for r in right]
         return [Grade(status=reason.status, reason=reason) for reason in reasons]
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from intfast import cli, intervene
 from intfast.records import Attempt, Continuation, Example, Intervention
-from intfast.sample import Sampler
+from intfast.sample import _Drawn
 from intfast.study.finish import train
 from intfast.study.read import TokenLogprobs
 from intfast.train import main
@@ -157,7 +157,7 @@ def test_the_export_is_what_was_trained_and_loads_in_transformers(finished):
 def test_a_finished_run_is_not_repeated(finished, monkeypatch):
     folder, summary = finished
     before = contents(folder)
-    monkeypatch.setattr(Sampler, "complete", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr(_Drawn, "end", lambda *_: pytest.fail("generated again"))
     stages = [row["stage"] for row in rows(folder, "metrics", dict)]
     again = train(config_of(folder), Quiet())
     assert contents(folder) == before
@@ -167,21 +167,21 @@ def test_a_finished_run_is_not_repeated(finished, monkeypatch):
     assert again["evaluations"] == summary["evaluations"]
 
 
-# Attempts, verification, continuations, an evaluation, and rollouts of both RL arms.
-@pytest.mark.parametrize("call", [2, 3, 4, 5, 6, 9])
+# Samples: attempts, verifications, continuations, an evaluation, and rollouts of both RL arms.
+@pytest.mark.parametrize("call", [2, 40, 70, 90, 130, 180])
 def test_an_interrupted_run_continues_to_the_same_result(finished, tmp_path, monkeypatch, call):
-    complete, calls = Sampler.complete, []
+    end, calls = _Drawn.end, []
 
-    def interrupted(self, requests, *rest):
+    def interrupted(*arguments):
         calls.append(1)
         if len(calls) == call:
             raise KeyboardInterrupt
-        return complete(self, requests, *rest)
+        return end(*arguments)
 
-    monkeypatch.setattr(Sampler, "complete", interrupted)
+    monkeypatch.setattr(_Drawn, "end", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config_of(tmp_path / "run"), Quiet())
-    monkeypatch.setattr(Sampler, "complete", complete)
+    monkeypatch.setattr(_Drawn, "end", end)
     train(config_of(tmp_path / "run"), Quiet())
     expected = contents(finished[0])
     found = contents(tmp_path / "run")

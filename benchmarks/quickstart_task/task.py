@@ -364,6 +364,17 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def problem_row(instance: Instance, row_id: str, omit: Iterable[str] = ()) -> dict[str, str]:
+    """One line of a problem file; omit: see `reference_text`."""
+    values = evaluate(instance, RIGHT)
+    return {
+        "id": row_id,
+        "problem": body_text(instance),
+        "answer": answer_text(instance, values),
+        "reference_solution": reference_text(instance, values, omit),
+    }
+
+
 def problem_rows(seed: int, split: str, count: int, q: float = 1.0) -> list[dict[str, str]]:
     """`count` distinct problems of a split: train, test (hard) or easy.
 
@@ -374,16 +385,8 @@ def problem_rows(seed: int, split: str, count: int, q: float = 1.0) -> list[dict
     for i in range(count):
         easy = split == "easy"
         instance = random_instance(rng, rng.randint(*SIZES), 0) if easy else hard_instance(rng)
-        values = evaluate(instance, RIGHT)
         omit = omitted(random.Random(derive_seed(seed, "omitted", split, i)), instance, q)
-        rows.append(
-            {
-                "id": f"{split}-{i:03d}",
-                "problem": body_text(instance),
-                "answer": answer_text(instance, values),
-                "reference_solution": reference_text(instance, values, omit),
-            }
-        )
+        rows.append(problem_row(instance, f"{split}-{i:03d}", omit))
     return rows
 
 
