@@ -92,12 +92,12 @@ def test_a_run_leaves_everything_in_its_folder(finished):
 def test_the_rows_say_how_the_answers_were_graded(finished):
     folder, _ = finished
     metrics = rows(folder, "metrics", dict)
-    (drawn,) = [row for row in metrics if row["stage"] == "attempts"]
+    (drawn,) = [row for row in metrics if row["stage"] == "collect"]
     shares = {key: value for key, value in drawn.items() if key.startswith("grade_")}
-    assert drawn["graded"] == 8 * 8 and sum(shares.values()) == pytest.approx(1)
-    assert shares["grade_wrong"] * 64 == sum(
-        record.reason == "wrong" for record in rows(folder, "attempts", Attempt)
-    )
+    graded = rows(folder, "attempts", Attempt) + rows(folder, "continuations", Continuation)
+    assert drawn["graded"] == len(graded) > 8 * 8 and sum(shares.values()) == pytest.approx(1)
+    wrong = sum(record.reason == "wrong" for record in graded)
+    assert shares["grade_wrong"] * len(graded) == pytest.approx(wrong)
     assert all("graded" in row for row in metrics if "reward" in row)
 
 
@@ -118,7 +118,7 @@ def test_a_prompt_without_room_is_dropped_aloud_and_never_cut(tmp_path, capsys):
 def test_the_seconds_of_the_rows_say_where_the_time_went(finished):
     _, summary = finished
     split = summary["seconds"]
-    assert {"attempts", "verify", "continue", "int", "int_rl", "base_rl", "evaluate"} <= set(split)
+    assert {"collect", "int", "int_rl", "base_rl", "evaluate"} <= set(split)
     assert {"generate", "grade", "prepare"} <= set(split["int_rl"])
     assert {"train", "save"} <= set(split["int"]) | set(split["int_rl"])
     counted = sum(sum(phases.values()) for phases in split.values())
@@ -188,13 +188,15 @@ def test_an_interrupted_run_continues_to_the_same_result(finished, tmp_path, mon
     assert [name for name in expected if found[name] != expected[name]] == []
 
     def stages(folder):
-        # Every set of weights that is loaded is checked for parity, so a continued run has more.
-        return [(r["stage"], r["step"]) for r in rows(folder, "metrics", dict) if "of" not in r]
+        # Every set of weights that is loaded is checked for parity, so a continued run has more;
+        # the seconds of a collection are in a row of each process that ended one.
+        metrics = [r for r in rows(folder, "metrics", dict) if r["stage"] != "collect"]
+        return [(r["stage"], r["step"]) for r in metrics if "of" not in r]
 
     assert stages(tmp_path / "run") == stages(finished[0])
 
 
-def test_waves_keep_their_numbers_when_a_run_continues(tmp_path, monkeypatch):
+def test_continuations_are_counted_once_when_a_run_continues(tmp_path, monkeypatch):
     words = [
         "intervene.wave=1",
         "intervene.continuations=3",
@@ -202,23 +204,24 @@ def test_waves_keep_their_numbers_when_a_run_continues(tmp_path, monkeypatch):
         "rl.from_base=false",
     ]
     config = config_of(tmp_path / "run", *words)
-    complete, calls = Sampler.complete, []
+    end, calls = _Drawn.end, []
 
-    def interrupted(self, requests, *rest):
-        calls.append(1)
-        if len(calls) == 6:
+    def interrupted(drawn, *rest):
+        # Continuations stand behind something of an answer.
+        calls.append(any(start.answer_ids for start in drawn.starts_P))
+        if calls.count(True) == 6:
             raise KeyboardInterrupt
-        return complete(self, requests, *rest)
+        return end(drawn, *rest)
 
-    monkeypatch.setattr(Sampler, "complete", interrupted)
+    monkeypatch.setattr(_Drawn, "end", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config, Quiet())
-    drawn = len(rows(tmp_path / "run", "continuations", Continuation))
-    monkeypatch.setattr(Sampler, "complete", complete)
+    monkeypatch.setattr(_Drawn, "end", end)
     train(config, Quiet())
-    waves = [row for row in rows(tmp_path / "run", "metrics", dict) if row["stage"] == "continue"]
-    assert [row["step"] for row in waves] == [1, 2, 3]
-    assert [row["drawn_prefix"] for row in waves] == [drawn // 3 * n for n in (1, 2, 3)]
+    (row,) = [row for row in rows(tmp_path / "run", "metrics", dict) if row["stage"] == "continue"]
+    drawn = rows(tmp_path / "run", "continuations", Continuation)
+    for start in ("intervention", "error", "prefix"):
+        assert row[f"drawn_{start}"] == sum(record.start == start for record in drawn) > 0
 
 
 def test_inputs_may_move_where_their_digests_agree(finished, tmp_path, capsys):
