@@ -75,9 +75,11 @@ def test_the_native_engine_passes_at_start_and_every_n_steps(run_of, tmp_path, o
     ]
     for row in found:
         assert abs(row["signed"]) <= row["mean"] <= row["p99"] <= row["max"]
-        assert 0 < row["mean"] < min(peer, row["threshold"])
+        assert row["mean"] < min(peer, row["threshold"])
         assert row["tokens"] >= 20
         assert row["ratio_min"] <= row["ratio_p01"] <= row["ratio_p99"] <= row["ratio_max"]
+    # A policy of which every token has become certain differs by nothing.
+    assert found[0]["mean"] > 0
 
 
 def test_each_set_of_weights_is_checked_once_before_it_generates(run_of):
