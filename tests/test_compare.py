@@ -130,8 +130,8 @@ def test_methods_of_rl_are_arms_of_one_table(tmp_path, capsys):
     assert compare.main([CONFIG, *words, "capo_rl:rl.method_args.votes=2"]) == 0
     shown = capsys.readouterr().out
     # One critique, and two, of each of 2 x 2 rollouts; the plain arm has none.
-    assert "rollouts 440, critiques 440)" in shown and "rollouts 440, critiques 880)" in shown
-    assert "(attempts 1,320, rollouts 440)" in shown
+    assert "rollouts 600, critiques 600)" in shown and "rollouts 600, critiques 1,200)" in shown
+    assert "(attempts 1,800, rollouts 600)" in shown
     assert "rl.method = 'vppo' (was 'outcome')" in shown
     assert compare.main([CONFIG, *words, "rl:rl.method=vppo"]) == 2
     assert "rl.method tells the arms apart" in capsys.readouterr().err
