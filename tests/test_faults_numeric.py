@@ -157,7 +157,7 @@ def test_sft_learns_nothing_from_it_and_goes_on(
 
 def test_the_micro_batch_is_named(run_of, monkeypatch):  # noqa: F811
     sft_loss = loss.sft_loss
-    with run_of(*SFT, "sft.epochs=1", "sft.batch_size=6", "batch.max_tokens=60") as run:
+    with run_of(*SFT, "sft.epochs=1", "sft.batch_size=6", "batch.max_tokens=70") as run:
         examples = sft_examples(run)
         batches = pack(examples, run.config.batch).batches
         assert len(batches) >= 3
@@ -197,7 +197,7 @@ def test_sampler_log_probs_and_rewards_that_are_nan_are_refused(
     with run_of("rl.sampling.temperature=1") as run:
         before = weights_of(run)
         with monkeypatch.context() as patch:
-            patch.setitem(credit.REWARDS, "correct", math.nan)
+            patch.setitem(credit.REWARDS, "wrong", math.nan)
             with pytest.raises(ValueError, match="reward of group 0: expected a finite number"):
                 rl.rl(run, "base_rl", "base", run.problems)
         assert same(weights_of(run), before)
@@ -241,7 +241,7 @@ def test_three_micro_batches_give_the_update_of_one(run_of, monkeypatch):  # noq
     options = [*SFT, "sft.epochs=1", "sft.batch_size=6"]
     options += ["sft.optim.lr=1.0", "sft.optim.max_grad_norm=0"]
     after = []
-    for where, tokens in (("one", 10_000), ("many", 60)):
+    for where, tokens in (("one", 10_000), ("many", 70)):
         with run_of(*options, f"batch.max_tokens={tokens}", run=where) as run:
             examples = sft_examples(run)
             # Unequal counts: a mean of means would differ.

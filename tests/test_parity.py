@@ -154,11 +154,13 @@ def altered(alter):
     """An engine whose completions are changed by `alter(completion)` on their way."""
 
     class Altered(NativeEngine):
-        def generate(self, requests_P, on_finished=None):
-            return [
-                [alter(completion) for completion in group]
-                for group in super().generate(requests_P, on_finished)
-            ]
+        def generate(self, requests_P, on_finished=None, more=None):
+            def ended(p, g, completion):
+                if on_finished is not None:
+                    on_finished(p, g, alter(completion))
+
+            found = super().generate(requests_P, ended, more)
+            return [[alter(completion) for completion in group] for group in found]
 
     return Altered
 

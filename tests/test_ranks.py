@@ -278,7 +278,7 @@ def test_mutants_of_the_update_are_seen(runs):
 
 
 def test_memory_of_a_rank_is_as_planned(runs):
-    """Against the peak of torch's allocator, in each of two ranks."""
+    """Against the peak of torch's allocator, in each of two ranks; gloo's own part left out."""
     found = msgspec.json.decode((runs / "two/world.json").read_bytes())["memory"]
     assert [len(rank) for rank in found] == [5, 5]
     for rank in found:
