@@ -58,6 +58,14 @@ def test_older_flows_go_first_and_new_ones_begin_where_there_is_room():
     found.finish()
 
 
+def test_of_two_that_wait_the_older_goes_first():
+    found = make([flow("a", 1, 1), flow("b", 1, 1), flow("c", 1)])
+    assert asked(found, 2) == ["a0", "b0"]
+    for request in (1, 0):
+        found.ended(request, 0, None)
+    assert [asked(found, 1) for _ in range(3)] == [["a1"], ["b1"], ["c0"]]
+
+
 def test_an_engine_that_runs_does_not_wait_for_a_grader_and_one_that_is_idle_does():
     log = []
     found = make([flow("a", 1, 1, log=log), flow("b", 1)], ready=lambda name: name != "a0")
