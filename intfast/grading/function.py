@@ -82,7 +82,8 @@ class _FunctionWorker(_Worker):
                 return found + self.late(Reason.CRASH), True
             if isinstance(said, str):
                 return found + self.late((Reason.FORBIDDEN, f"not allowed here: {said}")), True
-            if len(said) > len(self._left):
+            # Another number was not written by us: what follows would be taken for the next texts.
+            if len(said) != (len(self._left) if self.grader.is_batch else min(1, len(self._left))):
                 return found + self.late(Reason.CRASH), True
             found += [(self._left.popleft(), value) for value in said]
             self.deadline = (now := time.monotonic()) + self.timeout_s

@@ -58,7 +58,7 @@ def called(function, is_batch: bool, jobs: list) -> list:
         os._exit(1)
     # SystemExit and KeyboardInterrupt too: the process is not the function's.
     except BaseException:
-        found = [Reason.RAISED, traceback.format_exc()[-MAX_WORDS:]]
+        found = [Reason.RAISED, traceback.format_exc(limit=-20)[-MAX_WORDS:]]
     if len(jobs) == 1:
         return [found]
     return [called(function, is_batch, [job])[0] for job in jobs]
