@@ -55,7 +55,8 @@ def test_kills_are_dealt_to_the_phases_with_the_fewest():
     kills, rng = Counter(), random.Random(0)
     for _ in range(26):
         kills.update(kill._dealt(rng, kill.ORDER, kills))
-    assert {kills[phase] for phase in kill.ORDER} == {26 * kill.KILLS_PER_RUN // len(kill.ORDER)}
+    least = 26 * kill.KILLS_PER_RUN // len(kill.ORDER)
+    assert {kills[phase] for phase in kill.ORDER} <= {least, least + 1}
 
 
 KILL = """

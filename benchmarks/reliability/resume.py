@@ -185,7 +185,7 @@ def _examples(run: Run) -> list[Example]:
 
 def _grade(_: Grader, submissions: Any) -> list[Grade]:
     """Right is what begins with a letter a..h, so that a random model has both."""
-    right = [text.split()[:1] and text.split()[0] in "abcdefgh" for _, text, _ in submissions]
+    right = [text.split()[:1] and text.split()[0] in "abcdefgh" for _, text, *_ in submissions]
     reasons = [Reason.CORRECT if yes else Reason.WRONG for yes in right]
     return [Grade(status=reason.status, reason=reason) for reason in reasons]
 
