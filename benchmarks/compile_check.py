@@ -122,10 +122,10 @@ def cases(arch: int) -> list[Case]:
         Case("target_logit", odds._target_logit, {"BLOCK_D": 1024, "SOFTCAP": True}),
         Case("finish_rows", odds._finish_rows, finish),
         *(
-            Case(f"{name}{said}", kernel, {**constants, "DEALT": is_dealt}, num_warps=8)
-            for name, kernel, constants in (
-                ("rereference", rescue.rereference, redo),
-                ("row_statistics", rows._row_statistics, row),
+            Case(f"{name}{said}", kernel, {**constants, "DEALT": is_dealt}, num_warps=warps)
+            for name, kernel, constants, warps in (
+                ("rereference", rescue.rereference, redo, 4),
+                ("row_statistics", rows._row_statistics, row, 8),
             )
             for is_dealt, said in dealt.items()
         ),
