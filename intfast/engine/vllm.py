@@ -58,6 +58,11 @@ class VllmEngine:
         self._cache_is_empty = True
         self._asleep = False
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether each call takes requests of one sampling alone."""
+        return self.decoder.head_weight_VD.device.type == "cpu"
+
     def generate(
         self,
         requests_P: Sequence[Request],
