@@ -10,7 +10,6 @@ dealt the same: what is dealt, is dealt to the copies.
 
 from __future__ import annotations
 
-import copyreg
 import hashlib
 import os
 import sys
@@ -19,21 +18,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from msgspec import UNSET
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 T = TypeVar("T")
-
-
-def _unset() -> Any:
-    return UNSET
-
-
-# Pickle would look for its name in every loaded module, and lazy ones fail when they are asked.
-copyreg.pickle(type(UNSET), lambda _: (_unset, ()))
 NEVER_S = 7 * 24 * 3600.0
 """How long to wait for the others where no watchdog limits it."""
 

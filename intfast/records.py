@@ -11,11 +11,22 @@ alone.
 
 from __future__ import annotations
 
+import copyreg
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
 Reward = float | UnsetType
 """Where `grade` does not say it: 1 for right, 0 for wrong. Not written where it is UNSET."""
+
+
+def _unset() -> UnsetType:
+    return UNSET
+
+
+# Ranks send each other records. Pickle would look for the name of UNSET in every loaded module, and
+# lazy ones fail when they are asked.
+copyreg.pickle(UnsetType, lambda _: (_unset, ()))
 
 
 # Strict: a field that is misspelt in a file is an error with its line, not a default.

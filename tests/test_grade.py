@@ -333,3 +333,19 @@ def test_ungradable_golds(grader):
     ]
     grades = grader.grade_many(boxed([(gold, "17") for gold in golds[4:]]))
     assert {(g.status, g.reason) for g in grades} == {("unscored", "gold_unparseable")}
+
+
+SENT = """
+import pickle, sys, types
+class Lazy(types.ModuleType):
+    def __getattr__(self, name): raise ModuleNotFoundError(name)
+sys.modules["lazy"] = Lazy("lazy")  # before the module that has the name of UNSET
+from intfast.grading.grader import Grade
+from intfast.grading.reasons import Reason
+grade = Grade(status=Reason.WRONG.status, reason=Reason.WRONG)
+assert pickle.loads(pickle.dumps(grade)) == grade
+"""
+
+
+def test_a_grade_is_sent_to_other_ranks_without_a_search_through_all_modules():
+    subprocess.run([sys.executable, "-c", SENT], check=True, timeout=60)
