@@ -43,6 +43,7 @@ def test_a_killed_rank_ends_all_and_both_worlds_continue(tmp_path):
     first = World(2, *RL, "ranks.tp=2", f"run={whole}")
     code, said = World(2, *RL, "ranks.tp=2", f"run={killed}", fault="kill:1:3").end()
     assert code != 0 and "-9" in codes(said), said
+    assert not [*Path("/dev/shm").glob("*cpushm*")]
     code, said = first.end()
     assert code == 0, said
     shutil.copytree(killed, one)

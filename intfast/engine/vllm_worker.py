@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from pathlib import Path
 from typing import Any
 
 from vllm.platforms import current_platform
@@ -25,9 +26,16 @@ class SharingWorker(_Worker):
         vLLM takes it from the init method, which torchrun has the same for all: another run would
         meet this one, and what a killed one left there would keep the next from starting.
         """
-        if current_platform.is_cpu():
-            self.distributed_init_method += f":{ranks.now().first(lambda: uuid.uuid4().hex)}"
+        if not current_platform.is_cpu():
+            return super().init_device()
+        name = ranks.now().first(lambda: uuid.uuid4().hex)
+        self.distributed_init_method += f":{name}"
         super().init_device()
+        # All have it now, and it lives as long as they do: without a name no kill leaves it behind.
+        ranks.now().agree()
+        if ranks.now().is_main:
+            for file in Path("/dev/shm").glob(f"{name}-*"):
+                file.unlink()
 
     def _maybe_get_memory_pool_context(self, tag: str) -> contextlib.AbstractContextManager:
         # Outside of the sleep pool, weights are ordinary tensors that no sleep can release.
